@@ -1,0 +1,1 @@
+"""Benchmarks: each module prints its table when run, `python -m bench.NAME`."""

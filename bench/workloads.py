@@ -1,0 +1,116 @@
+"""The workloads that every figure is about: second-order MAML with an SGD inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, a loss and the sizes: T tasks, N support and Q query examples, K inner steps."""
+
+    name: str
+    network: Callable[[], nn.Module]
+    classes: int | None  # None: regression
+    shape: tuple[int, ...]
+    tasks: int
+    support: int
+    query: int
+    steps: int
+    inner_lr: float = 0.01
+
+    @property
+    def loss_fn(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return F.mse_loss if self.classes is None else F.cross_entropy
+
+    def with_steps(self, steps: int) -> Workload:
+        return replace(self, steps=steps)
+
+    def with_tasks(self, tasks: int) -> Workload:
+        return replace(self, tasks=tasks)
+
+    def make(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Pair, Pair]:
+        """The model, and random support and query sets of realistic scale."""
+        torch.manual_seed(seed)
+        model = self.network().to(dtype)
+
+        def examples(count: int) -> Pair:
+            x = torch.randn(self.tasks, count, *self.shape).to(dtype)
+            if self.classes is None:
+                return x, torch.randn(self.tasks, count, 1).to(dtype)
+            labels = torch.arange(count).remainder(self.classes)
+            return x, labels.expand(self.tasks, count).contiguous()
+
+        return model, examples(self.support), examples(self.query)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        layers += [nn.Linear(inputs, outputs)] + ([nn.ReLU()] if i < len(widths) - 2 else [])
+    return nn.Sequential(*layers)
+
+
+def conv4(channels: int, filters: int, side: int, classes: int) -> nn.Sequential:
+    """Four blocks of 3x3 convolution, batch norm, ReLU and max pooling, and a linear head."""
+    layers: list[nn.Module] = []
+    for inputs in (channels, filters, filters, filters):
+        layers += [
+            nn.Conv2d(inputs, filters, 3, padding=1),
+            nn.BatchNorm2d(filters, track_running_stats=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+        side //= 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * side * side, classes))
+
+
+class StridedConv4(nn.Module):
+    """MAML's own Omniglot network: stride-2 convolutions and a spatial mean, no pooling."""
+
+    def __init__(self, classes: int = 5, filters: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (1, filters, filters, filters):
+            layers += [
+                nn.Conv2d(inputs, filters, 3, stride=2, padding=1),
+                nn.BatchNorm2d(filters, track_running_stats=False),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(filters, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def _all() -> list[Workload]:
+    sinusoid = Workload("W1", lambda: mlp(1, 40, 40, 1), None, (1,), 25, 10, 10, 1)
+    digits = Workload("W2", lambda: mlp(784, 64, 10), 10, (784,), 32, 10, 150, 1)
+    omniglot = Workload("W5", lambda: conv4(1, 64, 28, 5), 5, (1, 28, 28), 4, 5, 75, 1)
+    strided = Workload("W5s", StridedConv4, 5, (1, 28, 28), 32, 5, 5, 1, 0.4)
+    return [
+        sinusoid,
+        replace(sinusoid, name="W1b", steps=5),
+        replace(sinusoid, name="W1c", steps=5, tasks=1000),
+        digits,
+        replace(digits, name="W2b", steps=5),
+        Workload("W3", lambda: mlp(784, 128, 128, 10), 10, (784,), 32, 50, 150, 5),
+        Workload("W4", lambda: mlp(300, 64, 3), 3, (300,), 4, 15, 45, 5),
+        omniglot,
+        replace(omniglot, name="W5b", steps=5),
+        strided,
+        replace(strided, name="W5sq", query=75),
+        Workload("W6", lambda: conv4(3, 32, 84, 5), 5, (3, 84, 84), 2, 5, 75, 5),
+    ]
+
+
+WORKLOADS = {workload.name: workload for workload in _all()}

@@ -1,0 +1,19 @@
+"""Fused, batched inner loops for meta-learning, behind one call."""
+
+from fastmeta.adaptation import AdaptedTasks, adapt
+from fastmeta.backends import backends
+from fastmeta.explanation import explain
+from fastmeta.modules import MAML
+from fastmeta.steps import MetaStep, maml_step
+from fastmeta.version import __version__
+
+__all__ = [
+    "MAML",
+    "AdaptedTasks",
+    "MetaStep",
+    "__version__",
+    "adapt",
+    "backends",
+    "explain",
+    "maml_step",
+]

@@ -1,0 +1,1 @@
+"""The executors: each takes a `Problem` and gives an `Outcome`; none knows another."""

@@ -1,0 +1,162 @@
+"""The tensors that a task-by-task form differentiates with respect to, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.executors.problem import Problem
+from fastmeta.tasks import Tree, map_tensors, unstack
+
+
+class SharedLeaves:
+    """Parameters, learning rates and captured tensors: one gradient, summed over the tasks."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._differentiate = problem.differentiate
+        parameters = problem.model.parameters()
+        adapted = frozenset(problem.inner.adapted)
+        learned = problem.inner.learned_rates() if problem.differentiate else {}
+        self.parameters = {
+            # An adapted parameter needs its own gradient even where the meta-gradient does not.
+            name: p.detach().requires_grad_(problem.differentiate or name in adapted)
+            for name, p in parameters.items()
+        }
+        self.learned = {key: rate.detach().requires_grad_() for key, rate in learned.items()}
+        self.rates = {**problem.inner.fixed_rates(), **self.learned}
+        self.originals: list[Tensor] = [*parameters.values(), *learned.values()]
+        self.proxies: list[Tensor] = [*self.parameters.values(), *self.learned.values()]
+        self.captured: dict[int, Tensor] = {}
+        self._sums: list[Tensor | None] = [None] * len(self.proxies)
+
+    def capture(self, tensors: Iterable[Tensor]) -> None:
+        """Adds leaves that the loss was found to reach; autograd differentiates them in place."""
+        for tensor in tensors:
+            if id(tensor) not in self.captured:
+                self.captured[id(tensor)] = tensor
+                self.originals.append(tensor)
+                self.proxies.append(tensor)
+                self._sums.append(None)
+
+    def add(self, gradients: Sequence[Tensor | None], weight: Tensor | None = None) -> None:
+        """Adds one task's gradients, in the order of `proxies`."""
+        for i, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            gradient = gradient if weight is None else gradient * weight.to(gradient.dtype)
+            total = self._sums[i]
+            # The first is taken as it is: autograd may have handed out the tensor twice.
+            self._sums[i] = gradient if total is None else total + gradient
+
+    def gradients(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Every leaf with its summed gradient."""
+        return list(zip(self.originals, self._sums, strict=True))
+
+
+class DataLeaves:
+    """Inputs and targets that require grad: a gradient for each task's own part."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._tasks = problem.tasks.tasks
+        self._sets: list[tuple[list[Tree], list[Tree]]] = []
+        self._moving: list[Tensor] = []
+        for examples in problem.tasks.sets():
+            self._sets.append(
+                (unstack(map_tensors(Tensor.detach, examples.inputs), self._tasks),
+                 unstack(map_tensors(Tensor.detach, examples.targets), self._tasks))
+            )
+            if problem.differentiate:
+                self._moving += [leaf for leaf in examples.leaves() if leaf.requires_grad]
+        self._differentiate = problem.differentiate
+        self._parts: list[list[Tensor | None]] = [[] for _ in self._moving]
+        self._weights = [
+            None if examples.weights is None else examples.weights.unbind(0)
+            for examples in problem.tasks.sets()
+        ]
+        self._flags = [
+            [leaf.requires_grad for leaf in examples.leaves()]
+            for examples in problem.tasks.sets()
+        ]
+
+    def task(self, index: int) -> tuple[list[tuple[Any, Any, Tensor | None]], list[Tensor]]:
+        """`(inputs, targets, weights)` of a task's support and query sets, and its leaves."""
+        leaves: list[Tensor] = []
+        sets: list[tuple[Any, Any, Tensor | None]] = []
+        for (inputs, targets), weights, flags in zip(
+            self._sets, self._weights, self._flags, strict=True
+        ):
+            x, y = inputs[index], targets[index]
+            if self._differentiate and any(flags):
+                x, y = _require_grad((x, y), flags, leaves)
+            sets.append((x, y, None if weights is None else weights[index]))
+        return sets, leaves
+
+    def add(self, gradients: Sequence[Tensor | None], weight: Tensor | None = None) -> None:
+        """Keeps one task's gradients, in the order of its leaves."""
+        for part, gradient in zip(self._parts, gradients, strict=True):
+            if gradient is not None and weight is not None:
+                gradient = gradient * weight.to(gradient.dtype)
+            part.append(gradient)
+
+    def gradients(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Every leaf `[T, ...]` with its gradient."""
+        pairs: list[tuple[Tensor, Tensor | None]] = []
+        for leaf, parts in zip(self._moving, self._parts, strict=True):
+            if all(part is None for part in parts):
+                pairs.append((leaf, None))
+                continue
+            zero = torch.zeros_like(leaf[0])
+            pairs.append((leaf, torch.stack([zero if p is None else p for p in parts])))
+        return pairs
+
+
+def stacked(trees: list[Tree]) -> Tree:
+    """One tree with leading T out of one a task; None out of Nones."""
+    if trees[0] is None:
+        return None
+    return map_tensors(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def captured_leaves(root: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves of `root`'s autograd graph that are not below `known`."""
+    stop: set[Any] = set()
+    known_ids: set[int] = set()
+    for tensor in known:
+        known_ids.add(id(tensor))
+        if tensor.grad_fn is not None:
+            stop.add(tensor.grad_fn)
+    found: list[Tensor] = []
+    seen: set[Any] = set(stop)
+    pending: list[Any] = [root.grad_fn] if root.grad_fn is not None else []
+    if root.grad_fn is None and root.requires_grad and id(root) not in known_ids:
+        found.append(root)
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            if id(variable) not in known_ids:
+                found.append(variable)
+            continue
+        pending.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found
+
+
+def _require_grad(
+    tree: tuple[Tree, Tree], flags: list[bool], leaves: list[Tensor]
+) -> tuple[Tree, Tree]:
+    position = iter(flags)
+
+    def mark(leaf: Tensor) -> Tensor:
+        if next(position):
+            leaf = leaf.detach().requires_grad_()
+            leaves.append(leaf)
+        return leaf
+
+    x, y = tree
+    return map_tensors(mark, x), map_tensors(mark, y)

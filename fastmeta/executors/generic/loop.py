@@ -1,0 +1,142 @@
+"""The loop over tasks: autograd's double backward, and the graph freed after each task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, stacked
+from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.tasks import Tree, map_tensors
+
+
+def run(problem: Problem) -> Outcome:
+    """Computes the step task by task."""
+    shared, data = SharedLeaves(problem), DataLeaves(problem)
+    weights = problem.task_weights.unbind(0)
+    task_runs: list[_Task] = []
+    with torch.enable_grad():
+        for index, weight in enumerate(weights):
+            sets, own = data.task(index)
+            task = _Task(problem, shared, sets, own)
+            if problem.differentiate:
+                total = task.unroll() * weight
+                leaves = [*shared.proxies, *own]
+                gradients = (
+                    torch.autograd.grad(
+                        total, leaves, allow_unused=True, retain_graph=bool(shared.captured)
+                    )
+                    if total.requires_grad
+                    else [None] * len(leaves)
+                )
+                shared.add(gradients[: len(shared.proxies)])
+                data.add(gradients[len(shared.proxies) :])
+                del total
+            else:
+                task.unroll()
+            task_runs.append(task)
+    return Outcome(
+        step_losses=torch.stack([task.step_losses for task in task_runs], dim=1),
+        support_losses=torch.stack([task.support_losses for task in task_runs], dim=1),
+        query_outputs=stacked([task.query_output for task in task_runs]),
+        gradients=shared.gradients() + data.gradients(),
+        adapted=stacked([task.adapted for task in task_runs]),
+    )
+
+
+class _Task:
+    """One task's inner loop, unrolled on autograd's tape."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        shared: SharedLeaves,
+        sets: list[tuple[Any, Any, Tensor | None]],
+        own: list[Tensor],
+    ) -> None:
+        self._problem = problem
+        self._shared = shared
+        self._support, self._query = sets[0], sets[-1]
+        self._own = own
+        self._scratch = problem.model.scratch()
+        self.step_losses: Tensor = torch.empty(0)  # [K + 1]
+        self.support_losses: Tensor = torch.empty(0)  # [K]
+        self.query_output: Tree = None
+        self.adapted: dict[str, Tensor] = {}
+
+    def unroll(self) -> Tensor:
+        """The weighted sum of the query losses, on the tape where a gradient is asked for."""
+        problem, inner = self._problem, self._problem.inner
+        theta = self._shared.parameters
+        phi = dict(theta)
+        zero = torch.zeros((), dtype=problem.task_weights.dtype, device=problem.task_weights.device)
+        total = zero
+        step_losses: list[Tensor] = []
+        support_losses: list[Tensor] = []
+        for step in range(inner.steps + 1):
+            if problem.evaluates(step):
+                weight = inner.step_weights[step]
+                with torch.set_grad_enabled(problem.differentiate and weight != 0.0):
+                    loss = self._loss(phi, self._query, last=step == inner.steps)
+                step_losses.append(loss.detach())
+                if weight != 0.0:
+                    total = loss * weight if total is zero and weight != 1.0 else (
+                        loss if total is zero else total + loss * weight
+                    )
+            else:
+                step_losses.append(zero)
+            if step < inner.steps:
+                loss = self._loss(phi, self._support)
+                support_losses.append(loss.detach())
+                phi = self._descend(loss, phi, step)
+        if problem.keep_adapted:
+            self.adapted = {name: phi[name].detach() for name in inner.adapted}
+        self.step_losses = torch.stack(step_losses)
+        self.support_losses = torch.stack(support_losses) if support_losses else zero.new_empty(0)
+        return total
+
+    def _loss(self, phi: dict[str, Tensor], examples: Any, last: bool = False) -> Tensor:
+        inputs, targets, weights = examples
+        problem = self._problem
+        prediction = problem.model(phi, inputs, self._scratch)
+        loss = problem.objective(prediction, targets, weights)
+        if last:
+            self.query_output = map_tensors(Tensor.detach, prediction)
+        if problem.may_capture and problem.differentiate and loss.requires_grad:
+            known = [*self._shared.proxies, *phi.values(), *self._own]
+            self._shared.capture(captured_leaves(loss, known))
+        return loss
+
+    def _descend(self, loss: Tensor, phi: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        problem, inner = self._problem, self._problem.inner
+        second_order = problem.differentiate and not inner.first_order
+        names = inner.adapted
+        gradients = (
+            torch.autograd.grad(
+                loss,
+                [phi[name] for name in names],
+                create_graph=second_order,
+                allow_unused=True,
+                retain_graph=second_order or bool(self._shared.captured),
+            )
+            if loss.requires_grad
+            else [None] * len(names)
+        )
+        moved = dict(phi)
+        for name, gradient in zip(names, gradients, strict=True):
+            here = phi[name]
+            if inner.prox:
+                pull = here - self._shared.parameters[name]
+                pull = pull if second_order else pull.detach()
+                gradient = pull * inner.prox if gradient is None else gradient + pull * inner.prox
+            if gradient is None:
+                continue
+            rate = inner.rate(self._shared.rates, name, step)
+            if isinstance(rate, Tensor):
+                there = here - rate * gradient
+            else:
+                there = here.sub(gradient, alpha=rate)
+            moved[name] = there if problem.differentiate else there.detach().requires_grad_()
+        return moved

@@ -1,0 +1,294 @@
+"""The explicit reverse sweep, task by task: memory flat in K but for the K parameter sets.
+
+Forward through the inner loop without a tape, then backward through it with Hessian-vector
+products, each step's graph built and freed on its own (docs/design.md, equations (1) to (5)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, stacked
+from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.tasks import Tree, map_tensors
+
+
+def run(problem: Problem) -> Outcome:
+    """Computes the step task by task."""
+    shared, data = SharedLeaves(problem), DataLeaves(problem)
+    runs: list[_Task] = []
+    with torch.enable_grad():
+        for index, weight in enumerate(problem.task_weights.unbind(0)):
+            sets, own = data.task(index)
+            task = _Task(problem, shared, sets, own)
+            task.forward()
+            if problem.differentiate:
+                task.backward()
+                shared.add(task.shared_gradients(), weight)
+                data.add(task.own_gradients(), weight)
+            task.release()
+            runs.append(task)
+    return Outcome(
+        step_losses=torch.stack([torch.stack(task.step_losses) for task in runs], dim=1),
+        support_losses=torch.stack([task.support_losses for task in runs], dim=1),
+        query_outputs=stacked([task.query_output for task in runs]),
+        gradients=shared.gradients() + data.gradients(),
+        adapted=stacked([task.adapted for task in runs]),
+    )
+
+
+class _Task:
+    """One task: the parameters of every step, and the cotangents that flow back through them.
+
+    A cotangent is keyed by `id` of the leaf's proxy: `SharedLeaves.proxies` and the task's own.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        shared: SharedLeaves,
+        sets: list[Any],
+        own: list[Tensor],
+    ) -> None:
+        self._problem = problem
+        self._shared = shared
+        self._support, self._query = sets[0], sets[-1]
+        self._own = own
+        self._scratch = problem.model.scratch()
+        zero = torch.zeros((), dtype=problem.task_weights.dtype, device=problem.task_weights.device)
+        self._path: list[dict[str, Tensor]] = []  # adapted parameters at theta_0 .. theta_K
+        self._random: list[Any] = []
+        self._lambda: dict[int, Tensor] = {}
+        self.step_losses: list[Tensor] = [zero] * (problem.inner.steps + 1)
+        self.support_losses: Tensor = zero.new_empty(0)
+        self.query_output: Tree = None
+        self.adapted: dict[str, Tensor] = {}
+
+    def forward(self) -> None:
+        """The inner loop alone."""
+        inner, parameters = self._problem.inner, self._shared.parameters
+        start = {name: parameters[name].detach() for name in inner.adapted}
+        self._path.append(start)
+        losses: list[Tensor] = []
+        for step in range(inner.steps):
+            here = self._path[-1]
+            self._random.append(_generator_state(self._problem))
+            point = {name: value.detach().requires_grad_() for name, value in here.items()}
+            loss = self._loss(point, self._support)
+            losses.append(loss.detach())
+            gradients = _gradients(loss, list(point.values()), bool(self._shared.captured))
+            there: dict[str, Tensor] = {}
+            for name, gradient in zip(point, gradients, strict=True):
+                gradient = self._pulled(gradient, here[name], start[name])
+                if gradient is None:
+                    there[name] = here[name]
+                else:
+                    rate = _detached(inner.rate(self._shared.rates, name, step))
+                    there[name] = here[name] - rate * gradient
+            self._path.append(there)
+        if losses:
+            self.support_losses = torch.stack(losses)
+        if self._problem.keep_adapted:
+            self.adapted = self._path[-1]
+        if not self._problem.differentiate:
+            for step in range(inner.steps + 1):
+                if self._problem.evaluates(step):
+                    with torch.no_grad():
+                        self._query_loss(step, self._path[step])
+
+    def backward(self) -> None:
+        """The reverse sweep."""
+        inner = self._problem.inner
+        anchor: dict[str, Tensor] = {}
+        self._add_query(inner.steps)  # (2)
+        for step in range(inner.steps - 1, -1, -1):
+            self._through_step(step, anchor)  # (3), (4)
+            self._add_query(step)
+        for name, value in anchor.items():  # (5)
+            self._add(self._shared.parameters[name], value)
+
+    def release(self) -> None:
+        """Drops what only the sweep needed."""
+        self._path.clear()
+        self._random.clear()
+        self._lambda.clear()
+
+    def shared_gradients(self) -> list[Tensor | None]:
+        """This task's gradients in the order of `SharedLeaves.proxies`."""
+        return [self._lambda.get(id(proxy)) for proxy in self._shared.proxies]
+
+    def own_gradients(self) -> list[Tensor | None]:
+        """The gradients of this task's own inputs and targets."""
+        return [self._lambda.get(id(proxy)) for proxy in self._own]
+
+    def _through_step(self, step: int, anchor: dict[str, Tensor]) -> None:
+        inner, shared = self._problem.inner, self._shared
+        start, here = self._path[0], self._path[step]
+        vectors: dict[str, Tensor] = {}
+        for name in inner.adapted:
+            cotangent = self._lambda.get(id(shared.parameters[name]))
+            if cotangent is not None:
+                rate = _detached(inner.rate(shared.rates, name, step))
+                vectors[name] = rate * cotangent
+        if not vectors or (inner.first_order and not shared.learned):
+            return
+        point = {name: value.detach().requires_grad_() for name, value in here.items()}
+        others = self._others()
+        with _replayed(self._problem, self._random[step] if self._random else None):
+            if inner.first_order:
+                loss = self._loss(point, self._support)
+                gradients = _gradients(loss, list(point.values()), bool(shared.captured))
+                products: list[Tensor | None] = [None] * (len(point) + len(others))
+            else:
+                gradients, products = _hessian_product(
+                    self._loss(point, self._support), point, others, vectors,
+                    retain_graph=bool(shared.captured),
+                )
+        for name, gradient in zip(point, gradients, strict=True):
+            gradient = self._pulled(gradient, here[name], start[name])
+            cotangent = self._lambda.get(id(shared.parameters[name]))
+            if gradient is not None and cotangent is not None:
+                self._add_rate_gradient(name, step, cotangent * gradient)
+        for proxy, product in zip(
+            [*(shared.parameters[name] for name in point), *others], products, strict=True
+        ):
+            if product is not None:
+                self._add(proxy, -product)
+        if inner.prox and not inner.first_order:
+            for name, vector in vectors.items():
+                self._add(shared.parameters[name], -inner.prox * vector)
+                pull = inner.prox * vector
+                anchor[name] = anchor[name] + pull if name in anchor else pull
+
+    def _add_query(self, step: int) -> None:
+        inner = self._problem.inner
+        weight = inner.step_weights[step]
+        if not self._problem.evaluates(step):
+            return
+        if weight == 0.0:
+            with torch.no_grad():
+                self._query_loss(step, self._path[step])
+            return
+        here = self._path[step]
+        point = {name: value.detach().requires_grad_() for name, value in here.items()}
+        loss = self._query_loss(step, point)
+        others = self._others()
+        gradients = _gradients(loss, [*point.values(), *others], bool(self._shared.captured))
+        proxies = [*(self._shared.parameters[name] for name in point), *others]
+        for proxy, gradient in zip(proxies, gradients, strict=True):
+            if gradient is not None:
+                self._add(proxy, gradient if weight == 1.0 else weight * gradient)
+
+    def _query_loss(self, step: int, point: Mapping[str, Tensor]) -> Tensor:
+        loss = self._loss(point, self._query, last=step == self._problem.inner.steps)
+        self.step_losses[step] = loss.detach()
+        return loss
+
+    def _loss(self, point: Mapping[str, Tensor], examples: Any, last: bool = False) -> Tensor:
+        problem, shared = self._problem, self._shared
+        inputs, targets, weights = examples
+        prediction = problem.model({**shared.parameters, **point}, inputs, self._scratch)
+        loss = problem.objective(prediction, targets, weights)
+        if last:
+            self.query_output = map_tensors(Tensor.detach, prediction)
+        if problem.may_capture and problem.differentiate and loss.requires_grad:
+            known = [*shared.proxies, *point.values(), *self._own]
+            shared.capture(captured_leaves(loss, known))
+        return loss
+
+    def _others(self) -> list[Tensor]:
+        """The leaves with learning rate 0."""
+        adapted = set(self._problem.inner.adapted)
+        fixed = [p for name, p in self._shared.parameters.items() if name not in adapted]
+        return [*fixed, *self._shared.captured.values(), *self._own]
+
+    def _pulled(self, gradient: Tensor | None, here: Tensor, start: Tensor) -> Tensor | None:
+        prox = self._problem.inner.prox
+        if not prox:
+            return gradient
+        pull = prox * (here - start)
+        return pull if gradient is None else gradient + pull
+
+    def _add(self, proxy: Tensor, value: Tensor) -> None:
+        total = self._lambda.get(id(proxy))
+        self._lambda[id(proxy)] = value if total is None else total + value
+
+    def _add_rate_gradient(self, name: str, step: int, product: Tensor) -> None:
+        inner, shared = self._problem.inner, self._shared
+        key = name if name in inner.rates else ""
+        if key not in shared.learned:
+            return
+        rate = shared.learned[key]
+        whole = torch.zeros_like(rate)
+        part = whole[step] if key in inner.per_step else whole
+        part.sub_(product.sum_to_size(part.shape) if part.dim() else product.sum())
+        self._add(rate, whole)
+
+
+def _gradients(
+    loss: Tensor, leaves: Sequence[Tensor], retain_graph: bool
+) -> Sequence[Tensor | None]:
+    if not loss.requires_grad:
+        return [None] * len(leaves)
+    return torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=retain_graph)
+
+
+def _hessian_product(
+    loss: Tensor, point: dict[str, Tensor], others: list[Tensor],
+    vectors: dict[str, Tensor],
+    retain_graph: bool,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """`(g, H v)` by double backward; the products run over the point's leaves, then `others`.
+
+    Reverse over reverse, through this step alone: faster here than forward over reverse, and in
+    less memory (docs/design.md, "Hessian-vector products by autograd").
+    """
+    leaves = [*point.values(), *others]
+    if not loss.requires_grad:
+        return [None] * len(point), [None] * len(leaves)
+    gradients = torch.autograd.grad(
+        loss, list(point.values()), create_graph=True, allow_unused=True
+    )
+    outputs: list[Tensor] = []
+    directions: list[Tensor] = []
+    for name, gradient in zip(point, gradients, strict=True):
+        if gradient is not None and gradient.requires_grad and name in vectors:
+            outputs.append(gradient)
+            directions.append(vectors[name].to(gradient.dtype))
+    products: Sequence[Tensor | None] = [None] * len(leaves)
+    if outputs:
+        products = torch.autograd.grad(
+            outputs, leaves, directions, allow_unused=True, retain_graph=retain_graph
+        )
+    return [None if g is None else g.detach() for g in gradients], list(products)
+
+
+def _detached(rate: Any) -> Any:
+    return rate.detach() if isinstance(rate, Tensor) else rate
+
+
+def _generator_state(problem: Problem) -> Any:
+    if not problem.draws_random:
+        return None
+    device = problem.task_weights.device
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda
+
+
+@contextmanager
+def _replayed(problem: Problem, state: Any) -> Iterator[None]:
+    """Draws the numbers drawn at `state` again, and leaves the generator where it was."""
+    if state is None:
+        yield
+        return
+    device = problem.task_weights.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], device)
+        yield

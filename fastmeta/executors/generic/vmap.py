@@ -1,0 +1,156 @@
+"""All tasks of a chunk at once: `vmap` over tasks of `grad` through the unrolled inner loop.
+
+Never the other way round: `grad(vmap(grad))` is silently wrong through affine batch norm in
+torch 2.13 (docs/design.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value
+from torch.func import vmap as over_tasks
+from torch.utils import _pytree as pytree
+
+from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
+from fastmeta.tasks import map_tensors
+
+
+def run(problem: Problem, chunk: int) -> Outcome:
+    """Computes the step by `vmap`, `chunk` tasks at a time.
+
+    **Raises** `FormUnavailable` where loss or model captures a tensor that requires grad.
+    """
+    inner, batch = problem.inner, problem.tasks
+    theta = {name: p.detach() for name, p in problem.model.parameters().items()}
+    learned = inner.learned_rates() if problem.differentiate else {}
+    leaves, spec = pytree.tree_flatten(
+        tuple(
+            (examples.inputs, examples.targets, _optional(examples.weights))
+            for examples in batch.sets()
+        )
+    )
+    moving = [problem.differentiate and leaf.requires_grad for leaf in leaves]
+    function = over_tasks(
+        _task_function(problem, spec, moving),
+        in_dims=(None, None, 0, 0, 0),
+        randomness="different",
+    )
+    scratch = problem.model.scratch()
+    sums: list[Tensor] | None = None
+    data_parts: list[list[Tensor]] = []
+    auxiliary: list[Any] = []
+    for start in range(0, batch.tasks, chunk):
+        part = slice(start, min(start + chunk, batch.tasks))
+        size = part.stop - part.start
+        data = [leaf.detach()[part] for leaf in leaves]
+        gradients, extra = function(
+            theta,
+            {key: rate.detach() for key, rate in learned.items()},
+            [leaf for leaf, moves in zip(data, moving, strict=True) if moves],
+            [leaf for leaf, moves in zip(data, moving, strict=True) if not moves],
+            {name: buffer.expand(size, *buffer.shape) for name, buffer in scratch.items()},
+        )
+        if any(leaf.requires_grad for leaf in pytree.tree_leaves((gradients, extra))):
+            raise FormUnavailable("the loss or the model captures a tensor that requires grad")
+        auxiliary.append(extra)
+        if problem.differentiate:
+            weights = problem.task_weights[part]
+            of_theta, of_rates, of_data = gradients
+            summed = [_weighted_sum(g, weights) for g in (*of_theta.values(), *of_rates.values())]
+            sums = summed if sums is None else [a.add_(b) for a, b in zip(sums, summed, strict=True)]
+            data_parts.append([_weighted(g, weights) for g in of_data])
+    outcome = _outcome(auxiliary)
+    if problem.differentiate:
+        assert sums is not None
+        originals = [*problem.model.parameters().values(), *learned.values()]
+        outcome.gradients += zip(originals, sums, strict=True)
+        moved = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
+        parts = [torch.cat(column) for column in zip(*data_parts, strict=True)]
+        outcome.gradients += zip(moved, parts, strict=True)
+    return outcome
+
+
+def _task_function(
+    problem: Problem, spec: pytree.TreeSpec, moving: list[bool]
+) -> Callable[..., Any]:
+    """One task: `(gradients, (step_losses, support_losses, [query_output], adapted))`."""
+    model, inner = problem.model, problem.inner
+
+    def support_loss(
+        adapted: dict[str, Tensor], fixed: dict[str, Tensor], examples: Any, scratch: Any
+    ) -> Tensor:
+        inputs, targets, weights = examples
+        prediction = model({**fixed, **adapted}, inputs, scratch)
+        return problem.objective(prediction, targets, weights[0] if weights else None)
+
+    step_gradient = grad_and_value(support_loss)
+
+    def descend(phi: Any, theta: Any, rates: Any, support: Any, scratch: Any, step: int) -> Any:
+        adapted = {name: phi[name] for name in inner.adapted}
+        fixed = {name: p for name, p in phi.items() if name not in adapted}
+        gradients, loss = step_gradient(adapted, fixed, support, scratch)
+        moved = dict(phi)
+        for name, gradient in gradients.items():
+            if inner.prox:
+                gradient = gradient + inner.prox * (phi[name] - theta[name])
+            if inner.first_order:
+                gradient = gradient.detach()
+            moved[name] = phi[name] - inner.rate(rates, name, step) * gradient
+        return moved, loss
+
+    def meta_loss(theta: Any, rates: Any, moved: Any, fixed: Any, scratch: Any) -> Any:
+        given, kept = iter(moved), iter(fixed)
+        leaves = [next(given) if moves else next(kept) for moves in moving]
+        sets = pytree.tree_unflatten(leaves, spec)
+        support, query = sets[0], sets[-1]
+        all_rates = {**inner.fixed_rates(), **rates}
+        phi = theta
+        zero = torch.zeros((), dtype=problem.task_weights.dtype, device=problem.task_weights.device)
+        total, step_losses, support_losses, output = zero, [], [], None
+        for step in range(inner.steps + 1):
+            loss = zero
+            if problem.evaluates(step):
+                inputs, targets, weights = query
+                output = model(phi, inputs, scratch)
+                loss = problem.objective(output, targets, weights[0] if weights else None)
+                total = total + inner.step_weights[step] * loss
+            step_losses.append(loss)
+            if step < inner.steps:
+                phi, loss = descend(phi, theta, all_rates, support, scratch, step)
+                support_losses.append(loss)
+        losses = torch.stack(support_losses) if support_losses else zero.new_empty(0)
+        adapted = {name: phi[name] for name in inner.adapted} if problem.keep_adapted else {}
+        outputs = [] if output is None else [output]
+        return total, (torch.stack(step_losses), losses, outputs, adapted)
+
+    if problem.differentiate:
+        return grad(meta_loss, argnums=(0, 1, 2), has_aux=True)
+    return lambda *args: ([], meta_loss(*args)[1])
+
+
+def _outcome(auxiliary: list[Any]) -> Outcome:
+    step_losses, support_losses, outputs, adapted = zip(*auxiliary, strict=True)
+    joined = map_tensors(lambda *parts: torch.cat(parts), *outputs)
+    return Outcome(
+        step_losses=torch.cat(step_losses).T,
+        support_losses=torch.cat(support_losses).T,
+        query_outputs=joined[0] if joined else None,
+        adapted=map_tensors(lambda *parts: torch.cat(parts), *adapted),
+    )
+
+
+def _optional(weights: Tensor | None) -> list[Tensor]:
+    return [] if weights is None else [weights]
+
+
+def _weighted(gradient: Tensor, weights: Tensor) -> Tensor:
+    shape = (-1,) + (1,) * (gradient.dim() - 1)
+    return gradient * weights.to(gradient.dtype).view(shape)
+
+
+def _weighted_sum(gradient: Tensor, weights: Tensor) -> Tensor:
+    return torch.tensordot(weights.to(gradient.dtype), gradient, dims=1)

@@ -1,0 +1,87 @@
+"""`explain`: the plan of a step in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmeta.arguments import PlannedStep, plain_module, plan_step
+from fastmeta.plan import cost
+from fastmeta.plan.planner import Planned
+
+
+def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
+    """How `maml_step` with these arguments is computed, and why not by something faster.
+
+    Runs one task once to see what the model does; model, gradients and generators stay as they are.
+
+    **Arguments:** those of `maml_step`.
+
+    **Returns:** text: the layers, the loss, the executor and its form, FLOPs and bytes.
+
+    **Raises:** what `maml_step` raises for the same arguments.
+    """
+    options.setdefault("inner_lr", 0.01)
+    options.setdefault("inner_steps", 1)
+    options.setdefault("loss_fn", nn.functional.cross_entropy)
+    module = plain_module(model)
+    step = plan_step(
+        module, support, query, differentiate=torch.is_grad_enabled(), **options
+    )
+    first = step.groups[0][1]
+    lines = [
+        *_layers(type(module).__name__, first),
+        f"loss: {first.plan.loss or 'not a standard one; taken as it is'}",
+        _inner(step),
+        *_executors(first),
+    ]
+    for indices, planned in step.groups:
+        lines += _group(len(indices), planned, len(step.groups) > 1)
+    return "\n".join(lines)
+
+
+def _layers(name: str, planned: Planned) -> list[str]:
+    network = planned.plan.network
+    if network is None:
+        return [f"model: {name}, not read into layers: {planned.plan.unreadable}"]
+    lines = [f"model: {name}, {len(network.nodes)} layers"]
+    for node in network.nodes:
+        kind = getattr(node.layer, "kind", type(node.layer).__name__)
+        lines.append(
+            f"  {node.name:<24} {kind:<16} -> {list(node.shape)!s:<18} {node.flops:>12,} FLOP"
+        )
+    return lines
+
+
+def _inner(step: PlannedStep) -> str:
+    inner = step.inner
+    order = "first order" if inner.first_order else "second order"
+    return f"inner loop: {inner.steps} steps, {order}, {len(inner.adapted)} parameters adapt"
+
+
+def _executors(planned: Planned) -> list[str]:
+    device = planned.problem.task_weights.device
+    return [
+        f"executor: generic on {device}",
+        "  not fused: the fused kernels are not part of this version",
+        "  not layered: the layered kernels are not part of this version",
+    ]
+
+
+def _group(count: int, planned: Planned, several: bool) -> list[str]:
+    choice, sizes, profile = planned.choice, planned.sizes, planned.plan.profile
+    where = f"{count} tasks of {sizes.support} + {sizes.query} examples"
+    at_once = f", {choice.chunk} tasks at a time" if choice.form == "vmap" else ""
+    lines = [
+        f"form{f' for {where}' if several else ''}: {choice.form}{at_once} ({choice.reason})",
+        f"  arithmetic: {cost.meta_step_flops(profile, sizes):,} FLOP for {where}",
+        f"  workspace: about {choice.chunk * cost.task_bytes(profile, sizes):,} bytes",
+    ]
+    lines += [
+        f"  not {form}: {reason}"
+        for form, reason in planned.plan.unavailable.items()
+        if form != choice.form and reason not in choice.reason
+    ]
+    return lines

@@ -1,0 +1,262 @@
+"""The inner loop: what adapts, how fast, for how many steps, and what each step is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Adapt = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
+Rates = float | Tensor | Mapping[str, Any]
+
+SHARED = ""
+"""The key of a learning rate that every adapted parameter shares."""
+
+
+@dataclass(frozen=True, eq=False)
+class InnerLoop:
+    """K steps `theta <- theta - a_k * g_k` on the support set, checked and normalised.
+
+    `rates` maps `SHARED` or a parameter's name to a number or tensor; the keys in `per_step` have
+    a leading K. `step_weights` are numbers, whether or not the caller's require grad.
+    """
+
+    steps: int
+    adapted: tuple[str, ...]
+    rates: dict[str, float | Tensor]
+    per_step: frozenset[str]
+    step_weights: tuple[float, ...]
+    prox: float = 0.0
+    first_order: bool = False
+    learned_step_weights: Tensor | None = None
+    shared: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", SHARED in self.rates)
+
+    def learned_rates(self) -> dict[str, Tensor]:
+        """The learning rates that ask for a gradient, by key."""
+        return {
+            key: rate
+            for key, rate in self.rates.items()
+            if isinstance(rate, Tensor) and rate.requires_grad
+        }
+
+    def fixed_rates(self) -> dict[str, float | Tensor]:
+        """All learning rates, cut off from autograd."""
+        return {
+            key: rate.detach() if isinstance(rate, Tensor) else rate
+            for key, rate in self.rates.items()
+        }
+
+    def rate(self, rates: Mapping[str, Any], name: str, step: int) -> Any:
+        """The learning rate of one parameter at one step, out of `rates` (same keys)."""
+        key = SHARED if self.shared else name
+        return rates[key][step] if key in self.per_step else rates[key]
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the query loss after this many steps is asked for."""
+        return (
+            step == self.steps
+            or self.step_weights[step] != 0.0
+            or self.learned_step_weights is not None
+        )
+
+
+def inner_loop(
+    parameters: Mapping[str, nn.Parameter],
+    inner_lr: Rates,
+    inner_steps: int,
+    *,
+    adapt: Adapt = None,
+    step_weights: Any = None,
+    prox: float = 0.0,
+    first_order: bool = False,
+) -> InnerLoop:
+    """Checks the inner loop's arguments against the model's parameters (name to parameter).
+
+    **Raises** `TypeError` or `ValueError` that names the argument.
+    """
+    steps = _steps(inner_steps)
+    adapted = adapted_names(parameters, adapt)
+    rates, per_step = _rates(inner_lr, {name: parameters[name] for name in adapted}, steps)
+    weights, learned = _step_weights(step_weights, steps)
+    if isinstance(prox, bool) or not isinstance(prox, Real):
+        raise TypeError(f"prox: a {type(prox).__name__}; it must be a number")
+    if not prox >= 0:
+        raise ValueError(f"prox: {prox}; it must not be negative")
+    return InnerLoop(
+        steps, adapted, rates, per_step, weights, float(prox), bool(first_order), learned
+    )
+
+
+def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple[str, ...]:
+    """The names of the trainable parameters that the inner loop moves."""
+    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "model: no parameter requires grad, so there is nothing to adapt; "
+            "call .requires_grad_() on those that should"
+        )
+    if adapt is None:
+        return tuple(trainable)
+    if callable(adapt):
+        chosen = tuple(name for name in trainable if adapt(name, parameters[name]))
+        if not chosen:
+            raise ValueError("adapt: the predicate is true of no trainable parameter")
+        return chosen
+    wanted = [adapt] if isinstance(adapt, str) else list(adapt)
+    for want in wanted:
+        if not isinstance(want, str):
+            raise TypeError(f"adapt: holds a {type(want).__name__}; names and prefixes are strings")
+        if not any(_matches(name, want) for name in parameters):
+            raise ValueError(
+                f"adapt: {want!r} matches no parameter; the model has {_listing(parameters)}"
+            )
+        if not any(_matches(name, want) for name in trainable):
+            raise ValueError(
+                f"adapt: {want!r} matches only frozen parameters (requires_grad=False)"
+            )
+    if not wanted:
+        raise ValueError("adapt: empty; name at least one parameter, or pass None for all")
+    return tuple(name for name in trainable if any(_matches(name, want) for want in wanted))
+
+
+def _matches(name: str, want: str) -> bool:
+    """A parameter's own name, or a module's that holds it."""
+    return name == want or name.startswith(want.rstrip(".") + ".")
+
+
+def _steps(inner_steps: Any) -> int:
+    if isinstance(inner_steps, bool) or not isinstance(inner_steps, Integral):
+        raise TypeError(
+            f"inner_steps: {inner_steps!r}; it must be an integer, the number of inner steps"
+        )
+    if inner_steps < 0:
+        raise ValueError(f"inner_steps: {inner_steps}; it must not be negative")
+    return int(inner_steps)
+
+
+def _rates(
+    inner_lr: Any, adapted: dict[str, nn.Parameter], steps: int
+) -> tuple[dict[str, float | Tensor], frozenset[str]]:
+    if not isinstance(inner_lr, Mapping):
+        rate = _number_or_tensor("inner_lr", inner_lr)
+        if isinstance(rate, Tensor) and rate.dim() > 0:
+            if rate.dim() > 1 or rate.shape[0] != steps:
+                raise ValueError(
+                    f"inner_lr: shape {list(rate.shape)}; a tensor must be 0-d or [inner_steps] = "
+                    f"[{steps}]; rates for each parameter go in a dict by name"
+                )
+            return {SHARED: rate}, frozenset({SHARED})
+        return {SHARED: rate}, frozenset()
+
+    for name in inner_lr:
+        if name not in adapted:
+            raise ValueError(
+                f"inner_lr: {name!r} is not a parameter that adapts; those are {_listing(adapted)}"
+            )
+    rates: dict[str, float | Tensor] = {}
+    per_step: set[str] = set()
+    for name, parameter in adapted.items():
+        if name not in inner_lr:
+            raise ValueError(f"inner_lr: no entry for {name!r}, which adapts")
+        rate = _number_or_tensor(f"inner_lr[{name!r}]", inner_lr[name])
+        if isinstance(rate, Tensor) and rate.dim() > 0:
+            if _check_entry(name, rate, parameter, steps):
+                per_step.add(name)
+        rates[name] = rate
+    return rates, frozenset(per_step)
+
+
+def _check_entry(name: str, rate: Tensor, parameter: Tensor, steps: int) -> bool:
+    """Whether a learning-rate tensor has one value a step in front."""
+    extra = rate.dim() - parameter.dim()
+    shape = list(rate.shape)
+    if extra not in (0, 1):
+        raise ValueError(
+            f"inner_lr[{name!r}]: shape {shape}; the parameter is {list(parameter.shape)}, so it "
+            "must be 0-d, have as many dimensions (elementwise), or one more in front (per step)"
+        )
+    if extra == 1 and rate.shape[0] != steps:
+        raise ValueError(
+            f"inner_lr[{name!r}]: shape {shape}; its first dimension must be inner_steps = {steps}"
+        )
+    if any(r not in (1, p) for r, p in zip(shape[extra:], parameter.shape, strict=True)):
+        raise ValueError(
+            f"inner_lr[{name!r}]: shape {shape} does not broadcast to the parameter's "
+            f"{list(parameter.shape)}"
+        )
+    if rate.dtype != parameter.dtype or rate.device != parameter.device:
+        raise ValueError(
+            f"inner_lr[{name!r}]: {rate.dtype} on {rate.device}, but the parameter is "
+            f"{parameter.dtype} on {parameter.device}"
+        )
+    return extra == 1
+
+
+def _number_or_tensor(label: str, rate: Any) -> float | Tensor:
+    if isinstance(rate, Tensor):
+        if not rate.is_floating_point():
+            raise TypeError(f"{label}: a tensor of {rate.dtype}; it must be floating point")
+        return rate
+    if isinstance(rate, bool) or not isinstance(rate, Real):
+        raise TypeError(f"{label}: a {type(rate).__name__}; it must be a number or a tensor")
+    return float(rate)
+
+
+def _step_weights(step_weights: Any, steps: int) -> tuple[tuple[float, ...], Tensor | None]:
+    if step_weights is None:
+        return (0.0,) * steps + (1.0,), None
+    learned = None
+    if isinstance(step_weights, Tensor):
+        if step_weights.dim() != 1:
+            raise ValueError(
+                f"step_weights: shape {list(step_weights.shape)}; it must be "
+                f"[inner_steps + 1] = [{steps + 1}]"
+            )
+        learned = step_weights if step_weights.requires_grad else None
+        values = step_weights.tolist()
+    elif isinstance(step_weights, Sequence):
+        values = [float(_number_or_tensor("step_weights", w)) for w in step_weights]
+    else:
+        raise TypeError(
+            f"step_weights: a {type(step_weights).__name__}; it must be a tensor or a sequence"
+        )
+    if len(values) != steps + 1:
+        raise ValueError(
+            f"step_weights: {len(values)} values; one is needed before the first step and one "
+            f"after each, inner_steps + 1 = {steps + 1}"
+        )
+    return tuple(float(value) for value in values), learned
+
+
+def task_weights(weights: Any, tasks: int, like: Tensor) -> Tensor:
+    """Checks `[T]` weights of the tasks; None is their mean."""
+    if weights is None:
+        return torch.full((tasks,), 1.0 / tasks, dtype=like.dtype, device=like.device)
+    if not isinstance(weights, Tensor):
+        if not isinstance(weights, Sequence) or isinstance(weights, str):
+            raise TypeError(
+                f"task_weights: a {type(weights).__name__}; it must be a tensor or a sequence"
+            )
+        weights = torch.tensor([float(w) for w in weights], dtype=like.dtype, device=like.device)
+    if weights.shape != (tasks,):
+        raise ValueError(f"task_weights: shape {list(weights.shape)}; it must be [T] = [{tasks}]")
+    if not weights.is_floating_point():
+        raise TypeError(f"task_weights: {weights.dtype}; it must be floating point")
+    if weights.device != like.device:
+        raise ValueError(
+            f"task_weights: on {weights.device}, but the model's parameters are on {like.device}"
+        )
+    return weights
+
+
+def _listing(names: Iterable[str]) -> str:
+    listed = list(names)
+    shown = ", ".join(repr(name) for name in listed[:8])
+    return shown + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")

@@ -1,0 +1,155 @@
+"""The `nn.Module` form of a meta-step, whose learning rates can be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmeta import adaptation
+from fastmeta.adaptation import AdaptedTasks
+from fastmeta.arguments import plain_module
+from fastmeta.inner_loop import Adapt, Rates, adapted_names
+from fastmeta.steps import MetaStep, maml_step
+
+LEARNED = ("scalar", "step", "layer", "layer-step", "element")
+
+
+class MAML(nn.Module):
+    """A model with its inner loop: `maml(support, query)` is `maml_step` with these options.
+
+    To outgrow one device, wrap it: `DistributedDataParallel(fastmeta.MAML(model))`; each rank takes
+    its share of the tasks.
+
+    **Arguments:** as in `maml_step`, and
+
+    - `learn_inner_lr`: which learning rates become parameters, all starting from the number
+        `inner_lr`: `"scalar"` (one), `"step"` (one per step), `"layer"` (one per parameter tensor),
+        `"layer-step"` (one per parameter tensor and step: LSLR of MAML++, Antoniou et al. 2019),
+        `"element"` (one per parameter element: Meta-SGD, Li et al. 2017). None: `inner_lr` as it is;
+        an `nn.Parameter` given as `inner_lr` (or in its dict) is registered.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: Rates = 0.01,
+        inner_steps: int = 1,
+        loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+        learn_inner_lr: str | None = None,
+        first_order: bool = False,
+        adapt: Adapt = None,
+        step_weights: Any = None,
+        prox: float = 0.0,
+        memory: str = "auto",
+        executor: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.model = plain_module(model)
+        self.inner_steps = inner_steps
+        self.loss_fn = loss_fn
+        self.first_order = first_order
+        self.adapts = adapt
+        self.step_weights = step_weights
+        self.prox = prox
+        self.memory = memory
+        self.executor = executor
+        if learn_inner_lr is not None:
+            inner_lr = self._learned(inner_lr, learn_inner_lr)
+        self._fixed_lr: dict[str, Any] = {}
+        self._inner_lr_by_name = isinstance(inner_lr, Mapping)
+        self.inner_lrs = nn.ParameterDict()
+        entries = inner_lr if isinstance(inner_lr, Mapping) else {"": inner_lr}
+        for name, rate in entries.items():
+            if isinstance(rate, nn.Parameter):
+                self.inner_lrs[_key(name)] = rate
+            else:
+                self._fixed_lr[name] = rate
+
+    @property
+    def inner_lr(self) -> Any:
+        """The learning rates in the form that `maml_step` takes."""
+        rates: dict[str, Any] = dict(self._fixed_lr)
+        rates.update({_name(key): rate for key, rate in self.inner_lrs.items()})
+        return rates if self._inner_lr_by_name else rates[""]
+
+    def forward(
+        self, support: Any, query: Any, *, task_weights: Any = None, inner_steps: int | None = None
+    ) -> MetaStep:
+        """`maml_step` on one batch of tasks; `inner_steps` overrides the module's own."""
+        return maml_step(
+            self.model,
+            support,
+            query,
+            inner_lr=self.inner_lr,
+            inner_steps=self.inner_steps if inner_steps is None else inner_steps,
+            loss_fn=self.loss_fn,
+            first_order=self.first_order,
+            adapt=self.adapts,
+            step_weights=self.step_weights,
+            task_weights=task_weights,
+            prox=self.prox,
+            memory=self.memory,
+            executor=self.executor,
+        )
+
+    def adapt(self, support: Any, *, inner_steps: int | None = None) -> AdaptedTasks:
+        """`fastmeta.adapt` with this module's options."""
+        return adaptation.adapt(
+            self.model,
+            support,
+            inner_lr=self.inner_lr,
+            inner_steps=self.inner_steps if inner_steps is None else inner_steps,
+            loss_fn=self.loss_fn,
+            adapt=self.adapts,
+            prox=self.prox,
+            executor=self.executor,
+        )
+
+    def extra_repr(self) -> str:
+        """The options that differ most from run to run."""
+        return f"inner_steps={self.inner_steps}, first_order={self.first_order}"
+
+    def _learned(self, inner_lr: Any, kind: str) -> Any:
+        if kind not in LEARNED:
+            raise ValueError(
+                f"learn_inner_lr: {kind!r}; it must be None or one of "
+                f"{', '.join(map(repr, LEARNED))}"
+            )
+        if isinstance(inner_lr, bool) or not isinstance(inner_lr, (int, float)):
+            raise TypeError(
+                f"inner_lr: a {type(inner_lr).__name__}; with learn_inner_lr={kind!r} it is the "
+                "number that every rate starts from"
+            )
+        parameters = dict(self.model.named_parameters())
+        names = adapted_names(parameters, self.adapts)
+
+        def rate(like: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
+            return nn.Parameter(
+                torch.full(shape, float(inner_lr), dtype=like.dtype, device=like.device)
+            )
+
+        first = parameters[names[0]]
+        if kind == "scalar":
+            return rate(first, ())
+        if kind == "step":
+            return rate(first, (self.inner_steps,))
+        shapes = {
+            "layer": lambda p: (),
+            "layer-step": lambda p: (self.inner_steps, *(1,) * p.dim()),
+            "element": lambda p: tuple(p.shape),
+        }[kind]
+        return {name: rate(parameters[name], shapes(parameters[name])) for name in names}
+
+
+def _key(name: str) -> str:
+    """A parameter's name as a name that `nn.Module` takes, which has no dots."""
+    return name.replace(".", "/") or "all"
+
+
+def _name(key: str) -> str:
+    return "" if key == "all" else key.replace("/", ".")

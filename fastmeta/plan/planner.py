@@ -1,0 +1,260 @@
+"""Makes plans, keeps them, and tries each form of the general path before it is trusted."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.executors import generic
+from fastmeta.executors.problem import (
+    FormUnavailable,
+    Outcome,
+    Problem,
+    StatelessModel,
+    same_random_numbers,
+)
+from fastmeta.inner_loop import InnerLoop
+from fastmeta.plan import cost, losses, reader
+from fastmeta.plan.layers import Network
+from fastmeta.plan.plan import Plan, objective
+from fastmeta.plan.profile import profile
+from fastmeta.tasks import TaskBatch
+
+_KEPT_PER_MODEL = 64
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A plan with what has been learnt of it since: the forms that passed their trial."""
+
+    plan: Plan
+    trusted: set[str]
+
+
+_plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]] = (
+    weakref.WeakKeyDictionary()
+)
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A problem with its plan and the form chosen for it."""
+
+    problem: Problem
+    plan: Plan
+    choice: cost.Choice
+    sizes: cost.Sizes
+
+
+def prepare(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    tasks: TaskBatch,
+    inner: InnerLoop,
+    task_weights: Tensor,
+    *,
+    differentiate: bool,
+    low_memory: bool,
+) -> Planned:
+    """Finds or makes the plan, and chooses the form that computes this step.
+
+    **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions.
+    """
+    loss = losses.recognise(loss_fn)
+    entry = _entry(model, loss_fn, loss, tasks, inner, differentiate)
+    plan = entry.plan
+    if plan.loss is not None and plan.profile.prediction is not None:
+        plan.loss.check("support_y", tasks.support.targets, plan.profile.prediction)
+        if tasks.query is not None:
+            plan.loss.check("query_y", tasks.query.targets, plan.profile.prediction)
+    sizes = cost.Sizes(
+        tasks.tasks,
+        tasks.support.count,
+        tasks.query.count if tasks.query else 0,
+        inner.steps,
+        differentiate and not inner.first_order,
+        low_memory,
+    )
+    while True:
+        choice = cost.choose(entry.plan.profile, sizes, entry.plan.unavailable)
+        problem = Problem(
+            model=StatelessModel(model, plan.profile.written_buffers),
+            objective=objective(loss_fn, loss),
+            tasks=tasks,
+            inner=inner,
+            task_weights=task_weights,
+            differentiate=differentiate,
+            may_capture=plan.may_capture,
+            draws_random=plan.profile.draws_random,
+            keep_adapted=tasks.query is None,
+            has_attention=plan.profile.has_attention,
+        )
+        if choice.form == "loop" or choice.form in entry.trusted:
+            return Planned(problem, entry.plan, choice, sizes)
+        reason = _trial(problem, choice.form)
+        if reason is None:
+            entry.trusted.add(choice.form)
+        else:
+            entry.plan = entry.plan.without(choice.form, reason)
+
+
+def compute(planned: Planned) -> Outcome:
+    """Runs the chosen form; the loop takes over where a capture turns up."""
+    problem, choice = planned.problem, planned.choice
+    try:
+        outcome = generic.run(problem, choice.form, choice.chunk)
+    except FormUnavailable:
+        outcome = generic.run(problem, "loop", 1)
+    unreached = planned.plan.profile.unreached
+    if choice.form == "vmap" and unreached:
+        # functorch gives zeros where autograd gives nothing: optimizers tell the two apart.
+        names = {id(p): name for name, p in problem.model.parameters().items()}
+        outcome.gradients = [
+            (leaf, None if names.get(id(leaf)) in unreached else gradient)
+            for leaf, gradient in outcome.gradients
+        ]
+    return outcome
+
+
+def _entry(
+    model: nn.Module,
+    loss_fn: Callable[..., Any],
+    loss: losses.Loss | None,
+    tasks: TaskBatch,
+    inner: InnerLoop,
+    differentiate: bool,
+) -> _Entry:
+    key = _fingerprint(model, loss_fn, loss, tasks, inner, differentiate)
+    with _lock:
+        kept = _plans.setdefault(model, OrderedDict())
+        entry = kept.get(key)
+        if entry is not None:
+            kept.move_to_end(key)
+            return entry
+    entry = _Entry(_make(model, loss_fn, loss, tasks), set())
+    with _lock:
+        kept[key] = entry
+        while len(kept) > _KEPT_PER_MODEL:
+            kept.popitem(last=False)
+    return entry
+
+
+def _fingerprint(
+    model: nn.Module,
+    loss_fn: Callable[..., Any],
+    loss: losses.Loss | None,
+    tasks: TaskBatch,
+    inner: InnerLoop,
+    differentiate: bool,
+) -> Hashable:
+    """What a plan depends on; a plan with another fingerprint is stale."""
+    modules = tuple(
+        (id(m), m.training, bool(m._forward_hooks), bool(m._forward_pre_hooks))
+        for m in model.modules()
+    )
+    parameters = tuple((p.shape, p.dtype, p.requires_grad) for p in model.parameters())
+    data = tuple(
+        (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
+        for examples in tasks.sets()
+        for leaf in examples.leaves()
+    )
+    loss_key: Hashable = loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn))
+    device = tasks.support.leaves()[0].device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    masked = tasks.support.weights is not None
+    return (
+        modules, parameters, data, loss_key, autocast, masked,
+        inner.adapted, inner.first_order, differentiate,
+    )  # fmt: skip
+
+
+def _make(
+    model: nn.Module, loss_fn: Callable[..., Any], loss: losses.Loss | None, tasks: TaskBatch
+) -> Plan:
+    _warn_of_unwritten_statistics(model)
+    measured = profile(model, objective(loss_fn, loss), tasks)
+    network: Network | None = None
+    why = ""
+    inputs = tasks.support.inputs
+    example = inputs.detach()[0] if isinstance(inputs, Tensor) else inputs
+    if measured.draws_random:
+        why = "a forward pass draws random numbers"
+    else:
+        with same_random_numbers(tasks.support.leaves()[0].device):
+            try:
+                network = reader.read(model, example)
+            except reader.Unreadable as reason:
+                why = str(reason)
+    return Plan(measured, network, loss, why)
+
+
+def _trial(problem: Problem, form: str) -> str | None:
+    """Runs a form on two tasks and one step, and compares it with the loop; why it fails, or None.
+
+    The loop is plain autograd and right by construction; nothing else is trusted unseen.
+    """
+    inner = problem.inner
+    if inner.steps > 1:
+        inner = replace(
+            inner, steps=1, step_weights=(0.0, 1.0), learned_step_weights=None
+        )
+    tasks = problem.tasks.first(2)
+    small = replace(
+        problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
+    )
+    with same_random_numbers(problem.task_weights.device), warnings.catch_warnings():
+        # The slow batching fallback announces itself so; it is a loop with overhead.
+        warnings.filterwarnings("error", message=".*performance drop.*")
+        try:
+            outcome = generic.run(small, form, 2)
+        except Exception as error:  # a missing rule shows as any exception
+            lines = str(error).strip().splitlines()
+            return lines[0][:160] if lines else type(error).__name__
+    if problem.draws_random:
+        return None
+    with same_random_numbers(problem.task_weights.device):
+        reference = generic.run(small, "loop", 1)
+    return _disagreement(outcome, reference)
+
+
+def _disagreement(outcome: Outcome, reference: Outcome) -> str | None:
+    """Catches a wrong rule, not rounding: a ReLU or a max at a tie may fall either way."""
+    ours = [outcome.step_losses[-1], *(g for _, g in outcome.gradients)]
+    theirs = [reference.step_losses[-1], *(g for _, g in reference.gradients)]
+    error = scale = 0.0
+    for a, b in zip(ours, theirs, strict=False):
+        a = a if a is not None else torch.zeros(()) if b is None else torch.zeros_like(b)
+        b = torch.zeros_like(a) if b is None else b
+        a, b = a.detach().double().nan_to_num(), b.detach().double().nan_to_num()
+        error += float((a - b).square().sum())
+        scale += float(b.square().sum())
+    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}.get(outcome.step_losses.dtype, 0.25)
+    if error <= tolerance**2 * scale:
+        return None
+    return f"it disagrees with autograd by {(error / scale) ** 0.5 if scale else error:.1e}"
+
+
+def _warn_of_unwritten_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.modules.batchnorm._NormBase)
+            and not module.training
+            and module.num_batches_tracked is not None
+            and int(module.num_batches_tracked) == 0
+        ):
+            warnings.warn(
+                f"{name or 'model'}: batch norm in eval() uses running statistics that were never "
+                "written; fastmeta does not write them. Use train(), or "
+                "track_running_stats=False, for the statistics of the set at hand.",
+                stacklevel=4,
+            )
+            return

@@ -1,0 +1,116 @@
+"""What one pass over one task does: operators, FLOPs, bytes, buffers written, numbers drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastmeta.executors.problem import StatelessModel, same_random_numbers
+from fastmeta.tasks import TaskBatch, map_tensors
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of a forward pass and its loss over one task's support set, per example where marked."""
+
+    operators: int
+    flops: int  # per example
+    bytes_written: int  # per example: the outputs of all operators
+    parameter_bytes: int
+    prediction: tuple[int, ...] | None  # [N, ...] of a single tensor, else None
+    written_buffers: tuple[str, ...]
+    unreached: frozenset[str]
+    draws_random: bool
+    has_convolution: bool
+    has_attention: bool
+
+
+def profile(model: nn.Module, objective: Callable[..., Tensor], tasks: TaskBatch) -> Profile:
+    """Runs forward and backward once on the first task; model and generators stay as they were."""
+    stateless = StatelessModel(model, tuple(name for name, _ in model.named_buffers()))
+    parameters = stateless.parameters()
+    proxies = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    support = tasks.first(1).support
+    inputs, targets = (
+        map_tensors(lambda leaf: leaf.detach()[0], tree)
+        for tree in (support.inputs, support.targets)
+    )
+    weights = None if support.weights is None else support.weights[0]
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    versions = {name: b._version for name, b in buffers.items()}
+    device = next(iter(parameters.values())).device
+    with torch.enable_grad(), same_random_numbers(device):
+        before = _random_state(device)
+        counter, flop_counter = _Counter(), FlopCounterMode(display=False)
+        with flop_counter, counter:
+            prediction = StatelessModel(model)({**proxies, **buffers}, inputs, {})
+            loss = objective(prediction, targets, weights)
+        draws = not torch.equal(before, _random_state(device))
+        _check_loss(loss)
+        gradients: Any = (
+            torch.autograd.grad(loss, list(proxies.values()), allow_unused=True)
+            if loss.requires_grad
+            else [None] * len(proxies)
+        )
+    single = tuple(prediction.shape) if isinstance(prediction, Tensor) else None
+    return Profile(
+        operators=counter.operators,
+        flops=flop_counter.get_total_flops() // support.count,
+        bytes_written=counter.bytes_written // support.count,
+        parameter_bytes=sum(p.nbytes for p in proxies.values()),
+        prediction=single,
+        written_buffers=tuple(n for n, b in buffers.items() if b._version != versions[n]),
+        unreached=frozenset(
+            name for name, g in zip(proxies, gradients, strict=True) if g is None
+        ),
+        draws_random=draws,
+        has_convolution=counter.seen("convolution"),
+        has_attention=counter.seen("scaled_dot_product"),
+    )
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operators and the bytes that they write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = 0
+        self.bytes_written = 0
+        self._names: set[str] = set()
+
+    def seen(self, part: str) -> bool:
+        return any(part in name for name in self._names)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operators += 1
+        self._names.add(str(func))
+        if not getattr(func, "is_view", False):
+            self.bytes_written += sum(
+                leaf.nbytes for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)
+            )
+        return out
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn: gave a {type(loss).__name__}; it must give a tensor")
+    if loss.dim() != 0:
+        raise ValueError(
+            f"loss_fn: gave shape {list(loss.shape)}; it must give a 0-d mean over the examples"
+        )
+
+
+def _random_state(device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state(device)])
+    return torch.get_rng_state()

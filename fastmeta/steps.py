@@ -1,0 +1,179 @@
+"""The meta-step: arguments in, loss and meta-gradient out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fastmeta.arguments import PlannedStep, outside_inference, plain_module, plan_step
+from fastmeta.executors.problem import Outcome
+from fastmeta.inner_loop import Adapt, Rates
+from fastmeta.plan import planner
+from fastmeta.tasks import TaskBatch, Tree
+
+
+@dataclass(frozen=True, eq=False)
+class MetaStep:
+    """What a meta-step gives back.
+
+    Only `loss` is differentiable; the rest is detached. Symbols: T tasks, Q query examples,
+    K inner steps.
+    """
+
+    loss: Tensor
+    """0-d: `sum_t task_weights[t] * task_losses[t]`. `backward()` adds the meta-gradient."""
+    task_losses: Tensor
+    """[T]: each task's query loss, weighted over steps by `step_weights`."""
+    query_outputs: Tree
+    """[T, Q, ...]: the adapted models' predictions; a list with one entry a task if ragged."""
+    support_losses: Tensor
+    """[K, T]: the support loss before each inner step, without the proximal term."""
+    executor: str
+    """What computed the step, for example `"generic"`."""
+
+
+def maml_step(
+    model: nn.Module,
+    support: Any,
+    query: Any,
+    *,
+    inner_lr: Rates = 0.01,
+    inner_steps: int = 1,
+    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    first_order: bool = False,
+    adapt: Adapt = None,
+    step_weights: Any = None,
+    task_weights: Any = None,
+    prox: float = 0.0,
+    memory: str = "auto",
+    executor: str = "auto",
+) -> MetaStep:
+    """One step of MAML over a batch of tasks: loss and meta-gradient in one pass.
+
+    Each task starts from the model's parameters, takes `inner_steps` gradient steps on its support
+    set and is evaluated on its query set. `out.loss.backward()` adds the gradient of that
+    evaluation, second order included, to `.grad` of every tensor that reaches it and requires grad:
+    parameters, learning rates, weights, inputs, and what loss or model capture.
+
+    The model is not changed: neither its parameters nor its buffers (running statistics).
+
+    **Arguments:**
+
+    - `model`: any `nn.Module`. Parameters with `requires_grad=False` stay frozen. Not one wrapped in
+        `DistributedDataParallel`: wrap `fastmeta.MAML(model)` instead.
+    - `support`: `(x, y)` with leading `[T, N]`. `x` may be a tuple (`model(*x)`) or a dict
+        (`model(**x)`). For tasks of different sizes, a list with one `(x, y)` a task, leading `[N]`.
+    - `query`: the same with leading `[T, Q]`.
+    - `inner_lr`: a number or 0-d tensor; `[K]`, one per step; or a dict by parameter name with
+        entries 0-d, of the parameter's number of dimensions (elementwise), or of one more, with K in
+        front. Tensors that require grad get their gradient.
+    - `inner_steps`: K, at least 0.
+    - `loss_fn`: `loss_fn(prediction, target)`, a 0-d mean over the examples of one task.
+    - `first_order`: take the inner gradients as constants (first-order MAML).
+    - `adapt`: what the inner loop moves: None for every trainable parameter, a name or module
+        prefix, several of them, or a predicate `(name, parameter) -> bool`.
+    - `step_weights`: `[K + 1]` weights of the query loss before the first and after each step
+        (MAML++'s multi-step loss); None evaluates after the last alone.
+    - `task_weights`: `[T]`; None is the mean over tasks.
+    - `prox`: adds `prox / 2 * |phi - theta|^2` to the inner objective.
+    - `memory`: `"auto"` is the fastest; `"low"` keeps peak memory flat in K.
+    - `executor`: `"auto"`, `"fused"`, `"layered"` or `"generic"`; one that can't serve raises.
+
+    **Returns:**
+
+    A `MetaStep`. Under `torch.no_grad()` or `torch.inference_mode()` the loss alone is computed.
+
+    **Raises:**
+
+    `TypeError` or `ValueError`, before anything is computed or changed, naming the argument.
+
+    **Source:** Finn, Abbeel and Levine (2017), Model-agnostic meta-learning.
+    """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return maml_step(
+                model, outside_inference(support), outside_inference(query),
+                inner_lr=inner_lr, inner_steps=inner_steps, loss_fn=loss_fn,
+                first_order=first_order, adapt=adapt, step_weights=step_weights,
+                task_weights=task_weights, prox=prox, memory=memory, executor=executor,
+            )  # fmt: skip
+    step = plan_step(
+        plain_module(model),
+        support,
+        query,
+        inner_lr=inner_lr,
+        inner_steps=inner_steps,
+        loss_fn=loss_fn,
+        first_order=first_order,
+        adapt=adapt,
+        step_weights=step_weights,
+        task_weights=task_weights,
+        prox=prox,
+        memory=memory,
+        executor=executor,
+        differentiate=torch.is_grad_enabled(),
+    )
+    outcomes = [(indices, planner.compute(planned)) for indices, planned in step.groups]
+    return _meta_step(step, outcomes)
+
+
+def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> MetaStep:
+    weights = step.task_weights
+    step_losses, support_losses, query_outputs = _in_order(step, outcomes)
+    step_weights = step_losses.new_tensor(step.inner.step_weights)
+    task_losses = step_weights @ step_losses  # [T]
+    loss = torch.dot(weights.detach().to(task_losses.dtype), task_losses)
+    pairs = [pair for _, outcome in outcomes for pair in outcome.gradients]
+    if pairs:
+        learned = step.inner.learned_step_weights
+        if learned is not None:
+            of_steps = step_losses @ weights.detach().to(step_losses.dtype)
+            pairs.append((learned, of_steps.to(learned.dtype)))
+        if weights.requires_grad:
+            pairs.append((weights, task_losses.to(weights.dtype)))
+        reached = [(leaf, gradient) for leaf, gradient in pairs if gradient is not None]
+        if reached:
+            leaves, gradients = zip(*reached, strict=True)
+            # A leaf that several groups of tasks reach stands there several times; autograd adds.
+            loss = _MetaGradient.apply(loss, gradients, *leaves)
+    return MetaStep(loss, task_losses, query_outputs, support_losses, "generic")
+
+
+def _in_order(
+    step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]
+) -> tuple[Tensor, Tensor, Tree]:
+    """Losses and outputs of all groups, in the order of the caller's tasks."""
+    tasks = step.tasks
+    if isinstance(tasks, TaskBatch):
+        ((_, outcome),) = outcomes
+        return outcome.step_losses, outcome.support_losses, outcome.query_outputs
+    order = torch.tensor([index for indices, _ in outcomes for index in indices]).argsort()
+    outputs: list[Tree] = [None] * tasks.tasks
+    for indices, outcome in outcomes:
+        for position, index in enumerate(indices):
+            outputs[index] = tasks.cut_query(outcome.query_outputs, position, index)
+    step_losses = torch.cat([outcome.step_losses for _, outcome in outcomes], dim=1)
+    support_losses = torch.cat([outcome.support_losses for _, outcome in outcomes], dim=1)
+    order = order.to(step_losses.device)
+    return step_losses[:, order], support_losses[:, order], outputs
+
+
+class _MetaGradient(torch.autograd.Function):
+    """A loss whose gradients are known already; `backward` scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor, ...], *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = grad_outputs
+        return (None, None, *(g * scale.to(g.dtype) for g in ctx.saved_tensors))

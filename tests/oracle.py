@@ -1,0 +1,104 @@
+"""The reference: loss and meta-gradient by autograd, one task at a time, obviously right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+@dataclass
+class Reference:
+    """What the oracle gives; `gradients` follow the leaves that were asked for."""
+
+    loss: Tensor
+    task_losses: Tensor
+    support_losses: list[list[Tensor]]
+    query_outputs: list[Any]
+    gradients: list[Tensor | None]
+
+
+def maml(
+    model: nn.Module,
+    tasks: list[tuple[Any, Any, Any, Any]],
+    leaves: list[Tensor],
+    *,
+    rate: Callable[[str, int], Any] = lambda name, step: 0.01,
+    steps: int = 1,
+    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    adapted: list[str] | None = None,
+    first_order: bool = False,
+    step_weights: Any = None,
+    task_weights: Any = None,
+    prox: float = 0.0,
+) -> Reference:
+    """`tasks` holds `(support_x, support_y, query_x, query_y)` without a task axis."""
+    theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapted = list(theta) if adapted is None else adapted
+    weights = [0.0] * steps + [1.0] if step_weights is None else step_weights
+    task_losses, support_losses, outputs = [], [], []
+    for support_x, support_y, query_x, query_y in tasks:
+        phi = dict(theta)
+        losses, total = [], torch.zeros((), dtype=torch.float64)
+        output = None
+        for step in range(steps + 1):
+            output = call(model, phi, query_x)
+            total = total + weights[step] * loss_fn(output, query_y)
+            if step == steps:
+                break
+            loss = loss_fn(call(model, phi, support_x), support_y)
+            losses.append(loss.detach())
+            for name in adapted:
+                loss = loss + prox / 2 * (phi[name] - theta[name]).square().sum()
+            inner = [phi[name] for name in adapted]
+            gradients = torch.autograd.grad(
+                loss, inner, create_graph=not first_order, retain_graph=True, allow_unused=True
+            )
+            phi = dict(phi)
+            for name, gradient in zip(adapted, gradients, strict=True):
+                if gradient is not None:
+                    phi[name] = phi[name] - rate(name, step) * gradient
+        task_losses.append(total)
+        support_losses.append(losses)
+        outputs.append(output)
+    losses = torch.stack(task_losses)
+    loss = losses.mean() if task_weights is None else (losses * task_weights).sum()
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
+    return Reference(loss.detach(), losses.detach(), support_losses, outputs, list(gradients))
+
+
+def call(model: nn.Module, parameters: dict[str, Tensor], x: Any) -> Any:
+    """The module as a function; buffers that it writes are copies."""
+    replaced = {**{name: b.clone() for name, b in model.named_buffers()}, **parameters}
+    if isinstance(x, dict):
+        return functional_call(model, replaced, (), x)
+    return functional_call(model, replaced, x if isinstance(x, tuple) else (x,))
+
+
+def split(support: Any, query: Any) -> list[tuple[Any, Any, Any, Any]]:
+    """Batched `(x, y)` pairs as one tuple a task."""
+    count = _leaves(support[0])[0].shape[0]
+    return [
+        (_at(support[0], i), _at(support[1], i), _at(query[0], i), _at(query[1], i))
+        for i in range(count)
+    ]
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    values = tree.values() if isinstance(tree, dict) else tree
+    return [leaf for value in values for leaf in _leaves(value)]
+
+
+def _at(tree: Any, index: int) -> Any:
+    if isinstance(tree, Tensor):
+        return tree[index]
+    if isinstance(tree, dict):
+        return {key: _at(value, index) for key, value in tree.items()}
+    return tuple(_at(value, index) for value in tree)
