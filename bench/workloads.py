@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,9 @@ class Workload:
     def with_tasks(self, tasks: int) -> Workload:
         return replace(self, tasks=tasks)
 
-    def make(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Pair, Pair]:
+    def make(
+        self, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> tuple[nn.Module, Pair, Pair]:
         """The model, and random support and query sets of realistic scale."""
         torch.manual_seed(seed)
         model = self.network().to(dtype)
@@ -54,7 +57,7 @@ class Workload:
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers += [nn.Linear(inputs, outputs)] + ([nn.ReLU()] if i < len(widths) - 2 else [])
     return nn.Sequential(*layers)
 

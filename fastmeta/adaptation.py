@@ -21,8 +21,9 @@ from fastmeta.tasks import Tree, check_inputs, map_tensors, unstack
 class AdaptedTasks:
     """T adapted copies of one model: a batched function, and a sequence of modules.
 
-    `tasks(x)` evaluates `x [T, Q, ...]`, each task by its own parameters (a list with one `[Q, ...]`
-    a task gives a list); `tasks[i]` is task `i` as an ordinary module of its own; `len(tasks)` is T.
+    `tasks(x)` evaluates `x [T, Q, ...]`, each task by its own parameters (a list with one
+    `[Q, ...]` a task gives a list); `tasks[i]` is task `i` as an ordinary module of its own;
+    `len(tasks)` is T.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From the arguments of a step to its plan: everything is checked here before anything is computed."""
+"""From a step's arguments to its plan: all is checked here, before anything is computed."""
 
 from __future__ import annotations
 

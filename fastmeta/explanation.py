@@ -27,9 +27,7 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     options.setdefault("inner_steps", 1)
     options.setdefault("loss_fn", nn.functional.cross_entropy)
     module = plain_module(model)
-    step = plan_step(
-        module, support, query, differentiate=torch.is_grad_enabled(), **options
-    )
+    step = plan_step(module, support, query, differentiate=torch.is_grad_enabled(), **options)
     first = step.groups[0][1]
     lines = [
         *_layers(type(module).__name__, first),

@@ -109,7 +109,7 @@ def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple
         if not chosen:
             raise ValueError("adapt: the predicate is true of no trainable parameter")
         return chosen
-    wanted = [adapt] if isinstance(adapt, str) else list(adapt)
+    wanted: list[Any] = [adapt] if isinstance(adapt, str) else list(adapt)
     for want in wanted:
         if not isinstance(want, str):
             raise TypeError(f"adapt: holds a {type(want).__name__}; names and prefixes are strings")
@@ -166,14 +166,13 @@ def _rates(
         if name not in inner_lr:
             raise ValueError(f"inner_lr: no entry for {name!r}, which adapts")
         rate = _number_or_tensor(f"inner_lr[{name!r}]", inner_lr[name])
-        if isinstance(rate, Tensor) and rate.dim() > 0:
-            if _check_entry(name, rate, parameter, steps):
-                per_step.add(name)
+        if isinstance(rate, Tensor) and rate.dim() > 0 and _has_steps(name, rate, parameter, steps):
+            per_step.add(name)
         rates[name] = rate
     return rates, frozenset(per_step)
 
 
-def _check_entry(name: str, rate: Tensor, parameter: Tensor, steps: int) -> bool:
+def _has_steps(name: str, rate: Tensor, parameter: Tensor, steps: int) -> bool:
     """Whether a learning-rate tensor has one value a step in front."""
     extra = rate.dim() - parameter.dim()
     shape = list(rate.shape)

@@ -29,8 +29,8 @@ class MAML(nn.Module):
     - `learn_inner_lr`: which learning rates become parameters, all starting from the number
         `inner_lr`: `"scalar"` (one), `"step"` (one per step), `"layer"` (one per parameter tensor),
         `"layer-step"` (one per parameter tensor and step: LSLR of MAML++, Antoniou et al. 2019),
-        `"element"` (one per parameter element: Meta-SGD, Li et al. 2017). None: `inner_lr` as it is;
-        an `nn.Parameter` given as `inner_lr` (or in its dict) is registered.
+        `"element"` (one per parameter element: Meta-SGD, Li et al. 2017). None: `inner_lr` as it
+        is; an `nn.Parameter` given as `inner_lr` (or in its dict) is registered.
     """
 
     def __init__(

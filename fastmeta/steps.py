@@ -65,14 +65,15 @@ def maml_step(
 
     **Arguments:**
 
-    - `model`: any `nn.Module`. Parameters with `requires_grad=False` stay frozen. Not one wrapped in
-        `DistributedDataParallel`: wrap `fastmeta.MAML(model)` instead.
+    - `model`: any `nn.Module`. Parameters with `requires_grad=False` stay frozen. Not one wrapped
+        in `DistributedDataParallel`: wrap `fastmeta.MAML(model)` instead.
     - `support`: `(x, y)` with leading `[T, N]`. `x` may be a tuple (`model(*x)`) or a dict
-        (`model(**x)`). For tasks of different sizes, a list with one `(x, y)` a task, leading `[N]`.
+        (`model(**x)`). For tasks of different sizes, a list with one `(x, y)` a task, each with
+        leading `[N]`.
     - `query`: the same with leading `[T, Q]`.
     - `inner_lr`: a number or 0-d tensor; `[K]`, one per step; or a dict by parameter name with
-        entries 0-d, of the parameter's number of dimensions (elementwise), or of one more, with K in
-        front. Tensors that require grad get their gradient.
+        entries 0-d, of the parameter's number of dimensions (elementwise), or of one more, with K
+        in front. Tensors that require grad get their gradient.
     - `inner_steps`: K, at least 0.
     - `loss_fn`: `loss_fn(prediction, target)`, a 0-d mean over the examples of one task.
     - `first_order`: take the inner gradients as constants (first-order MAML).
@@ -95,30 +96,28 @@ def maml_step(
 
     **Source:** Finn, Abbeel and Levine (2017), Model-agnostic meta-learning.
     """
+    options: dict[str, Any] = {
+        "inner_lr": inner_lr,
+        "inner_steps": inner_steps,
+        "loss_fn": loss_fn,
+        "first_order": first_order,
+        "adapt": adapt,
+        "step_weights": step_weights,
+        "task_weights": task_weights,
+        "prox": prox,
+        "memory": memory,
+        "executor": executor,
+    }
+    if torch.compiler.is_compiling():
+        # A graph break: the inner loop differentiates twice, which no compiled graph can.
+        outside: Any = torch.compiler.disable(maml_step)
+        return outside(model, support, query, **options)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
-            return maml_step(
-                model, outside_inference(support), outside_inference(query),
-                inner_lr=inner_lr, inner_steps=inner_steps, loss_fn=loss_fn,
-                first_order=first_order, adapt=adapt, step_weights=step_weights,
-                task_weights=task_weights, prox=prox, memory=memory, executor=executor,
-            )  # fmt: skip
-    step = plan_step(
-        plain_module(model),
-        support,
-        query,
-        inner_lr=inner_lr,
-        inner_steps=inner_steps,
-        loss_fn=loss_fn,
-        first_order=first_order,
-        adapt=adapt,
-        step_weights=step_weights,
-        task_weights=task_weights,
-        prox=prox,
-        memory=memory,
-        executor=executor,
-        differentiate=torch.is_grad_enabled(),
-    )
+            data = outside_inference(support), outside_inference(query)
+            return maml_step(model, *data, **options)
+    differentiate = torch.is_grad_enabled()
+    step = plan_step(plain_module(model), support, query, **options, differentiate=differentiate)
     outcomes = [(indices, planner.compute(planned)) for indices, planned in step.groups]
     return _meta_step(step, outcomes)
 
@@ -174,6 +173,7 @@ class _MetaGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = grad_outputs
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, scale: Tensor
+    ) -> tuple[Tensor | None, ...]:
         return (None, None, *(g * scale.to(g.dtype) for g in ctx.saved_tensors))

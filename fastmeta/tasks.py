@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,7 @@ def check_inputs(name: str, inputs: Tree, tasks: int) -> int:
     return sizes[1]
 
 
-def check_model_dtype(batch: Examples, label: str, parameters: dict[str, Tensor]) -> None:
+def check_model_dtype(batch: Examples, label: str, parameters: Mapping[str, Tensor]) -> None:
     """Inputs must stand on the parameters' device, float inputs in their dtype."""
     devices = {p.device for p in parameters.values()}
     dtypes = {p.dtype for p in parameters.values()}
@@ -210,7 +210,7 @@ def _examples(name: str, data: Any) -> Examples:
     return Examples(inputs, targets, tasks, count)
 
 
-def _named_leaves(tree: Tree) -> list[tuple[str, Tensor]]:
+def _named_leaves(tree: Tree) -> list[tuple[str, Any]]:
     if isinstance(tree, Tensor):
         return [("", tree)]
     pairs, _ = pytree.tree_flatten_with_path(tree)
@@ -282,9 +282,11 @@ def _ragged_tasks(support: list[Any], query: list[Any] | None) -> RaggedTasks:
                         f"{_name(leaf.dtype)}, but task 0 has {_shape(first)[1:]} and "
                         f"{_name(first.dtype)}; only the number of examples may differ"
                     )
-    listed = [None if pairs is None else [(x, y) for x, y in pairs] for pairs in (support, query)]
-    assert listed[0] is not None
-    return RaggedTasks(listed[0], listed[1])
+    return RaggedTasks(_as_pairs(support), None if query is None else _as_pairs(query))
+
+
+def _as_pairs(listed: list[Any]) -> list[tuple[Tree, Tree]]:
+    return [(x, y) for x, y in listed]
 
 
 def _lift(name: str, tree: Tree) -> Tree:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @dataclass
@@ -43,7 +44,7 @@ def maml(
     weights = [0.0] * steps + [1.0] if step_weights is None else step_weights
     task_losses, support_losses, outputs = [], [], []
     for support_x, support_y, query_x, query_y in tasks:
-        phi = dict(theta)
+        phi = {name: p.clone() for name, p in theta.items()}  # "clone the model"
         losses, total = [], torch.zeros((), dtype=torch.float64)
         output = None
         for step in range(steps + 1):
@@ -75,9 +76,10 @@ def maml(
 def call(model: nn.Module, parameters: dict[str, Tensor], x: Any) -> Any:
     """The module as a function; buffers that it writes are copies."""
     replaced = {**{name: b.clone() for name, b in model.named_buffers()}, **parameters}
-    if isinstance(x, dict):
-        return functional_call(model, replaced, (), x)
-    return functional_call(model, replaced, x if isinstance(x, tuple) else (x,))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
+        if isinstance(x, dict):
+            return functional_call(model, replaced, (), x)
+        return functional_call(model, replaced, x if isinstance(x, tuple) else (x,))
 
 
 def split(support: Any, query: Any) -> list[tuple[Any, Any, Any, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +69,6 @@ class Problem:
     has_attention: bool = False
     """Whether a forward pass calls `scaled_dot_product_attention`."""
 
-
     def evaluates(self, step: int) -> bool:
         """Whether the query loss after this many steps is asked for."""
         return self.tasks.query is not None and self.inner.evaluates(step)
@@ -95,7 +94,7 @@ class FormUnavailable(Exception):
 
 
 @contextmanager
-def same_random_numbers(device: torch.device) -> Iterator[None]:
+def same_random_numbers(device: torch.device) -> Generator[None, None, None]:
     """Leaves torch's generators as they were found."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

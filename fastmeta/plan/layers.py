@@ -176,7 +176,9 @@ class Identity:
         return 0
 
 
-Layer = Linear | Conv2d | BatchNorm | Activation | Pool2d | Reshape | Flatten | Mean | Add | Identity
+Layer = (
+    Linear | Conv2d | BatchNorm | Activation | Pool2d | Reshape | Flatten | Mean | Add | Identity
+)
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,7 @@ class Network:
     def examples_independent(self) -> bool:
         """Whether each example's output depends on that example alone."""
         return not any(
-            isinstance(node.layer, BatchNorm) and node.layer.batch_statistics
-            for node in self.nodes
+            isinstance(node.layer, BatchNorm) and node.layer.batch_statistics for node in self.nodes
         )
 
 

@@ -82,11 +82,14 @@ class Loss:
             self._check_labels(label, target, prediction)
         elif shape != prediction:
             raise ValueError(
-                f"{label}: shape {list(target.shape)}, but {self.kind} compares it with predictions "
-                f"of [T, N, ...] = {[target.shape[0], *prediction]}; both need the same shape"
+                f"{label}: shape {list(target.shape)}, but {self.kind} compares it with "
+                f"predictions of [T, N, ...] = {[target.shape[0], *prediction]}; both need the "
+                "same shape"
             )
         elif not target.is_floating_point():
-            raise TypeError(f"{label}: {target.dtype}, but {self.kind} needs floating-point targets")
+            raise TypeError(
+                f"{label}: {target.dtype}, but {self.kind} needs floating-point targets"
+            )
 
     def key(self) -> tuple[Any, ...]:
         """What tells two such losses apart."""
@@ -174,7 +177,7 @@ def _build(kind: str, keywords: Mapping[str, Any]) -> Loss | None:
             return None
         if isinstance(value, Tensor) or value != defaults[name]:
             options[name] = value
-    return Loss(kind, types.MappingProxyType(options) if not options else options)
+    return Loss(kind, options)
 
 
 def _from_module(module: nn.Module) -> Loss | None:

@@ -204,9 +204,7 @@ def _trial(problem: Problem, form: str) -> str | None:
     """
     inner = problem.inner
     if inner.steps > 1:
-        inner = replace(
-            inner, steps=1, step_weights=(0.0, 1.0), learned_step_weights=None
-        )
+        inner = replace(inner, steps=1, step_weights=(0.0, 1.0), learned_step_weights=None)
     tasks = problem.tasks.first(2)
     small = replace(
         problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]

@@ -66,10 +66,13 @@ def profile(model: nn.Module, objective: Callable[..., Tensor], tasks: TaskBatch
         bytes_written=counter.bytes_written // support.count,
         parameter_bytes=sum(p.nbytes for p in proxies.values()),
         prediction=single,
-        written_buffers=tuple(n for n, b in buffers.items() if b._version != versions[n]),
-        unreached=frozenset(
-            name for name, g in zip(proxies, gradients, strict=True) if g is None
+        written_buffers=tuple(
+            # Batch norm writes its running statistics behind the version counter's back.
+            name
+            for name, b in model.named_buffers()
+            if buffers[name]._version != versions[name] or not _same(buffers[name], b)
         ),
+        unreached=frozenset(name for name, g in zip(proxies, gradients, strict=True) if g is None),
         draws_random=draws,
         has_convolution=counter.seen("convolution"),
         has_attention=counter.seen("scaled_dot_product"),
@@ -99,6 +102,10 @@ class _Counter(TorchDispatchMode):
                 leaf.nbytes for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)
             )
         return out
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left.nan_to_num(), right.nan_to_num())
 
 
 def _check_loss(loss: Any) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastmeta.plan import layers
+from fastmeta.plan import vocabulary as words
 from fastmeta.plan.layers import Layer, Network, Node
 
 
@@ -32,14 +31,13 @@ def read(model: nn.Module, example: Any) -> Network:
         graph = fx.Tracer().trace(copy.deepcopy(model))
     except Exception as error:  # forward is arbitrary code: any exception means it can't be read
         raise Unreadable(f"torch.fx can't trace its forward ({_first_line(error)})") from None
-    network = _Reader(model).network(graph)
-    return _verified(network, model, example)
+    return _verified(_Reader(model).network(graph), model, example)
 
 
 def _verified(network: Network, model: nn.Module, example: Tensor) -> Network:
     """fx can lie (baked-in sizes, branches taken once): the layers must repeat the module."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors.update(model.named_buffers())
     with torch.no_grad():
         try:
             network = network.measured(tensors, example)
@@ -52,8 +50,8 @@ def _verified(network: Network, model: nn.Module, example: Tensor) -> Network:
         raise Unreadable("its layers give an output of another shape than the module")
     # Rounding grows with depth; anything past that is another function.
     tolerance = 16 * len(network.nodes) * torch.finfo(theirs.dtype).eps
-    scale = theirs.abs().amax().nan_to_num(0.0).clamp_min(1.0)
-    if not torch.allclose(ours, theirs, rtol=0, atol=tolerance * float(scale), equal_nan=True):
+    scale = float(theirs.abs().amax().nan_to_num(0.0).clamp_min(1.0))
+    if not torch.allclose(ours, theirs, rtol=0, atol=tolerance * scale, equal_nan=True):
         raise Unreadable("its layers give another output than the module")
     return network
 
@@ -78,62 +76,36 @@ _BATCH = object()
 """The number of examples, as `x.size(0)` or `x.shape[0]` gives it."""
 _SHAPE = object()
 
-_ACTIVATION_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    nn.ReLU: ("relu", ()),
-    nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),
-    nn.Tanh: ("tanh", ()),
-    nn.Sigmoid: ("sigmoid", ()),
-    nn.GELU: ("gelu", ("approximate",)),
-    nn.SiLU: ("silu", ()),
-    nn.ELU: ("elu", ("alpha",)),
-    nn.Softplus: ("softplus", ("beta", "threshold")),
-}
-_ACTIVATION_OPTIONS = {kind: names for kind, names in _ACTIVATION_MODULES.values()}
-_ACTIVATION_FUNCTIONS: dict[Any, str] = {
-    **{getattr(F, kind): kind for kind in _ACTIVATION_OPTIONS if hasattr(F, kind)},
-    **{function: "relu" for function in (torch.relu, torch.relu_, F.relu_)},
-    **{function: "tanh" for function in (torch.tanh, F.tanh)},
-    **{function: "sigmoid" for function in (torch.sigmoid, F.sigmoid)},
-}
-_ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu", "tanh": "tanh", "sigmoid": "sigmoid"}
-_POOL_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    nn.MaxPool2d: ("max_pool2d", ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
-    nn.AvgPool2d: (
-        "avg_pool2d",
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    ),
-    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", ("output_size",)),
-}
-_POOL_OPTIONS = {kind: names for kind, names in _POOL_MODULES.values()}
-_POOL_FUNCTIONS: dict[Any, str] = {
-    **{getattr(F, kind): kind for kind in _POOL_OPTIONS},
-    torch.max_pool2d: "max_pool2d",
-}
-
 
 class _Reader:
-    """One pass over a traced graph."""
+    """One pass over a traced graph.
+
+    A graph node's value is the index of a layer's output (-1: the input), the name of a parameter
+    or buffer, `_SHAPE` or `_BATCH`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = dict(model.named_modules(remove_duplicate=False))
-        self._canonical = {id(p): name for name, p in model.named_parameters()}
-        self._canonical |= {id(b): name for name, b in model.named_buffers()}
-        self._tensors = dict(model.named_parameters(remove_duplicate=False))
-        self._tensors |= dict(model.named_buffers(remove_duplicate=False))
+        self._modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+        own = [*model.named_parameters(), *model.named_buffers()]
+        canonical = {id(tensor): name for name, tensor in own}
+        shared = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
+        self._names = {name: canonical[id(tensor)] for name, tensor in shared}
         self._nodes: list[Node] = []
-        self._values: dict[fx.Node, Any] = {}
+        self._values: dict[Any, Any] = {}
 
     def network(self, graph: fx.Graph) -> Network:
+        """All of the graph."""
         output: Any = None
-        inputs = 0
-        for node in graph.nodes:
+        for i, node in enumerate(graph.nodes):
             if node.op == "placeholder":
-                inputs += 1
-                if inputs > 1 and node.users:
+                if i > 0 and node.users:
                     raise Unreadable(f"its forward takes {node.name!r} besides its input")
                 self._values[node] = -1
             elif node.op == "get_attr":
-                self._values[node] = self._tensor_name(node.target)
+                self._values[node] = self._tensor(node.target)
             elif node.op == "output":
                 output = self._value(node.args[0])
             else:
@@ -142,43 +114,47 @@ class _Reader:
             raise Unreadable("its output is not one tensor")
         return Network(tuple(self._nodes), output)
 
-    def _read(self, node: fx.Node) -> Any:
+    def _read(self, node: Any) -> Any:
         if node.op == "call_module":
-            module = self._modules[str(node.target)]
-            layer = self._module_layer(str(node.target), module)
-            return self._append(layer, (self._only_argument(node),), str(node.target))
+            if len(node.args) != 1 or node.kwargs:
+                raise Unreadable(f"{node.target} is called with more than its input")
+            layer = self._module_layer(node.target, self._modules[node.target])
+            return self._append(layer, [node.args[0]], node.target)
         if node.op == "call_method":
             return self._method(node)
         return self._function(node)
 
-    def _append(self, layer: Layer, inputs: tuple[int, ...], name: str) -> int:
+    def _append(self, layer: Layer, inputs: list[Any], name: str) -> int:
+        sources = tuple(self._input(arg) for arg in inputs)
         if isinstance(layer, layers.Identity):
-            return inputs[0]
-        self._nodes.append(Node(layer, inputs, name))
+            return sources[0]
+        self._nodes.append(Node(layer, sources, name))
         return len(self._nodes) - 1
 
-    def _module_layer(self, name: str, module: nn.Module) -> Layer:
+    def _module_layer(self, name: str, module: Any) -> Layer:
         kind = type(module)
         if kind is nn.Linear:
-            return layers.Linear(self._own(name, "weight"), self._maybe_own(name, module.bias, "bias"))
+            return layers.Linear(
+                self._tensor(f"{name}.weight"), self._of_module(name, module, "bias")
+            )
         if kind is nn.Conv2d:
             return self._convolution(name, module)
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             return self._batch_norm(name, module)
-        if kind in _ACTIVATION_MODULES:
-            function, names = _ACTIVATION_MODULES[kind]
-            return layers.Activation(function, _options(module, names))
-        if kind in _POOL_MODULES:
+        if kind in words.ACTIVATION_MODULES:
+            function, options = words.ACTIVATION_MODULES[kind]
+            return layers.Activation(function, words.module_options(module, options))
+        if kind in words.POOL_MODULES:
             if getattr(module, "return_indices", False):
                 raise Unreadable(f"{name} returns its indices")
-            function, names = _POOL_MODULES[kind]
-            return layers.Pool2d(function, _options(module, names))
+            function, options = words.POOL_MODULES[kind]
+            return layers.Pool2d(function, words.module_options(module, options))
         if kind is nn.Flatten:
-            return self._flatten(module.start_dim, module.end_dim)
-        if kind is nn.Identity or (_is_dropout(module) and not module.training):
-            return layers.Identity()
-        if _is_dropout(module):
+            return _flatten(module.start_dim, module.end_dim)
+        if kind in words.DROPOUTS and module.training:
             raise Unreadable(f"{name} is dropout in train(), which the kernels don't draw")
+        if kind is nn.Identity or kind in words.DROPOUTS:
+            return layers.Identity()
         raise Unreadable(f"{name} is a {kind.__name__}, which is no known layer")
 
     def _convolution(self, name: str, module: Any) -> Layer:
@@ -186,17 +162,13 @@ class _Reader:
             raise Unreadable(f"{name} pads with {module.padding_mode!r}")
         padding = module.padding
         if isinstance(padding, str):
-            if padding == "valid":
-                padding = (0, 0)
-            elif any(d * (k - 1) % 2 for d, k in zip(module.dilation, module.kernel_size)):
+            spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+            if padding == "same" and any(span % 2 for span in spans):
                 raise Unreadable(f"{name} pads unevenly")
-            else:
-                padding = tuple(
-                    d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size)
-                )
+            padding = _pair(tuple(span // 2 if padding == "same" else 0 for span in spans))
         return layers.Conv2d(
-            self._own(name, "weight"),
-            self._maybe_own(name, module.bias, "bias"),
+            self._tensor(f"{name}.weight"),
+            self._of_module(name, module, "bias"),
             module.stride,
             padding,
             module.dilation,
@@ -204,159 +176,87 @@ class _Reader:
         )
 
     def _batch_norm(self, name: str, module: Any) -> Layer:
-        running = module.running_mean is not None
         return layers.BatchNorm(
-            self._maybe_own(name, module.weight, "weight"),
-            self._maybe_own(name, module.bias, "bias"),
-            self._maybe_own(name, module.running_mean, "running_mean"),
-            self._maybe_own(name, module.running_var, "running_var"),
+            self._of_module(name, module, "weight"),
+            self._of_module(name, module, "bias"),
+            self._of_module(name, module, "running_mean"),
+            self._of_module(name, module, "running_var"),
             module.eps,
-            batch_statistics=module.training or not running,
+            batch_statistics=module.training or module.running_mean is None,
         )
 
-    def _function(self, node: fx.Node) -> Any:
+    def _function(self, node: Any) -> Any:
         target = node.target
         if target is getattr and node.args[1] == "shape":
             self._input(node.args[0])
             return _SHAPE
         if target is operator.getitem and self._value(node.args[0]) is _SHAPE:
-            return self._batch_size(node.args[1])
-        if target in (operator.add, torch.add, operator.iadd):
+            return _batch_size(node.args[1])
+        if target in (operator.add, operator.iadd, torch.add):
             if node.kwargs or len(node.args) != 2:
                 raise Unreadable(f"{node.name}: an addition with options")
-            left, right = (self._input(arg) for arg in node.args)
-            return self._append(layers.Add(), (left, right), node.name)
-        if target in _ACTIVATION_FUNCTIONS:
-            return self._activation(node, _ACTIVATION_FUNCTIONS[target])
-        if target in _POOL_FUNCTIONS:
-            return self._pool(node, _POOL_FUNCTIONS[target])
-        reader: Callable[[fx.Node], Any] | None = {
-            F.linear: self._functional_linear,
-            F.conv2d: self._functional_convolution,
-            torch.conv2d: self._functional_convolution,
-            F.batch_norm: self._functional_batch_norm,
-            torch.flatten: self._call_flatten,
-            torch.mean: self._call_mean,
-            torch.reshape: self._call_view,
-        }.get(target)
-        if reader is None:
-            raise Unreadable(f"{node.name} calls {_name_of(target)}, which is no known layer")
-        return reader(node)
+            return self._append(layers.Add(), list(node.args), node.name)
+        if target in words.ACTIVATION_FUNCTIONS:
+            return self._with_options(node, layers.Activation, words.ACTIVATION_FUNCTIONS[target])
+        if target in words.POOL_FUNCTIONS:
+            return self._with_options(node, layers.Pool2d, words.POOL_FUNCTIONS[target])
+        if target in words.FUNCTIONS:
+            return self._call(node, words.FUNCTIONS[target])
+        name = getattr(target, "__name__", str(target))
+        raise Unreadable(f"{node.name} calls {name}, which is no known layer")
 
-    def _method(self, node: fx.Node) -> Any:
-        method = str(node.target)
+    def _method(self, node: Any) -> Any:
+        method = node.target
         if method == "size":
             self._input(node.args[0])
-            return self._batch_size(node.args[1]) if len(node.args) > 1 else _SHAPE
-        if method in _ACTIVATION_METHODS:
-            return self._activation(node, _ACTIVATION_METHODS[method])
-        if method in ("contiguous", "clone"):
+            return _batch_size(node.args[1]) if len(node.args) > 1 else _SHAPE
+        if method in words.PASSING_METHODS:
             return self._input(node.args[0])
-        reader = {
-            "view": self._call_view,
-            "reshape": self._call_view,
-            "flatten": self._call_flatten,
-            "mean": self._call_mean,
-            "add": None,
-        }.get(method)
-        if reader is None:
-            raise Unreadable(f"{node.name} calls the method {method!r}, which is no known layer")
-        return reader(node)
+        if method in words.ACTIVATION_METHODS:
+            return self._with_options(node, layers.Activation, words.ACTIVATION_METHODS[method])
+        if method in words.METHODS:
+            return self._call(node, words.METHODS[method])
+        raise Unreadable(f"{node.name} calls the method {method!r}, which is no known layer")
 
-    def _activation(self, node: fx.Node, kind: str) -> int:
-        names = ("input", *_ACTIVATION_OPTIONS[kind])
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    def _with_options(self, node: Any, make: Any, kind: str) -> int:
+        given = _named(node, ("input", *words.OPTIONS[kind]))
         given.pop("inplace", None)
-        return self._append_with_options(node, given, layers.Activation, kind)
-
-    def _pool(self, node: fx.Node, kind: str) -> int:
-        names = ("input", *_POOL_OPTIONS[kind])
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
         if given.pop("return_indices", False):
             raise Unreadable(f"{node.name} returns its indices")
-        return self._append_with_options(node, given, layers.Pool2d, kind)
+        source = given.pop("input")
+        return self._append(make(kind, tuple(given.items())), [source], node.name)
 
-    def _append_with_options(self, node: fx.Node, given: dict[str, Any], make: Any, kind: str) -> int:
-        source = self._input(given.pop("input"))
-        options = tuple((name, _constant(node, value)) for name, value in given.items())
-        return self._append(make(kind, options), (source,), node.name)
+    def _call(self, node: Any, kind: str) -> int:
+        """A layer whose options, or tensors, stand in the call itself."""
+        if kind == "view":
+            source, *sizes = node.args
+            layer = self._view(node, sizes or [node.kwargs.get("shape")])
+            return self._append(layer, [source], node.name)
+        given = _named(node, words.ARGUMENTS[kind])
+        source = given.pop("input")
+        if kind == "flatten":
+            layer = _flatten(given.get("start_dim", 0), given.get("end_dim", -1))
+        elif kind == "mean":
+            layer = _mean(node, given.get("dim"), given.get("keepdim", False))
+        else:
+            tensors = {
+                name: None if given.get(name) is None else self._parameter(given[name])
+                for name in ("weight", "bias", "running_mean", "running_var")
+            }
+            layer = _functional(kind, given, tensors)
+        return self._append(layer, [source], node.name)
 
-    def _functional_linear(self, node: fx.Node) -> int:
-        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
-        layer = layers.Linear(self._name(given["weight"]), self._maybe_name(given.get("bias")))
-        return self._append(layer, (self._input(given["input"]),), node.name)
-
-    def _functional_convolution(self, node: fx.Node) -> int:
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        if isinstance(given.get("padding"), str):
-            raise Unreadable(f"{node.name} pads by name")
-        layer = layers.Conv2d(
-            self._name(given["weight"]),
-            self._maybe_name(given.get("bias")),
-            _pair(_constant(node, given.get("stride", 1))),
-            _pair(_constant(node, given.get("padding", 0))),
-            _pair(_constant(node, given.get("dilation", 1))),
-            _constant(node, given.get("groups", 1)),
-        )
-        return self._append(layer, (self._input(given["input"]),), node.name)
-
-    def _functional_batch_norm(self, node: fx.Node) -> int:
-        names = (
-            "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
-        )  # fmt: skip
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        layer = layers.BatchNorm(
-            self._maybe_name(given.get("weight")),
-            self._maybe_name(given.get("bias")),
-            self._maybe_name(given.get("running_mean")),
-            self._maybe_name(given.get("running_var")),
-            _constant(node, given.get("eps", 1e-5)),
-            batch_statistics=bool(_constant(node, given.get("training", False))),
-        )
-        return self._append(layer, (self._input(given["input"]),), node.name)
-
-    def _call_flatten(self, node: fx.Node) -> int:
-        names = ("input", "start_dim", "end_dim")
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        layer = self._flatten(
-            _constant(node, given.get("start_dim", 0)), _constant(node, given.get("end_dim", -1))
-        )
-        return self._append(layer, (self._input(given["input"]),), node.name)
-
-    def _flatten(self, start: int, end: int) -> Layer:
-        if start < 1:
-            raise Unreadable("it flattens examples together")
-        return layers.Flatten(start, end)
-
-    def _call_mean(self, node: fx.Node) -> int:
-        given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
-        dims = _constant(node, given.get("dim"))
-        dims = (dims,) if isinstance(dims, int) else dims
-        if not dims or any(d == 0 for d in dims):
-            raise Unreadable(f"{node.name} takes a mean over examples")
-        layer = layers.Mean(tuple(dims), bool(_constant(node, given.get("keepdim", False))))
-        return self._append(layer, (self._input(given["input"]),), node.name)
-
-    def _call_view(self, node: fx.Node) -> int:
-        source, *sizes = node.args
-        if "shape" in node.kwargs:
-            sizes = [node.kwargs["shape"]]
+    def _view(self, node: Any, sizes: list[Any]) -> Layer:
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
             sizes = list(sizes[0])
-        if not sizes:
-            raise Unreadable(f"{node.name} views another dtype")
-        front, *rest = [self._value(size) if isinstance(size, fx.Node) else size for size in sizes]
-        if front is not _BATCH and front != -1:
+        front, *rest = [self._value(size) for size in sizes]
+        if front is not _BATCH and (front != -1 or isinstance(sizes[0], fx.Node)):
             raise Unreadable(f"{node.name} bakes a number of examples into its view")
-        if not all(isinstance(size, int) for size in rest) or (front == -1 and -1 in rest):
+        if any(isinstance(size, fx.Node) or not isinstance(size, int) for size in sizes[1:]):
             raise Unreadable(f"{node.name} has a view that depends on the data's shape")
-        return self._append(layers.Reshape(tuple(rest)), (self._input(source),), node.name)
-
-    def _batch_size(self, index: Any) -> Any:
-        if index != 0:
-            raise Unreadable("it reads a size of its input other than the number of examples")
-        return _BATCH
+        if front == -1 and -1 in rest:
+            raise Unreadable(f"{node.name} leaves two sizes open")
+        return layers.Reshape(tuple(rest))
 
     def _value(self, arg: Any) -> Any:
         return self._values[arg] if isinstance(arg, fx.Node) else arg
@@ -367,53 +267,78 @@ class _Reader:
             raise Unreadable("an operation reads something that is no layer's output")
         return value
 
-    def _only_argument(self, node: fx.Node) -> int:
-        if len(node.args) != 1 or node.kwargs:
-            raise Unreadable(f"{node.target} is called with more than its input")
-        return self._input(node.args[0])
-
-    def _name(self, arg: Any) -> str:
+    def _parameter(self, arg: Any) -> str:
         value = self._value(arg)
         if not isinstance(value, str):
             raise Unreadable("a layer's weight is computed, not a parameter")
         return value
 
-    def _maybe_name(self, arg: Any) -> str | None:
-        return None if arg is None else self._name(arg)
+    def _tensor(self, name: Any) -> str:
+        if name not in self._names:
+            raise Unreadable(f"it reads {name}, which is neither parameter nor buffer")
+        return self._names[name]
 
-    def _tensor_name(self, target: Any) -> str:
-        tensor = self._tensors.get(str(target))
-        if tensor is None:
-            raise Unreadable(f"it reads {target}, which is neither parameter nor buffer")
-        return self._canonical[id(tensor)]
-
-    def _own(self, module: str, name: str) -> str:
-        return self._tensor_name(f"{module}.{name}" if module else name)
-
-    def _maybe_own(self, module: str, tensor: Tensor | None, name: str) -> str | None:
-        return None if tensor is None else self._own(module, name)
+    def _of_module(self, module_name: str, module: Any, name: str) -> str | None:
+        return None if getattr(module, name) is None else self._tensor(f"{module_name}.{name}")
 
 
-def _options(module: nn.Module, names: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, getattr(module, name)) for name in names)
+def _named(node: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """A call's arguments by name; only the tensors may be computed."""
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    tensors = ("input", "weight", "bias", "running_mean", "running_var")
+    for name, value in given.items():
+        if isinstance(value, fx.Node) and name not in tensors:
+            raise Unreadable(f"{node.name} has an option that is computed")
+        if isinstance(value, list):
+            given[name] = tuple(value)
+    return given
 
 
-def _constant(node: fx.Node, value: Any) -> Any:
-    if isinstance(value, fx.Node):
-        raise Unreadable(f"{node.name} has an option that is computed")
-    return tuple(value) if isinstance(value, list) else value
+def _functional(kind: str, given: dict[str, Any], tensors: dict[str, str | None]) -> Layer:
+    weight, bias = tensors["weight"], tensors["bias"]
+    if kind == "batch_norm":
+        return layers.BatchNorm(
+            weight,
+            bias,
+            tensors["running_mean"],
+            tensors["running_var"],
+            given.get("eps", 1e-5),
+            batch_statistics=bool(given.get("training", False)),
+        )
+    if weight is None:
+        raise Unreadable(f"a call of {kind} without a weight")
+    if kind == "linear":
+        return layers.Linear(weight, bias)
+    if isinstance(given.get("padding"), str):
+        raise Unreadable("a convolution pads by name")
+    stride, padding, dilation = (
+        _pair(given.get(name, default))
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
+    return layers.Conv2d(weight, bias, stride, padding, dilation, given.get("groups", 1))
+
+
+def _flatten(start: Any, end: Any) -> Layer:
+    if start < 1:
+        raise Unreadable("it flattens examples together")
+    return layers.Flatten(start, end)
+
+
+def _mean(node: Any, dims: Any, keepdim: Any) -> Layer:
+    dims = (dims,) if isinstance(dims, int) else dims
+    if not dims or 0 in dims:
+        raise Unreadable(f"{node.name} takes a mean over examples")
+    return layers.Mean(tuple(dims), bool(keepdim))
+
+
+def _batch_size(index: Any) -> object:
+    if index != 0:
+        raise Unreadable("it reads a size of its input other than the number of examples")
+    return _BATCH
 
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _is_dropout(module: nn.Module) -> bool:
-    return type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-
-
-def _name_of(target: Any) -> str:
-    return getattr(target, "__name__", str(target))
 
 
 def _first_line(error: Exception) -> str:

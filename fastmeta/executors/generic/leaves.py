@@ -65,8 +65,10 @@ class DataLeaves:
         self._moving: list[Tensor] = []
         for examples in problem.tasks.sets():
             self._sets.append(
-                (unstack(map_tensors(Tensor.detach, examples.inputs), self._tasks),
-                 unstack(map_tensors(Tensor.detach, examples.targets), self._tasks))
+                (
+                    unstack(map_tensors(Tensor.detach, examples.inputs), self._tasks),
+                    unstack(map_tensors(Tensor.detach, examples.targets), self._tasks),
+                )
             )
             if problem.differentiate:
                 self._moving += [leaf for leaf in examples.leaves() if leaf.requires_grad]
@@ -77,8 +79,7 @@ class DataLeaves:
             for examples in problem.tasks.sets()
         ]
         self._flags = [
-            [leaf.requires_grad for leaf in examples.leaves()]
-            for examples in problem.tasks.sets()
+            [leaf.requires_grad for leaf in examples.leaves()] for examples in problem.tasks.sets()
         ]
 
     def task(self, index: int) -> tuple[list[tuple[Any, Any, Tensor | None]], list[Tensor]]:

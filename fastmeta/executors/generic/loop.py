@@ -82,8 +82,10 @@ class _Task:
                     loss = self._loss(phi, self._query, last=step == inner.steps)
                 step_losses.append(loss.detach())
                 if weight != 0.0:
-                    total = loss * weight if total is zero and weight != 1.0 else (
-                        loss if total is zero else total + loss * weight
+                    total = (
+                        loss * weight
+                        if total is zero and weight != 1.0
+                        else (loss if total is zero else total + loss * weight)
                     )
             else:
                 step_losses.append(zero)

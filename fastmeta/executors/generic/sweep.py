@@ -6,7 +6,7 @@ products, each step's graph built and freed on its own (docs/design.md, equation
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -146,7 +146,10 @@ class _Task:
                 products: list[Tensor | None] = [None] * (len(point) + len(others))
             else:
                 gradients, products = _hessian_product(
-                    self._loss(point, self._support), point, others, vectors,
+                    self._loss(point, self._support),
+                    point,
+                    others,
+                    vectors,
                     retain_graph=bool(shared.captured),
                 )
         for name, gradient in zip(point, gradients, strict=True):
@@ -231,15 +234,22 @@ class _Task:
 
 
 def _gradients(
-    loss: Tensor, leaves: Sequence[Tensor], retain_graph: bool
+    loss: Tensor,
+    leaves: Sequence[Tensor],
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
 ) -> Sequence[Tensor | None]:
     if not loss.requires_grad:
         return [None] * len(leaves)
-    return torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=retain_graph)
+    return torch.autograd.grad(
+        loss, leaves, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+    )
 
 
 def _hessian_product(
-    loss: Tensor, point: dict[str, Tensor], others: list[Tensor],
+    loss: Tensor,
+    point: dict[str, Tensor],
+    others: list[Tensor],
     vectors: dict[str, Tensor],
     retain_graph: bool,
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -249,23 +259,24 @@ def _hessian_product(
     less memory (docs/design.md, "Hessian-vector products by autograd").
     """
     leaves = [*point.values(), *others]
-    if not loss.requires_grad:
-        return [None] * len(point), [None] * len(leaves)
-    gradients = torch.autograd.grad(
-        loss, list(point.values()), create_graph=True, allow_unused=True
+    found = _gradients(loss, list(point.values()), create_graph=True)
+    gradients: list[Tensor | None] = [None if g is None else g.detach() for g in found]
+    # A gradient that does not depend on anything (of a linear loss) has no second derivative.
+    curved = {
+        name: g
+        for name, g in zip(point, found, strict=True)
+        if g is not None and g.requires_grad and name in vectors
+    }
+    if not curved:
+        return gradients, [None] * len(leaves)
+    products = torch.autograd.grad(
+        list(curved.values()),
+        leaves,
+        [vectors[name].to(g.dtype) for name, g in curved.items()],
+        allow_unused=True,
+        retain_graph=retain_graph,
     )
-    outputs: list[Tensor] = []
-    directions: list[Tensor] = []
-    for name, gradient in zip(point, gradients, strict=True):
-        if gradient is not None and gradient.requires_grad and name in vectors:
-            outputs.append(gradient)
-            directions.append(vectors[name].to(gradient.dtype))
-    products: Sequence[Tensor | None] = [None] * len(leaves)
-    if outputs:
-        products = torch.autograd.grad(
-            outputs, leaves, directions, allow_unused=True, retain_graph=retain_graph
-        )
-    return [None if g is None else g.detach() for g in gradients], list(products)
+    return gradients, list(products)
 
 
 def _detached(rate: Any) -> Any:
@@ -281,7 +292,7 @@ def _generator_state(problem: Problem) -> Any:
 
 
 @contextmanager
-def _replayed(problem: Problem, state: Any) -> Iterator[None]:
+def _replayed(problem: Problem, state: Any) -> Generator[None, None, None]:
     """Draws the numbers drawn at `state` again, and leaves the generator where it was."""
     if state is None:
         yield

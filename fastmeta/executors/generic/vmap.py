@@ -61,7 +61,9 @@ def run(problem: Problem, chunk: int) -> Outcome:
             weights = problem.task_weights[part]
             of_theta, of_rates, of_data = gradients
             summed = [_weighted_sum(g, weights) for g in (*of_theta.values(), *of_rates.values())]
-            sums = summed if sums is None else [a.add_(b) for a, b in zip(sums, summed, strict=True)]
+            sums = (
+                summed if sums is None else [a.add_(b) for a, b in zip(sums, summed, strict=True)]
+            )
             data_parts.append([_weighted(g, weights) for g in of_data])
     outcome = _outcome(auxiliary)
     if problem.differentiate:

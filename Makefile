@@ -1,0 +1,26 @@
+# The few commands of this house; CI calls the same ones. Each runs in the active environment.
+
+.PHONY: install test check format demo clean
+
+install:  ## editable, with what the tests, the checks and the demo need
+	python -m pip install -c constraints.txt -e ".[test,demo]"
+
+test:
+	pytest -q
+
+check:  ## lint, layout and types
+	ruff check
+	ruff format --check
+	pyright
+
+format:
+	ruff check --fix
+	ruff format
+
+demo:
+	python -m fastmeta demo
+
+clean:
+	rm -rf build dist *.egg-info fastmeta/_build.json fastmeta/_C*.so
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find fastmeta tests -name __pycache__ -type d -prune -exec rm -rf {} +

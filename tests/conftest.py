@@ -1,0 +1,39 @@
+"""Shared fixtures: forms of the general path to choose, and uninitialised memory made visible."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmeta.plan import cost
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _uninitialised_memory_is_nan():
+    """What nothing wrote is seen: torch fills fresh tensors with NaN in deterministic mode."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def force_form(monkeypatch):
+    """`force_form("loop")` makes the general path take that form, with chunks of 2 for vmap."""
+
+    def force(form: str) -> None:
+        def choose(profile, sizes, unavailable):
+            assert form not in unavailable, unavailable[form]
+            return cost.Choice(form, 2, "forced")
+
+        monkeypatch.setattr(cost, "choose", choose)
+
+    return force

@@ -1,0 +1,117 @@
+"""No gradient is dropped silently: whatever reaches the loss and requires grad gets its own."""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from test_options import agree, data, network
+from torch import Tensor, nn
+
+import fastmeta
+
+FORMS = ("vmap", "loop", "sweep")
+RATE = {"rate": lambda name, step: 0.2, "steps": 2}
+OPTIONS = {"inner_lr": 0.2, "inner_steps": 2}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inputs(form: str, force_form) -> None:
+    force_form(form)
+    support, query = data()
+    support[0].requires_grad_()
+    query[0].requires_grad_()
+    agree(network(), support, query, [support[0], query[0]], RATE, **OPTIONS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_distilled_labels(form: str, force_form) -> None:
+    force_form(form)
+    support, query = data()
+    labels = torch.rand(3, 4, 2, dtype=torch.float64).softmax(-1).requires_grad_()
+    query_labels = F.one_hot(query[1], 2).double()
+    agree(network(), (support[0], labels), (query[0], query_labels), [labels], RATE, **OPTIONS)
+
+
+def test_an_encoder_upstream_of_the_inputs() -> None:
+    encoder = nn.Linear(3, 3).double()
+    model, (support, query) = network(), data()
+
+    def encoded(tasks):
+        return (torch.tanh(encoder(tasks[0])), tasks[1])
+
+    leaves = [*model.parameters(), *encoder.parameters()]
+    reference = oracle.maml(model, oracle.split(encoded(support), encoded(query)), leaves, **RATE)
+    fastmeta.maml_step(model, encoded(support), encoded(query), **OPTIONS).loss.backward()
+    for leaf, gradient in zip(leaves, reference.gradients, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-9, atol=1e-11)
+
+
+class LearnedLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        self.unused = nn.Parameter(torch.zeros(2))
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(prediction * self.temperature.exp(), target)
+
+
+@pytest.mark.parametrize("memory", ["auto", "low"])
+def test_parameters_of_a_loss_module(memory: str) -> None:
+    loss = LearnedLoss()
+    agree(
+        network(), *data(tasks=6), [loss.temperature],
+        {**RATE, "loss_fn": loss}, loss_fn=loss, memory=memory, **OPTIONS,
+    )  # fmt: skip
+    assert loss.unused.grad is None
+
+
+@pytest.mark.parametrize("memory", ["auto", "low"])
+@pytest.mark.parametrize("upstream", [False, True], ids=["leaf", "computed"])
+def test_a_tensor_in_a_closure(upstream: bool, memory: str) -> None:
+    leaf = torch.tensor([0.7, 1.4], dtype=torch.float64, requires_grad=True)
+    captured = (leaf * 2).sin() if upstream else leaf
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(prediction * captured, target)
+
+    agree(
+        network(), *data(tasks=6), [leaf],
+        {**RATE, "loss_fn": loss}, loss_fn=loss, memory=memory, **OPTIONS,
+    )  # fmt: skip
+
+
+def test_a_closure_made_anew_each_step_is_found_each_time() -> None:
+    model, (support, query) = network(), data(tasks=30)
+    for _ in range(3):
+        leaf = torch.rand(2, dtype=torch.float64, requires_grad=True)
+        loss = lambda p, t, leaf=leaf: F.cross_entropy(p * leaf, t)  # noqa: E731
+        agree(model, support, query, [leaf], {**RATE, "loss_fn": loss}, loss_fn=loss, **OPTIONS)
+
+
+class Modulated(nn.Module):
+    """A model whose forward reads a tensor that is no parameter (a hypernetwork's output)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+        self.film: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.film is not None
+        return torch.tanh(self.layer(x)) * self.film
+
+
+def test_a_tensor_attribute_of_the_model() -> None:
+    model, hyper = Modulated(), nn.Linear(1, 2).double()
+    for _ in range(2):
+        model.film = hyper(torch.ones(1, dtype=torch.float64))
+        agree(model, *data(tasks=5), list(hyper.parameters()), RATE, **OPTIONS)
+
+
+def test_the_models_own_weight_in_a_closure() -> None:
+    model = network()
+    loss = lambda p, t: F.cross_entropy(p, t) + 0.1 * model[0].weight.square().sum()  # noqa: E731
+    agree(model, *data(tasks=5), [], {**RATE, "loss_fn": loss}, loss_fn=loss, **OPTIONS)
