@@ -315,7 +315,8 @@ def _pad(pairs: list[tuple[Tree, Tree]]) -> Examples:
         return flat.unflatten(0, (len(leaves), longest))
 
     inputs, targets = pytree.tree_map(gather, pairs[0], *pairs[1:])
-    weights = (real / counts[:, None]).to(first[0].device)
+    # In float64, so that a loss in any dtype loses nothing by them.
+    weights = (real.double() / counts[:, None]).to(first[0].device)
     return Examples(inputs, targets, len(pairs), longest, weights)
 
 

@@ -164,10 +164,8 @@ def recognise(loss_fn: Callable[..., Any]) -> Loss | None:
 
 
 def _build(kind: str, keywords: Mapping[str, Any]) -> Loss | None:
-    given = dict(keywords)
-    for old in ("size_average", "reduce"):
-        if given.pop(old, None) is not None:
-            return None
+    # None is "not given" for every option that torch's losses have.
+    given = {name: value for name, value in keywords.items() if value is not None}
     if given.pop("reduction", "mean") != "mean":
         return None
     defaults = _OPTIONS[kind]

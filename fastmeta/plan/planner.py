@@ -6,7 +6,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,10 +72,7 @@ def prepare(
     loss = losses.recognise(loss_fn)
     entry = _entry(model, loss_fn, loss, tasks, inner, differentiate)
     plan = entry.plan
-    if plan.loss is not None and plan.profile.prediction is not None:
-        plan.loss.check("support_y", tasks.support.targets, plan.profile.prediction)
-        if tasks.query is not None:
-            plan.loss.check("query_y", tasks.query.targets, plan.profile.prediction)
+    _check_targets(loss, tasks, plan.profile.prediction)
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
@@ -105,6 +102,16 @@ def prepare(
             entry.trusted.add(choice.form)
         else:
             entry.plan = entry.plan.without(choice.form, reason)
+
+
+def _check_targets(
+    loss: losses.Loss | None, tasks: TaskBatch, prediction: tuple[int, ...] | None
+) -> None:
+    if loss is None or prediction is None:
+        return
+    loss.check("support_y", tasks.support.targets, prediction)
+    if tasks.query is not None:
+        loss.check("query_y", tasks.query.targets, prediction)
 
 
 def compute(planned: Planned) -> Outcome:
@@ -181,7 +188,12 @@ def _make(
     model: nn.Module, loss_fn: Callable[..., Any], loss: losses.Loss | None, tasks: TaskBatch
 ) -> Plan:
     _warn_of_unwritten_statistics(model)
-    measured = profile(model, objective(loss_fn, loss), tasks)
+    measured = profile(
+        model,
+        objective(loss_fn, loss),
+        tasks,
+        check=lambda prediction: _check_targets(loss, tasks, prediction),
+    )
     network: Network | None = None
     why = ""
     inputs = tasks.support.inputs
@@ -226,19 +238,25 @@ def _trial(problem: Problem, form: str) -> str | None:
 
 def _disagreement(outcome: Outcome, reference: Outcome) -> str | None:
     """Catches a wrong rule, not rounding: a ReLU or a max at a tie may fall either way."""
-    ours = [outcome.step_losses[-1], *(g for _, g in outcome.gradients)]
-    theirs = [reference.step_losses[-1], *(g for _, g in reference.gradients)]
+    losses_apart = _apart([outcome.step_losses], [reference.step_losses])
+    gradients_apart = _apart([g for _, g in outcome.gradients], [g for _, g in reference.gradients])
+    error = max(losses_apart, gradients_apart)
+    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}.get(outcome.step_losses.dtype, 0.25)
+    return f"it disagrees with autograd by {error:.1e}" if error > tolerance else None
+
+
+def _apart(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> float:
+    """The error relative to the whole; captured leaves, which only the loop has, are left out."""
     error = scale = 0.0
     for a, b in zip(ours, theirs, strict=False):
-        a = a if a is not None else torch.zeros(()) if b is None else torch.zeros_like(b)
-        b = torch.zeros_like(a) if b is None else b
-        a, b = a.detach().double().nan_to_num(), b.detach().double().nan_to_num()
-        error += float((a - b).square().sum())
-        scale += float(b.square().sum())
-    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}.get(outcome.step_losses.dtype, 0.25)
-    if error <= tolerance**2 * scale:
-        return None
-    return f"it disagrees with autograd by {(error / scale) ** 0.5 if scale else error:.1e}"
+        if a is None and b is None:
+            continue
+        left = torch.zeros_like(b) if a is None else a  # pyright: ignore[reportArgumentType]
+        right = torch.zeros_like(left) if b is None else b
+        left, right = left.detach().double().nan_to_num(), right.detach().double().nan_to_num()
+        error += float((left - right).square().sum())
+        scale += float(right.square().sum())
+    return (error / scale) ** 0.5 if scale else error**0.5
 
 
 def _warn_of_unwritten_statistics(model: nn.Module) -> None:

@@ -32,8 +32,16 @@ class Profile:
     has_attention: bool
 
 
-def profile(model: nn.Module, objective: Callable[..., Tensor], tasks: TaskBatch) -> Profile:
-    """Runs forward and backward once on the first task; model and generators stay as they were."""
+def profile(
+    model: nn.Module,
+    objective: Callable[..., Tensor],
+    tasks: TaskBatch,
+    check: Callable[[tuple[int, ...] | None], None],
+) -> Profile:
+    """Runs forward and backward once on the first task; model and generators stay as they were.
+
+    `check` is given the prediction's shape before the loss is computed, to refuse bad targets.
+    """
     stateless = StatelessModel(model, tuple(name for name, _ in model.named_buffers()))
     parameters = stateless.parameters()
     proxies = {name: p.detach().requires_grad_() for name, p in parameters.items()}
@@ -51,6 +59,8 @@ def profile(model: nn.Module, objective: Callable[..., Tensor], tasks: TaskBatch
         counter, flop_counter = _Counter(), FlopCounterMode(display=False)
         with flop_counter, counter:
             prediction = StatelessModel(model)({**proxies, **buffers}, inputs, {})
+            single = tuple(prediction.shape) if isinstance(prediction, Tensor) else None
+            check(single)
             loss = objective(prediction, targets, weights)
         draws = not torch.equal(before, _random_state(device))
         _check_loss(loss)
@@ -59,7 +69,6 @@ def profile(model: nn.Module, objective: Callable[..., Tensor], tasks: TaskBatch
             if loss.requires_grad
             else [None] * len(proxies)
         )
-    single = tuple(prediction.shape) if isinstance(prediction, Tensor) else None
     return Profile(
         operators=counter.operators,
         flops=flop_counter.get_total_flops() // support.count,
