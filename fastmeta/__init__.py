@@ -1,5 +1,6 @@
 """Fused, batched inner loops for meta-learning, behind one call."""
 
+from fastmeta import data
 from fastmeta.adaptation import AdaptedTasks, adapt
 from fastmeta.backends import backends
 from fastmeta.explanation import explain
@@ -14,6 +15,7 @@ __all__ = [
     "__version__",
     "adapt",
     "backends",
+    "data",
     "explain",
     "maml_step",
 ]

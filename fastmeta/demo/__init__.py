@@ -1,0 +1,1 @@
+"""`python -m fastmeta demo`: learn to learn on sinusoids or on Omniglot, and see what came out."""
