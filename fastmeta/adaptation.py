@@ -15,7 +15,7 @@ from fastmeta.arguments import outside_inference, plain_module, plan_step
 from fastmeta.executors.problem import StatelessModel
 from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.plan import planner
-from fastmeta.tasks import Tree, check_inputs, map_tensors, unstack
+from fastmeta.tasks import Tree, check_inputs, stacked, unstack
 
 
 class AdaptedTasks:
@@ -23,7 +23,7 @@ class AdaptedTasks:
 
     `tasks(x)` evaluates `x [T, Q, ...]`, each task by its own parameters (a list with one
     `[Q, ...]` a task gives a list); `tasks[i]` is task `i` as an ordinary module of its own;
-    `len(tasks)` is T.
+    `len(tasks)` is T. What the tasks share is kept as it was when they were adapted.
     """
 
     def __init__(
@@ -35,6 +35,12 @@ class AdaptedTasks:
     ) -> None:
         self._model = model
         self._batched = batched
+        module = model.module
+        self._shared = {
+            name: tensor.detach().clone()
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if name not in parameters
+        }
         self.parameters = parameters
         """The adapted parameters by name, each `[T, ...]`, detached."""
         self.support_losses = support_losses
@@ -47,12 +53,10 @@ class AdaptedTasks:
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index}: there are {len(self)} adapted tasks")
         module = copy.deepcopy(self._model.module)
-        named = dict(module.named_parameters())
-        for parameter in named.values():
-            parameter.grad = None
+        named = dict(module.named_parameters()) | dict(module.named_buffers())
         with torch.no_grad():
-            for name, value in self.parameters.items():
-                named[name].copy_(value[index])
+            for name, value in self._of(index).items():
+                named[name].copy_(value)
         return module
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -63,25 +67,38 @@ class AdaptedTasks:
 
         **Raises** `ValueError` where `x` has another number of tasks.
         """
-        scratch = self._model.scratch()
-        if isinstance(x, list):
-            if len(x) != len(self):
-                raise ValueError(f"x: {len(x)} tasks, but {len(self)} were adapted")
-            return [self._model(self._of(i), inputs, scratch) for i, inputs in enumerate(x)]
-        check_inputs("x", x, len(self))
-        if self._batched:
-            size = len(self)
-            batched = {name: b.expand(size, *b.shape) for name, b in scratch.items()}
-            function = vmap(self._model, in_dims=(0, 0, 0), randomness="different")
-            return function(self.parameters, x, batched)
-        outputs = [
-            self._model(self._of(i), inputs, scratch)
-            for i, inputs in enumerate(unstack(x, len(self)))
-        ]
-        return map_tensors(lambda *rows: torch.stack(rows), outputs[0], *outputs[1:])
+        if isinstance(x, list) and len(x) != len(self):
+            raise ValueError(f"x: {len(x)} tasks, but {len(self)} were adapted")
+        if not isinstance(x, list):
+            check_inputs("x", x, len(self))
+        with planner.stepping(self._model.module):
+            if self._batched and not isinstance(x, list):
+                return self._all_at_once(x)
+            each = x if isinstance(x, list) else unstack(x, len(self))
+            outputs = [self._evaluate(self._of(i), inputs) for i, inputs in enumerate(each)]
+        return outputs if isinstance(x, list) else stacked(outputs)
+
+    def _all_at_once(self, x: Tree) -> Tree:
+        size = len(self)
+        # A buffer that a pass writes has to be one of each task's own under vmap.
+        scratch = {
+            name: self._shared[name].expand(size, *self._shared[name].shape)
+            for name in self._model.written
+        }
+
+        def evaluate(parameters: dict[str, Tensor], inputs: Tree, own: dict[str, Tensor]) -> Tree:
+            return self._evaluate({**self._shared, **parameters, **own}, inputs)
+
+        function = vmap(evaluate, in_dims=(0, 0, 0), randomness="different")
+        return function(self.parameters, x, scratch)
+
+    def _evaluate(self, tensors: dict[str, Tensor], inputs: Tree) -> Tree:
+        written = {name: tensors[name] for name in self._model.written}
+        return self._model(tensors, inputs, written)
 
     def _of(self, task: int) -> dict[str, Tensor]:
-        return {name: value[task] for name, value in self.parameters.items()}
+        """All of one task's parameters and buffers."""
+        return {**self._shared, **{name: value[task] for name, value in self.parameters.items()}}
 
 
 def adapt(
@@ -103,11 +120,10 @@ def adapt(
 
     **Raises:** `TypeError` or `ValueError` naming the argument, before anything is computed.
     """
-    if torch.is_inference_mode_enabled():
-        support = outside_inference(support)
-    with torch.inference_mode(False), torch.no_grad():
+    model = plain_module(model)
+    with torch.inference_mode(False), torch.no_grad(), planner.stepping(model):
         step = plan_step(
-            plain_module(model),
+            model,
             outside_inference(support),
             None,
             inner_lr=inner_lr,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastmeta.arguments import PlannedStep, plain_module, plan_step
-from fastmeta.plan import cost
+from fastmeta.plan import cost, planner
 from fastmeta.plan.planner import Planned
 
 
@@ -27,7 +27,8 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     options.setdefault("inner_steps", 1)
     options.setdefault("loss_fn", nn.functional.cross_entropy)
     module = plain_module(model)
-    step = plan_step(module, support, query, differentiate=torch.is_grad_enabled(), **options)
+    with planner.stepping(module):
+        step = plan_step(module, support, query, differentiate=torch.is_grad_enabled(), **options)
     first = step.groups[0][1]
     lines = [
         *_layers(type(module).__name__, first),

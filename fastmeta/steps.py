@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastmeta.arguments import PlannedStep, outside_inference, plain_module, plan_step
 from fastmeta.executors.problem import Outcome
@@ -116,9 +115,11 @@ def maml_step(
         with torch.inference_mode(False), torch.no_grad():
             data = outside_inference(support), outside_inference(query)
             return maml_step(model, *data, **options)
+    model = plain_module(model)
     differentiate = torch.is_grad_enabled()
-    step = plan_step(plain_module(model), support, query, **options, differentiate=differentiate)
-    outcomes = [(indices, planner.compute(planned)) for indices, planned in step.groups]
+    with planner.stepping(model):
+        step = plan_step(model, support, query, **options, differentiate=differentiate)
+        outcomes = [(indices, planner.compute(planned)) for indices, planned in step.groups]
     return _meta_step(step, outcomes)
 
 
@@ -172,8 +173,26 @@ class _MetaGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, scale: Tensor
     ) -> tuple[Tensor | None, ...]:
-        return (None, None, *(g * scale.to(g.dtype) for g in ctx.saved_tensors))
+        scaled = [g * scale.to(g.dtype) for g in ctx.saved_tensors]
+        if torch.is_grad_enabled():  # create_graph=True
+            anchor = torch.zeros((), requires_grad=True)
+            scaled = [_NoThirdOrder.apply(g, anchor) for g in scaled]
+        return (None, None, *scaled)
+
+
+class _NoThirdOrder(torch.autograd.Function):
+    """A meta-gradient that refuses to be differentiated once more, rather than be a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        raise RuntimeError(
+            "the meta-gradient of fastmeta is differentiable once: a loss made of it (a gradient "
+            "penalty, a third level) has no gradient here"
+        )

@@ -53,7 +53,7 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
         return Choice("loop", 1, f"vmap can't serve: {unavailable['vmap']}")
     if sizes.tasks == 1:
         return Choice("loop", 1, "there is one task, so nothing to map over")
-    loop, vmap = _seconds(profile, sizes, chunk)
+    loop, vmap = seconds(profile, sizes, chunk)
     estimate = f"estimated {1e3 * loop:.1f} ms in the loop, {1e3 * vmap:.1f} ms under vmap"
     if vmap < loop:
         return Choice("vmap", chunk, estimate)
@@ -85,7 +85,7 @@ def _flat(unavailable: dict[str, str]) -> Choice:
     return Choice("loop", 1, f"the sweep can't serve: {unavailable['sweep']}")
 
 
-def _seconds(profile: Profile, sizes: Sizes, chunk: int) -> tuple[float, float]:
+def seconds(profile: Profile, sizes: Sizes, chunk: int) -> tuple[float, float]:
     """Estimated time of the loop and of `vmap`."""
     passes = sizes.steps * (9 if sizes.second_order else 3) + 3
     operators = passes * profile.operators

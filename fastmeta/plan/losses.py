@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+
+from fastmeta.plan.tracing import trace
 
 _FUNCTIONS: dict[Any, str] = {
     F.cross_entropy: "cross_entropy",
@@ -242,7 +244,7 @@ def _traced(keyed: _Keyed) -> Loss | None:
     if len(inspect.signature(function).parameters) != 2:
         return None
     try:
-        graph = fx.Tracer().trace(_TwoArguments(function))
+        graph = trace(_TwoArguments(function))
     except Exception:  # Whatever tracing trips over, the function is not a plain loss call.
         return None
     nodes = list(graph.nodes)

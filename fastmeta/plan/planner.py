@@ -6,7 +6,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +44,28 @@ _plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]] = (
     weakref.WeakKeyDictionary()
 )
 _lock = threading.Lock()
+_model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def stepping(model: nn.Module) -> Generator[None, None, None]:
+    """One thread at a time per model, and torch.compile'd parts of it run as they are written.
+
+    A pass swaps the module's parameters while it runs, and differentiates twice, which compiled
+    code can't.
+    """
+    with _lock:
+        lock = _model_locks.setdefault(model, threading.RLock())
+    with lock:
+        if not any(_compiled(module) for module in model.modules()):
+            yield
+            return
+        with torch.compiler.set_stance("force_eager"):
+            yield
+
+
+def _compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 @dataclass(frozen=True, eq=False)

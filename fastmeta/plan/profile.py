@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from fastmeta.executors.problem import StatelessModel, same_random_numbers
 from fastmeta.tasks import TaskBatch, map_tensors
@@ -56,8 +56,7 @@ def profile(
     device = next(iter(parameters.values())).device
     with torch.enable_grad(), same_random_numbers(device):
         before = _random_state(device)
-        counter, flop_counter = _Counter(), FlopCounterMode(display=False)
-        with flop_counter, counter:
+        with _Counter() as counter:
             prediction = StatelessModel(model)({**proxies, **buffers}, inputs, {})
             single = tuple(prediction.shape) if isinstance(prediction, Tensor) else None
             check(single)
@@ -71,7 +70,7 @@ def profile(
         )
     return Profile(
         operators=counter.operators,
-        flops=flop_counter.get_total_flops() // support.count,
+        flops=counter.flops // support.count,
         bytes_written=counter.bytes_written // support.count,
         parameter_bytes=sum(p.nbytes for p in proxies.values()),
         prediction=single,
@@ -89,11 +88,12 @@ def profile(
 
 
 class _Counter(TorchDispatchMode):
-    """Counts operators and the bytes that they write."""
+    """Counts operators, their FLOPs and the bytes that they write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operators = 0
+        self.flops = 0
         self.bytes_written = 0
         self._names: set[str] = set()
 
@@ -106,6 +106,10 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.operators += 1
         self._names.add(str(func))
+        # torch's own FlopCounterMode hooks every module of the process; its formulas need no hook.
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
         if not getattr(func, "is_view", False):
             self.bytes_written += sum(
                 leaf.nbytes for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)

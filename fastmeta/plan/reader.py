@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fastmeta.plan import layers
 from fastmeta.plan import vocabulary as words
 from fastmeta.plan.layers import Layer, Network, Node
+from fastmeta.plan.tracing import trace
 
 
 class Unreadable(Exception):
@@ -28,7 +29,7 @@ def read(model: nn.Module, example: Any) -> Network:
     _refuse_altered_modules(model)
     try:
         # Tracing runs the module's Python; a copy keeps what that may write out of the model.
-        graph = fx.Tracer().trace(copy.deepcopy(model))
+        graph = trace(copy.deepcopy(model))
     except Exception as error:  # forward is arbitrary code: any exception means it can't be read
         raise Unreadable(f"torch.fx can't trace its forward ({_first_line(error)})") from None
     return _verified(_Reader(model).network(graph), model, example)

@@ -114,13 +114,6 @@ class DataLeaves:
         return pairs
 
 
-def stacked(trees: list[Tree]) -> Tree:
-    """One tree with leading T out of one a task; None out of Nones."""
-    if trees[0] is None:
-        return None
-    return map_tensors(lambda *leaves: torch.stack(leaves), *trees)
-
-
 def captured_leaves(root: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
     """The leaves of `root`'s autograd graph that are not below `known`."""
     stop: set[Any] = set()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, stacked
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves
 from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.tasks import Tree, map_tensors
+from fastmeta.tasks import Tree, map_tensors, stacked
 
 
 def run(problem: Problem) -> Outcome:
