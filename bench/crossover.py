@@ -57,7 +57,7 @@ def main() -> None:
             loss_fn=workload.loss_fn,
         )  # fmt: skip
         planned = step.groups[0][1]
-        chunk = min(workload.tasks, cost.chunk_size(planned.plan.profile, planned.sizes))
+        chunk = cost.chunk_size(planned.plan.profile, planned.sizes)
         chunks = {"vmap": chunk}
         if args.chunks:
             chunks |= {f"vmap {c}": c for c in (4, 8, 16) if c < chunk}

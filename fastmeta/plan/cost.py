@@ -9,18 +9,25 @@ from dataclasses import dataclass
 
 from fastmeta.plan.profile import Profile
 
-CHUNK_BYTES = 1 << 28
+CHUNK_BYTES = 1 << 27
 """What one chunk of tasks under `vmap` may keep alive, by estimate."""
 
-_LOOP_OPERATOR = 7e-6
-"""Seconds of overhead per operator of a task in the loop."""
-_VMAP_OPERATOR = 32e-6
-"""The same under `vmap`, per chunk."""
-_FLOP = 1 / 60e9
-_BYTE = 1 / 4e9
-"""Seconds per byte of per-task weights that a batched product reads or writes."""
-_CONVOLUTION_PENALTY = 2.0
-"""A batched convolution with per-task weights is a grouped one, which libraries run badly."""
+
+@dataclass(frozen=True)
+class _Rates:
+    """Seconds for each unit of work."""
+
+    operator: float
+    """Overhead: of each operator of each task in the loop, of each chunk under `vmap`."""
+    flop: float
+    byte: float
+    """Of each byte that an operator writes."""
+    weight_byte: float
+    """Of each byte of a task's own weights."""
+
+
+_LOOP = _Rates(operator=2.4e-6, flop=2.2e-12, byte=4.2e-10, weight_byte=0.95e-10)
+_VMAP = _Rates(operator=8.6e-6, flop=5.5e-12, byte=4.6e-10, weight_byte=1.04e-10)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     """The fastest form that can serve; for low memory the one that is flat in K."""
     if sizes.low_memory:
         return _flat(unavailable)
-    chunk = min(sizes.tasks, chunk_size(profile, sizes))
+    chunk = chunk_size(profile, sizes)
     if "vmap" in unavailable:
         return Choice("loop", 1, f"vmap can't serve: {unavailable['vmap']}")
     if sizes.tasks == 1:
@@ -61,8 +68,10 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
 
 
 def chunk_size(profile: Profile, sizes: Sizes) -> int:
-    """How many tasks `vmap` takes at a time so that memory stays within `CHUNK_BYTES`."""
-    return max(1, CHUNK_BYTES // max(1, task_bytes(profile, sizes)))
+    """How many tasks `vmap` takes at a time: even chunks that stay within `CHUNK_BYTES`."""
+    most = max(1, CHUNK_BYTES // max(1, task_bytes(profile, sizes)))
+    chunks = -(-sizes.tasks // most)
+    return -(-sizes.tasks // chunks)
 
 
 def task_bytes(profile: Profile, sizes: Sizes) -> int:
@@ -87,12 +96,17 @@ def _flat(unavailable: dict[str, str]) -> Choice:
 
 def seconds(profile: Profile, sizes: Sizes, chunk: int) -> tuple[float, float]:
     """Estimated time of the loop and of `vmap`."""
-    passes = sizes.steps * (9 if sizes.second_order else 3) + 3
-    operators = passes * profile.operators
-    arithmetic = meta_step_flops(profile, sizes) * _FLOP
-    loop = sizes.tasks * operators * _LOOP_OPERATOR + arithmetic
+    inner = 9 if sizes.second_order else 3
+    passes = sizes.steps * inner + 3
+    examples = sizes.tasks * (sizes.steps * inner * sizes.support + 3 * sizes.query)
     chunks = -(-sizes.tasks // chunk)
-    weights = sizes.tasks * passes * profile.parameter_bytes * _BYTE
-    if profile.has_convolution:
-        arithmetic *= _CONVOLUTION_PENALTY
-    return loop, chunks * operators * _VMAP_OPERATOR + arithmetic + weights
+
+    def total(rates: _Rates, repeats: int) -> float:
+        return (
+            repeats * passes * profile.operators * rates.operator
+            + examples * profile.flops * rates.flop
+            + examples * profile.bytes_written * rates.byte
+            + sizes.tasks * passes * profile.parameter_bytes * rates.weight_byte
+        )
+
+    return total(_LOOP, sizes.tasks), total(_VMAP, chunks)
