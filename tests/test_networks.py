@@ -93,3 +93,26 @@ def test_control_flow_falls_back_to_the_loop() -> None:
     case = next(case for case in CASES if case.name == "branching")
     model, data = case.make(), (case.data(40, 4, torch.float32), case.data(40, 5, torch.float32))
     assert "form: loop (vmap can't serve" in fastmeta.explain(model, *data)
+
+
+class Averaging(torch.nn.Module):
+    """Binds its buffer anew on every pass, as moving averages are often written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(5, 3)
+        self.register_buffer("average", torch.zeros(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.average = 0.9 * self.average + 0.1 * x.detach().mean(0)
+        return self.layer(x - self.average)
+
+
+@pytest.mark.parametrize("form", ["vmap", "loop", "sweep"])
+def test_a_buffer_bound_anew_stays_as_it_was(form: str, force_form) -> None:
+    force_form(form)
+    model, support = Averaging(), (torch.randn(3, 4, 5), torch.randint(3, (3, 4)))
+    buffer = model.average
+    fastmeta.maml_step(model, support, support, inner_steps=2)
+    assert model.average is buffer
+    assert torch.equal(buffer, torch.zeros(5))

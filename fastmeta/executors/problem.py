@@ -9,22 +9,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.tasks import TaskBatch, Tree
 
 
-@dataclass(frozen=True, eq=False)
 class StatelessModel:
-    """A module as a function of its parameters: the module itself is never written.
+    """A module as a function of its parameters: a pass leaves the module as it was.
 
-    `written` names the buffers that a forward pass writes (running statistics); each pass writes
-    to a copy that is thrown away.
+    `written` names the buffers that a pass writes in place (running statistics); each pass writes
+    to a copy that is thrown away. What `torch.func.functional_call` does, at a third of its cost:
+    the places to swap are looked up once a step rather than once a pass.
     """
 
-    module: nn.Module
-    written: tuple[str, ...] = ()
+    def __init__(self, module: nn.Module, written: tuple[str, ...] = ()) -> None:
+        self.module = module
+        self.written = written
+        canonical: dict[int, str] = {}
+        self._slots: list[tuple[dict[str, Any], str, str]] = []
+        for prefix, part in module.named_modules(remove_duplicate=False):
+            for tensors in (part._parameters, part._buffers):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        # Tied tensors go by the first of their names.
+                        name = canonical.setdefault(id(tensor), f"{prefix}.{key}".lstrip("."))
+                        self._slots.append((tensors, key, name))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name, tied ones once."""
@@ -35,15 +44,25 @@ class StatelessModel:
         return {name: self.module.get_buffer(name).detach() for name in self.written}
 
     def __call__(
-        self, parameters: Mapping[str, Tensor], inputs: Tree, scratch: Mapping[str, Tensor]
+        self, tensors: Mapping[str, Tensor], inputs: Tree, scratch: Mapping[str, Tensor]
     ) -> Any:
-        replaced = dict(parameters)
-        for name, buffer in scratch.items():
-            replaced[name] = buffer.clone()
-        if isinstance(inputs, Mapping):
-            return functional_call(self.module, replaced, (), dict(inputs))
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        return functional_call(self.module, replaced, args)
+        """The prediction with these parameters and buffers in place of the module's own."""
+        before = [place[key] for place, key, _ in self._slots]
+        try:
+            for place, key, name in self._slots:
+                if name in scratch:
+                    place[key] = scratch[name].clone()
+                elif name in tensors:
+                    place[key] = tensors[name]
+            if isinstance(inputs, Mapping):
+                return self.module(**inputs)
+            if isinstance(inputs, (tuple, list)):
+                return self.module(*inputs)
+            return self.module(inputs)
+        finally:
+            # Of every tensor, because a forward may also have bound a buffer anew.
+            for (place, key, _), tensor in zip(self._slots, before, strict=True):
+                place[key] = tensor
 
 
 @dataclass(frozen=True, eq=False)
