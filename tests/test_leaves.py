@@ -111,6 +111,28 @@ def test_a_tensor_attribute_of_the_model() -> None:
         agree(model, *data(tasks=5), list(hyper.parameters()), RATE, **OPTIONS)
 
 
+class Switched(nn.Module):
+    """Python state turns a captured tensor on after the plan was made without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+        self.film: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.layer(x))
+        return h if self.film is None else h * self.film
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tensor_that_appears_after_planning(form: str, force_form) -> None:
+    force_form(form)
+    model, (support, query) = Switched(), data()
+    agree(model, support, query, [], RATE, **OPTIONS)
+    model.film = torch.rand(2, dtype=torch.float64, requires_grad=True)
+    agree(model, support, query, [model.film], RATE, **OPTIONS)
+
+
 def test_the_models_own_weight_in_a_closure() -> None:
     model = network()
     loss = lambda p, t: F.cross_entropy(p, t) + 0.1 * model[0].weight.square().sum()  # noqa: E731

@@ -20,7 +20,7 @@ def run(problem: Problem) -> Outcome:
     with torch.enable_grad():
         for index, weight in enumerate(weights):
             sets, own = data.task(index)
-            task = _Task(problem, shared, sets, own)
+            task = _Task(problem, shared, sets, own, first=index == 0)
             if problem.differentiate:
                 total = task.unroll() * weight
                 leaves = [*shared.proxies, *own]
@@ -55,15 +55,18 @@ class _Task:
         shared: SharedLeaves,
         sets: list[tuple[Any, Any, Tensor | None]],
         own: list[Tensor],
+        first: bool,
     ) -> None:
         self._problem = problem
         self._shared = shared
         self._support, self._query = sets[0], sets[-1]
         self._own = own
+        self._first = first
         self._scratch = problem.model.scratch()
         self.step_losses: Tensor = torch.empty(0)  # [K + 1]
         self.support_losses: Tensor = torch.empty(0)  # [K]
         self.query_output: Tree = None
+        self._prediction: Tree = None
         self.adapted: dict[str, Tensor] = {}
 
     def unroll(self) -> Tensor:
@@ -79,34 +82,35 @@ class _Task:
             if problem.evaluates(step):
                 weight = inner.step_weights[step]
                 with torch.set_grad_enabled(problem.differentiate and weight != 0.0):
-                    loss = self._loss(phi, self._query, last=step == inner.steps)
+                    loss = self._loss(phi, self._query, ends=step == inner.steps)
+                if step == inner.steps:
+                    self.query_output = map_tensors(Tensor.detach, self._prediction)
                 step_losses.append(loss.detach())
                 if weight != 0.0:
-                    total = (
-                        loss * weight
-                        if total is zero and weight != 1.0
-                        else (loss if total is zero else total + loss * weight)
-                    )
+                    total = loss * weight if total is zero else total + loss * weight
             else:
                 step_losses.append(zero)
             if step < inner.steps:
-                loss = self._loss(phi, self._support)
+                loss = self._loss(phi, self._support, ends=step == 0)
                 support_losses.append(loss.detach())
                 phi = self._descend(loss, phi, step)
+        self._prediction = None
         if problem.keep_adapted:
             self.adapted = {name: phi[name].detach() for name in inner.adapted}
         self.step_losses = torch.stack(step_losses)
         self.support_losses = torch.stack(support_losses) if support_losses else zero.new_empty(0)
         return total
 
-    def _loss(self, phi: dict[str, Tensor], examples: Any, last: bool = False) -> Tensor:
+    def _loss(self, phi: dict[str, Tensor], examples: Any, ends: bool) -> Tensor:
+        """The loss at `phi`; `ends` marks the first support and the last query pass."""
         inputs, targets, weights = examples
         problem = self._problem
-        prediction = problem.model(phi, inputs, self._scratch)
-        loss = problem.objective(prediction, targets, weights)
-        if last:
-            self.query_output = map_tensors(Tensor.detach, prediction)
-        if problem.may_capture and problem.differentiate and loss.requires_grad:
+        self._prediction = problem.model(phi, inputs, self._scratch)
+        loss = problem.objective(self._prediction, targets, weights)
+        # Where the plan knows every layer there is nothing to capture, unless the model's Python
+        # state has changed since: one task is looked at all the same.
+        walk = problem.may_capture or (self._first and ends)
+        if walk and problem.differentiate and loss.requires_grad:
             known = [*self._shared.proxies, *phi.values(), *self._own]
             self._shared.capture(captured_leaves(loss, known))
         return loss

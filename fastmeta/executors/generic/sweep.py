@@ -199,7 +199,7 @@ class _Task:
         loss = problem.objective(prediction, targets, weights)
         if last:
             self.query_output = map_tensors(Tensor.detach, prediction)
-        if problem.may_capture and problem.differentiate and loss.requires_grad:
+        if problem.differentiate and loss.requires_grad:
             known = [*shared.proxies, *point.values(), *self._own]
             shared.capture(captured_leaves(loss, known))
         return loss
