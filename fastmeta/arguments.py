@@ -72,9 +72,10 @@ def plan_step(
     weights = loops.task_weights(task_weights, tasks.tasks, parameters[inner.adapted[0]])
 
     def prepare(indices: list[int], batch: TaskBatch) -> Planned:
-        for label, examples in (("support", batch.support), ("query", batch.query)):
-            if examples is not None:
-                check_model_dtype(examples, label, parameters)
+        for label, examples in zip(("support", "query"), batch.sets(), strict=False):
+            check_model_dtype(examples, label, parameters)
+            if isinstance(tasks, TaskBatch):
+                break  # support and query were found to agree
         whole = len(indices) == tasks.tasks
         return planner.prepare(
             model,

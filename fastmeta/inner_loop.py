@@ -58,6 +58,11 @@ class InnerLoop:
         key = SHARED if self.shared else name
         return rates[key][step] if key in self.per_step else rates[key]
 
+    @property
+    def last_step_alone(self) -> bool:
+        """Whether the loss is that after the last step, as it is by default."""
+        return self.step_weights[-1] == 1.0 and not any(self.step_weights[:-1])
+
     def evaluates(self, step: int) -> bool:
         """Whether the query loss after this many steps is asked for."""
         return (

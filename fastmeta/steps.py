@@ -126,8 +126,10 @@ def maml_step(
 def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> MetaStep:
     weights = step.task_weights
     step_losses, support_losses, query_outputs = _in_order(step, outcomes)
-    step_weights = step_losses.new_tensor(step.inner.step_weights)
-    task_losses = step_weights @ step_losses  # [T]
+    if step.inner.last_step_alone:
+        task_losses = step_losses[-1]  # [T]
+    else:
+        task_losses = step_losses.new_tensor(step.inner.step_weights) @ step_losses
     loss = torch.dot(weights.detach().to(task_losses.dtype), task_losses)
     pairs = [pair for _, outcome in outcomes for pair in outcome.gradients]
     if pairs:

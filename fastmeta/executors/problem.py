@@ -26,6 +26,7 @@ class StatelessModel:
         self.module = module
         self.written = written
         canonical: dict[int, str] = {}
+        self._trainable: dict[str, nn.Parameter] = {}
         self._slots: list[tuple[dict[str, Any], str, str]] = []
         for prefix, part in module.named_modules(remove_duplicate=False):
             for tensors in (part._parameters, part._buffers):
@@ -34,10 +35,12 @@ class StatelessModel:
                         # Tied tensors go by the first of their names.
                         name = canonical.setdefault(id(tensor), f"{prefix}.{key}".lstrip("."))
                         self._slots.append((tensors, key, name))
+                        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                            self._trainable[name] = tensor
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name, tied ones once."""
-        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        return self._trainable
 
     def scratch(self) -> dict[str, Tensor]:
         """The buffers that a pass writes, cut off from autograd."""

@@ -187,11 +187,12 @@ def _fingerprint(
     differentiate: bool,
 ) -> Hashable:
     """What a plan depends on; a plan with another fingerprint is stale."""
-    modules = tuple(
-        (id(m), m.training, bool(m._forward_hooks), bool(m._forward_pre_hooks))
-        for m in model.modules()
-    )
-    parameters = tuple((p.shape, p.dtype, p.requires_grad) for p in model.parameters())
+    modules: list[Hashable] = []
+    for m in model.modules():
+        modules += (id(m), m.training, bool(m._forward_hooks), bool(m._forward_pre_hooks))
+        for p in m._parameters.values():
+            if p is not None:
+                modules += (p.shape, p.dtype, p.requires_grad)
     data = tuple(
         (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
         for examples in tasks.sets()
@@ -202,7 +203,7 @@ def _fingerprint(
     autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     masked = tasks.support.weights is not None
     return (
-        modules, parameters, data, loss_key, autocast, masked,
+        tuple(modules), data, loss_key, autocast, masked,
         inner.adapted, inner.first_order, differentiate,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ class SharedLeaves:
     """Parameters, learning rates and captured tensors: one gradient, summed over the tasks."""
 
     def __init__(self, problem: Problem) -> None:
-        self._differentiate = problem.differentiate
+        self.zero = torch.zeros_like(problem.task_weights[0])
         parameters = problem.model.parameters()
         adapted = frozenset(problem.inner.adapted)
         learned = problem.inner.learned_rates() if problem.differentiate else {}

@@ -74,7 +74,7 @@ class _Task:
         problem, inner = self._problem, self._problem.inner
         theta = self._shared.parameters
         phi = dict(theta)
-        zero = torch.zeros((), dtype=problem.task_weights.dtype, device=problem.task_weights.device)
+        zero = self._shared.zero
         total = zero
         step_losses: list[Tensor] = []
         support_losses: list[Tensor] = []

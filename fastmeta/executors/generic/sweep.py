@@ -60,7 +60,7 @@ class _Task:
         self._support, self._query = sets[0], sets[-1]
         self._own = own
         self._scratch = problem.model.scratch()
-        zero = torch.zeros((), dtype=problem.task_weights.dtype, device=problem.task_weights.device)
+        zero = shared.zero
         self._path: list[dict[str, Tensor]] = []  # adapted parameters at theta_0 .. theta_K
         self._random: list[Any] = []
         self._lambda: dict[int, Tensor] = {}
