@@ -60,6 +60,11 @@ def plan_step(
     _check_choices(loss_fn, memory, executor)
     tasks = support_batch(support) if query is None else task_batch(support, query)
     parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(
+                f"model: {name} is not initialised yet (a lazy module); run the model once first"
+            )
     inner = loops.inner_loop(
         parameters,
         inner_lr,

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fastmeta
 
@@ -258,6 +259,43 @@ def _frozen_body() -> nn.Module:
     model = network()
     model[0].requires_grad_(False)
     return model
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(checkpoint(self.body, x, use_reentrant=False))
+
+
+def test_a_checkpointed_model_would_be_silently_wrong() -> None:
+    refused("its forward uses torch.utils.checkpoint", model=Checkpointed())
+
+
+def test_saved_tensor_hooks_around_the_whole_step_are_the_callers_own() -> None:
+    model, tasks = nn.Linear(3, 2), (examples(), examples())
+    expected = fastmeta.maml_step(model, *tasks).loss
+    with torch.autograd.graph.save_on_cpu():
+        out = fastmeta.maml_step(model, *tasks)
+        out.loss.backward()
+    assert torch.equal(out.loss, expected)
+
+
+def test_a_lazy_module_not_run_yet() -> None:
+    refused(
+        "model: 0.weight is not initialised yet (a lazy module)",
+        model=_Ungraded(nn.LazyLinear(4), nn.Linear(4, 2)),
+    )
+
+
+class _Ungraded(nn.Sequential):
+    """`refused` compares parameters, which a lazy module has not got yet."""
+
+    def parameters(self, recurse: bool = True):
+        return iter(())
 
 
 def test_ragged_tasks_that_differ_in_more_than_their_number() -> None:

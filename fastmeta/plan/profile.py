@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,8 @@ def profile(
     with torch.enable_grad(), same_random_numbers(device):
         before = _random_state(device)
         with _Counter() as counter:
-            prediction = StatelessModel(model)({**proxies, **buffers}, inputs, {})
+            with _no_recomputation():
+                prediction = StatelessModel(model)({**proxies, **buffers}, inputs, {})
             single = tuple(prediction.shape) if isinstance(prediction, Tensor) else None
             check(single)
             loss = objective(prediction, targets, weights)
@@ -115,6 +117,27 @@ class _Counter(TorchDispatchMode):
                 leaf.nbytes for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)
             )
         return out
+
+
+_RECOMPUTES = (
+    "model: its forward uses torch.utils.checkpoint (or other saved_tensors_hooks), which runs "
+    "parts of it again in the backward pass, when the adapted parameters are gone: the gradients "
+    'would be silently wrong. Turn checkpointing off; memory="low" keeps memory flat in K'
+)
+
+
+@contextmanager
+def _no_recomputation() -> Generator[None, None, None]:
+    with ExitStack() as stack:
+        # Hooks of the caller's own, around the whole step, only move what is saved.
+        with suppress(RuntimeError):
+            stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTES))
+        try:
+            yield
+        except RuntimeError as error:
+            if str(error).startswith(_RECOMPUTES):
+                raise ValueError(_RECOMPUTES) from None
+            raise
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

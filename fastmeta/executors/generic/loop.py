@@ -22,11 +22,15 @@ def run(problem: Problem) -> Outcome:
             sets, own = data.task(index)
             task = _Task(problem, shared, sets, own, first=index == 0)
             if problem.differentiate:
-                total = task.unroll() * weight
+                total = task.unroll()
                 leaves = [*shared.proxies, *own]
                 gradients = (
                     torch.autograd.grad(
-                        total, leaves, allow_unused=True, retain_graph=bool(shared.captured)
+                        total,
+                        leaves,
+                        weight.to(total.dtype),
+                        retain_graph=bool(shared.captured),
+                        allow_unused=True,
                     )
                     if total.requires_grad
                     else [None] * len(leaves)
@@ -87,7 +91,8 @@ class _Task:
                     self.query_output = map_tensors(Tensor.detach, self._prediction)
                 step_losses.append(loss.detach())
                 if weight != 0.0:
-                    total = loss * weight if total is zero else total + loss * weight
+                    worth = loss if weight == 1.0 else loss * weight
+                    total = worth if total is zero else total + worth
             else:
                 step_losses.append(zero)
             if step < inner.steps:
