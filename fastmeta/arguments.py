@@ -74,7 +74,7 @@ def plan_step(
         prox=prox,
         first_order=first_order,
     )
-    weights = loops.task_weights(task_weights, tasks.tasks, parameters[inner.adapted[0]])
+    weights = loops.task_weights(task_weights, tasks.tasks, parameters)
 
     def prepare(indices: list[int], batch: TaskBatch) -> Planned:
         for label, examples in zip(("support", "query"), batch.sets(), strict=False):
@@ -96,7 +96,7 @@ def plan_step(
     if isinstance(tasks, TaskBatch):
         return PlannedStep(tasks, inner, weights, [(everyone, prepare(everyone, tasks))])
     groups = [(indices, prepare(indices, batch)) for indices, batch in tasks.by_size()]
-    if len(groups) > 1 and groups[0][1].plan.maskable:
+    if len(groups) > 1 and groups[0][1].plan.maskable and planner.still_reads(groups[0][1]):
         padded = prepare(everyone, tasks.padded())
         # Only a batched form gains from padding; the loop takes each task at its own size.
         if padded.choice.form == "vmap":

@@ -80,7 +80,7 @@ def inner_loop(
     adapt: Adapt = None,
     step_weights: Any = None,
     prox: float = 0.0,
-    first_order: bool = False,
+    first_order: Any = False,
 ) -> InnerLoop:
     """Checks the inner loop's arguments against the model's parameters (name to parameter).
 
@@ -92,11 +92,11 @@ def inner_loop(
     weights, learned = _step_weights(step_weights, steps)
     if isinstance(prox, bool) or not isinstance(prox, Real):
         raise TypeError(f"prox: a {type(prox).__name__}; it must be a number")
-    if not prox >= 0:
-        raise ValueError(f"prox: {prox}; it must not be negative")
-    return InnerLoop(
-        steps, adapted, rates, per_step, weights, float(prox), bool(first_order), learned
-    )
+    if not 0 <= prox < float("inf"):
+        raise ValueError(f"prox: {prox}; it must not be negative, and finite")
+    if not isinstance(first_order, bool):
+        raise TypeError(f"first_order: {first_order!r}; it must be True or False")
+    return InnerLoop(steps, adapted, rates, per_step, weights, float(prox), first_order, learned)
 
 
 def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple[str, ...]:
@@ -109,11 +109,13 @@ def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple
         )
     if adapt is None:
         return tuple(trainable)
-    if callable(adapt):
+    if callable(adapt) and not isinstance(adapt, nn.Module):
         chosen = tuple(name for name in trainable if adapt(name, parameters[name]))
         if not chosen:
             raise ValueError("adapt: the predicate is true of no trainable parameter")
         return chosen
+    if not isinstance(adapt, Iterable):
+        raise TypeError(f"adapt: a {type(adapt).__name__}; it must be None, names, or a predicate")
     wanted: list[Any] = [adapt] if isinstance(adapt, str) else list(adapt)
     for want in wanted:
         if not isinstance(want, str):
@@ -226,7 +228,7 @@ def _step_weights(step_weights: Any, steps: int) -> tuple[tuple[float, ...], Ten
         learned = step_weights if step_weights.requires_grad else None
         values = step_weights.tolist()
     elif isinstance(step_weights, Sequence):
-        values = [float(_number_or_tensor("step_weights", w)) for w in step_weights]
+        return _step_weights(_stacked("step_weights", step_weights), steps)
     else:
         raise TypeError(
             f"step_weights: a {type(step_weights).__name__}; it must be a tensor or a sequence"
@@ -239,25 +241,42 @@ def _step_weights(step_weights: Any, steps: int) -> tuple[tuple[float, ...], Ten
     return tuple(float(value) for value in values), learned
 
 
-def task_weights(weights: Any, tasks: int, like: Tensor) -> Tensor:
+def task_weights(weights: Any, tasks: int, parameters: Mapping[str, Tensor]) -> Tensor:
     """Checks `[T]` weights of the tasks; None is their mean."""
+    device = next(iter(parameters.values())).device
+    # At least float32, so that a bf16 model's mean over tasks is a mean.
+    dtype = torch.float32
+    for parameter in parameters.values():
+        if parameter.is_floating_point():
+            dtype = torch.promote_types(dtype, parameter.dtype)
     if weights is None:
-        return torch.full((tasks,), 1.0 / tasks, dtype=like.dtype, device=like.device)
+        return torch.full((tasks,), 1.0 / tasks, dtype=dtype, device=device)
     if not isinstance(weights, Tensor):
         if not isinstance(weights, Sequence) or isinstance(weights, str):
             raise TypeError(
                 f"task_weights: a {type(weights).__name__}; it must be a tensor or a sequence"
             )
-        weights = torch.tensor([float(w) for w in weights], dtype=like.dtype, device=like.device)
+        weights = _stacked("task_weights", weights).to(device, dtype)
     if weights.shape != (tasks,):
         raise ValueError(f"task_weights: shape {list(weights.shape)}; it must be [T] = [{tasks}]")
     if not weights.is_floating_point():
         raise TypeError(f"task_weights: {weights.dtype}; it must be floating point")
-    if weights.device != like.device:
+    if weights.device != device:
         raise ValueError(
-            f"task_weights: on {weights.device}, but the model's parameters are on {like.device}"
+            f"task_weights: on {weights.device}, but the model's parameters are on {device}"
         )
     return weights
+
+
+def _stacked(label: str, values: Sequence[Any]) -> Tensor:
+    """A sequence of numbers or 0-d tensors as one tensor, on the tape where one is."""
+    entries = [_number_or_tensor(f"{label}[{i}]", value) for i, value in enumerate(values)]
+    for i, entry in enumerate(entries):
+        if isinstance(entry, Tensor) and entry.dim() > 0:
+            raise ValueError(f"{label}[{i}]: shape {list(entry.shape)}; it must be 0-d")
+    if any(isinstance(entry, Tensor) for entry in entries):
+        return torch.stack([torch.as_tensor(entry) for entry in entries])
+    return torch.tensor(entries, dtype=torch.float64)
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -61,12 +61,15 @@ class MAML(nn.Module):
         if learn_inner_lr is not None:
             inner_lr = self._learned(inner_lr, learn_inner_lr)
         self._fixed_lr: dict[str, Any] = {}
+        self._lr_names: dict[str, str] = {}
         self._inner_lr_by_name = isinstance(inner_lr, Mapping)
         self.inner_lrs = nn.ParameterDict()
         entries = inner_lr if isinstance(inner_lr, Mapping) else {"": inner_lr}
         for name, rate in entries.items():
             if isinstance(rate, nn.Parameter):
-                self.inner_lrs[_key(name)] = rate
+                key = _key(name)
+                self._lr_names[key] = name
+                self.inner_lrs[key] = rate
             else:
                 self._fixed_lr[name] = rate
 
@@ -74,7 +77,7 @@ class MAML(nn.Module):
     def inner_lr(self) -> Any:
         """The learning rates in the form that `maml_step` takes."""
         rates: dict[str, Any] = dict(self._fixed_lr)
-        rates.update({_name(key): rate for key, rate in self.inner_lrs.items()})
+        rates.update({self._lr_names[key]: rate for key, rate in self.inner_lrs.items()})
         return rates if self._inner_lr_by_name else rates[""]
 
     def forward(
@@ -147,9 +150,5 @@ class MAML(nn.Module):
 
 
 def _key(name: str) -> str:
-    """A parameter's name as a name that `nn.Module` takes, which has no dots."""
-    return name.replace(".", "/") or "all"
-
-
-def _name(key: str) -> str:
-    return "" if key == "all" else key.replace("/", ".")
+    """A parameter's name as `nn.ParameterDict` takes it: no dots, and no name of its methods."""
+    return f"of/{name.replace('.', '/')}" if name else "of_all"

@@ -129,13 +129,13 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
     if step.inner.last_step_alone:
         task_losses = step_losses[-1]  # [T]
     else:
-        task_losses = step_losses.new_tensor(step.inner.step_weights) @ step_losses
-    loss = torch.dot(weights.detach().to(task_losses.dtype), task_losses)
+        task_losses = _weighted_sum(step_losses.new_tensor(step.inner.step_weights), step_losses)
+    loss = _weighted_sum(weights.detach(), task_losses)
     pairs = [pair for _, outcome in outcomes for pair in outcome.gradients]
     if pairs:
         learned = step.inner.learned_step_weights
         if learned is not None:
-            of_steps = step_losses @ weights.detach().to(step_losses.dtype)
+            of_steps = _weighted_sum(weights.detach(), step_losses.T)
             pairs.append((learned, of_steps.to(learned.dtype)))
         if weights.requires_grad:
             pairs.append((weights, task_losses.to(weights.dtype)))
@@ -145,6 +145,12 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
             # A leaf that several groups of tasks reach stands there several times; autograd adds.
             loss = _MetaGradient.apply(loss, gradients, *leaves)
     return MetaStep(loss, task_losses, query_outputs, support_losses, "generic")
+
+
+def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """`weights [N]` times `values [N, ...]`, summed; no matrix product, which autocast rounds."""
+    shape = (-1,) + (1,) * (values.dim() - 1)
+    return (weights.to(values.dtype).view(shape) * values).sum(0)
 
 
 def _in_order(

@@ -165,6 +165,17 @@ def check_model_dtype(batch: Examples, label: str, parameters: Mapping[str, Tens
             )
 
 
+def detached(tree: Tree) -> Tree:
+    """A model's output off the tape: tensors detached, plain values kept, other objects None."""
+    plain = (bool, int, float, str, type(None))
+    return pytree.tree_map(
+        lambda leaf: (
+            leaf.detach() if isinstance(leaf, Tensor) else leaf if isinstance(leaf, plain) else None
+        ),
+        tree,
+    )
+
+
 def unstack(tree: Tree, tasks: int) -> list[Tree]:
     """One tree a task from a tree with leading T."""
     if isinstance(tree, Tensor):
@@ -175,10 +186,14 @@ def unstack(tree: Tree, tasks: int) -> list[Tree]:
 
 
 def map_tensors(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """`function` on every tensor of a tree."""
+    """`function` on every tensor of a tree; what is no tensor stays."""
     if isinstance(tree, Tensor):
         return function(tree, *rest)
-    return pytree.tree_map(function, tree, *rest)
+    return pytree.tree_map(
+        lambda leaf, *others: function(leaf, *others) if isinstance(leaf, Tensor) else leaf,
+        tree,
+        *rest,
+    )
 
 
 def stacked(trees: list[Tree]) -> Tree:

@@ -26,19 +26,25 @@ class StatelessModel:
         self.module = module
         self.written = written
         canonical: dict[int, str] = {}
-        self._trainable: dict[str, nn.Parameter] = {}
+        self._trainable: dict[str, Tensor] = {}
+        self._empty: list[tuple[dict[str, Any], str]] = []
+        self._may_write: list[bool] = []
         self._slots: list[tuple[dict[str, Any], str, str]] = []
         for prefix, part in module.named_modules(remove_duplicate=False):
             for tensors in (part._parameters, part._buffers):
                 for key, tensor in tensors.items():
-                    if tensor is not None:
+                    if tensor is None:
+                        self._empty.append((tensors, key))
+                    else:
                         # Tied tensors go by the first of their names.
                         name = canonical.setdefault(id(tensor), f"{prefix}.{key}".lstrip("."))
                         self._slots.append((tensors, key, name))
-                        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                        if tensors is part._parameters and tensor.requires_grad:
                             self._trainable[name] = tensor
+                        small = tensors is part._buffers and tensor.numel() <= _SMALL
+                        self._may_write.append(small and name not in written)
 
-    def parameters(self) -> dict[str, nn.Parameter]:
+    def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters by name, tied ones once."""
         return self._trainable
 
@@ -52,11 +58,13 @@ class StatelessModel:
         """The prediction with these parameters and buffers in place of the module's own."""
         before = [place[key] for place, key, _ in self._slots]
         try:
-            for place, key, name in self._slots:
+            for (place, key, name), may_write in zip(self._slots, self._may_write, strict=True):
                 if name in scratch:
                     place[key] = scratch[name].clone()
                 elif name in tensors:
                     place[key] = tensors[name]
+                elif may_write:  # on other data than the plan was made on
+                    place[key] = place[key].clone()
             if isinstance(inputs, Mapping):
                 return self.module(**inputs)
             if isinstance(inputs, (tuple, list)):
@@ -66,6 +74,12 @@ class StatelessModel:
             # Of every tensor, because a forward may also have bound a buffer anew.
             for (place, key, _), tensor in zip(self._slots, before, strict=True):
                 place[key] = tensor
+            for place, key in self._empty:
+                place[key] = None
+
+
+_SMALL = 1 << 14
+"""Elements of a buffer that every pass may copy without being noticed."""
 
 
 @dataclass(frozen=True, eq=False)

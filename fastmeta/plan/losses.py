@@ -69,7 +69,7 @@ class Loss:
         else:
             each = getattr(F, self.kind)(prediction, target, **self.options, reduction="none")
         each = each.flatten(1).mean(1) if each.dim() > 1 else each
-        return torch.dot(each, weights.to(each.dtype))
+        return (each * weights.to(each.dtype)).sum()
 
     def check(self, label: str, target: Any, prediction: tuple[int, ...]) -> None:
         """Refuses targets `[T, N, ...]` that do not fit predictions `[N, ...]` of one task.

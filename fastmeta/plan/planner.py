@@ -144,15 +144,40 @@ def compute(planned: Planned) -> Outcome:
         outcome = generic.run(problem, choice.form, choice.chunk)
     except FormUnavailable:
         outcome = generic.run(problem, "loop", 1)
+    except RuntimeError as error:
+        # Hooks that the caller put around this call, not around the one that was tried.
+        if "saved tensor hooks" not in str(error):
+            raise
+        outcome = generic.run(problem, "loop", 1)
     unreached = planned.plan.profile.unreached
     if choice.form == "vmap" and unreached:
         # functorch gives zeros where autograd gives nothing: optimizers tell the two apart.
         names = {id(p): name for name, p in problem.model.parameters().items()}
         outcome.gradients = [
-            (leaf, None if names.get(id(leaf)) in unreached else gradient)
+            (leaf, None if names.get(id(leaf)) in unreached and _is_zero(gradient) else gradient)
             for leaf, gradient in outcome.gradients
         ]
     return outcome
+
+
+def _is_zero(gradient: Tensor | None) -> bool:
+    return gradient is None or not bool(gradient.any())
+
+
+def still_reads(planned: Planned) -> bool:
+    """Whether the plan's layers repeat the module on the data at hand: its Python may have changed.
+
+    Padding relies on that; nothing else of the general path does.
+    """
+    network, model = planned.plan.network, planned.problem.model.module
+    example = planned.problem.tasks.support.inputs
+    if network is None or not isinstance(example, Tensor):
+        return False
+    try:
+        reader.verify(network, model, example.detach()[0])
+    except reader.Unreadable:
+        return False
+    return True
 
 
 def _entry(

@@ -47,12 +47,14 @@ def profile(
     parameters = stateless.parameters()
     proxies = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     support = tasks.first(1).support
+    # Copies: a forward may write its input.
     inputs, targets = (
-        map_tensors(lambda leaf: leaf.detach()[0], tree)
+        map_tensors(lambda leaf: leaf.detach()[0].clone(), tree)
         for tree in (support.inputs, support.targets)
     )
     weights = None if support.weights is None else support.weights[0]
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    before_buffers = dict(model.named_buffers())
+    buffers = {name: b.detach().clone() for name, b in before_buffers.items()}
     versions = {name: b._version for name, b in buffers.items()}
     device = next(iter(parameters.values())).device
     with torch.enable_grad(), same_random_numbers(device):
@@ -65,6 +67,8 @@ def profile(
             loss = objective(prediction, targets, weights)
         draws = not torch.equal(before, _random_state(device))
         _check_loss(loss)
+        if single is not None and not _same_shape_on_query(model, tasks, proxies, buffers, single):
+            single = None  # its shape depends on the number of examples: nothing to hold it to
         gradients: Any = (
             torch.autograd.grad(loss, list(proxies.values()), allow_unused=True)
             if loss.requires_grad
@@ -79,7 +83,7 @@ def profile(
         written_buffers=tuple(
             # Batch norm writes its running statistics behind the version counter's back.
             name
-            for name, b in model.named_buffers()
+            for name, b in before_buffers.items()
             if buffers[name]._version != versions[name] or not _same(buffers[name], b)
         ),
         unreached=frozenset(name for name, g in zip(proxies, gradients, strict=True) if g is None),
@@ -87,6 +91,22 @@ def profile(
         has_convolution=counter.seen("convolution"),
         has_attention=counter.seen("scaled_dot_product"),
     )
+
+
+def _same_shape_on_query(
+    model: nn.Module,
+    tasks: TaskBatch,
+    proxies: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    prediction: tuple[int, ...],
+) -> bool:
+    """Runs a query pass, so that what a forward caches by size is cached outside any transform."""
+    if tasks.query is None:
+        return True
+    inputs = map_tensors(lambda leaf: leaf.detach()[0].clone(), tasks.first(1).sets()[1].inputs)
+    with torch.no_grad():
+        output = StatelessModel(model)({**proxies, **buffers}, inputs, {})
+    return isinstance(output, Tensor) and tuple(output.shape[1:]) == prediction[1:]
 
 
 class _Counter(TorchDispatchMode):
@@ -141,6 +161,8 @@ def _no_recomputation() -> Generator[None, None, None]:
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
+    if left.layout != torch.strided:
+        return True  # compared by version alone: sparse tensors have no equality
     return torch.equal(left.nan_to_num(), right.nan_to_num())
 
 
@@ -150,6 +172,11 @@ def _check_loss(loss: Any) -> None:
     if loss.dim() != 0:
         raise ValueError(
             f"loss_fn: gave shape {list(loss.shape)}; it must give a 0-d mean over the examples"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss_fn: its value depends on no parameter (is something detached, or an integer?), so "
+            "there is nothing to adapt by"
         )
 
 

@@ -32,11 +32,14 @@ def read(model: nn.Module, example: Any) -> Network:
         graph = trace(copy.deepcopy(model))
     except Exception as error:  # forward is arbitrary code: any exception means it can't be read
         raise Unreadable(f"torch.fx can't trace its forward ({_first_line(error)})") from None
-    return _verified(_Reader(model).network(graph), model, example)
+    return verify(_Reader(model).network(graph), model, example)
 
 
-def _verified(network: Network, model: nn.Module, example: Tensor) -> Network:
-    """fx can lie (baked-in sizes, branches taken once): the layers must repeat the module."""
+def verify(network: Network, model: nn.Module, example: Tensor) -> Network:
+    """fx can lie (baked-in sizes, branches taken once): the layers must repeat the module.
+
+    Returns the network with shapes and FLOPs filled in; **raises** `Unreadable` with the reason.
+    """
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     tensors.update(model.named_buffers())
     with torch.no_grad():

@@ -16,7 +16,6 @@ class SharedLeaves:
     """Parameters, learning rates and captured tensors: one gradient, summed over the tasks."""
 
     def __init__(self, problem: Problem) -> None:
-        self.zero = torch.zeros_like(problem.task_weights[0])
         parameters = problem.model.parameters()
         adapted = frozenset(problem.inner.adapted)
         learned = problem.inner.learned_rates() if problem.differentiate else {}
@@ -112,6 +111,16 @@ class DataLeaves:
             zero = torch.zeros_like(leaf[0])
             pairs.append((leaf, torch.stack([zero if p is None else p for p in parts])))
         return pairs
+
+
+def filled(
+    step_losses: Sequence[Tensor | None], support_losses: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`[K + 1]` and `[K]` of one task, with zero where a query loss was not asked for."""
+    known = [loss for loss in (*step_losses, *support_losses) if loss is not None]
+    zero = torch.zeros_like(known[0]) if known else torch.zeros(())
+    steps = torch.stack([zero if loss is None else loss for loss in step_losses])
+    return steps, torch.stack(list(support_losses)) if support_losses else zero.new_empty(0)
 
 
 def captured_leaves(root: Tensor, known: Iterable[Tensor]) -> list[Tensor]:

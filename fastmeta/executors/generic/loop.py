@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, filled
 from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.tasks import Tree, map_tensors, stacked
+from fastmeta.tasks import Tree, detached, stacked
 
 
 def run(problem: Problem) -> Outcome:
@@ -78,9 +78,8 @@ class _Task:
         problem, inner = self._problem, self._problem.inner
         theta = self._shared.parameters
         phi = dict(theta)
-        zero = self._shared.zero
-        total = zero
-        step_losses: list[Tensor] = []
+        total: Tensor | None = None
+        step_losses: list[Tensor | None] = []
         support_losses: list[Tensor] = []
         for step in range(inner.steps + 1):
             if problem.evaluates(step):
@@ -88,13 +87,13 @@ class _Task:
                 with torch.set_grad_enabled(problem.differentiate and weight != 0.0):
                     loss = self._loss(phi, self._query, ends=step == inner.steps)
                 if step == inner.steps:
-                    self.query_output = map_tensors(Tensor.detach, self._prediction)
+                    self.query_output = detached(self._prediction)
                 step_losses.append(loss.detach())
                 if weight != 0.0:
                     worth = loss if weight == 1.0 else loss * weight
-                    total = worth if total is zero else total + worth
+                    total = worth if total is None else total + worth
             else:
-                step_losses.append(zero)
+                step_losses.append(None)
             if step < inner.steps:
                 loss = self._loss(phi, self._support, ends=step == 0)
                 support_losses.append(loss.detach())
@@ -102,9 +101,8 @@ class _Task:
         self._prediction = None
         if problem.keep_adapted:
             self.adapted = {name: phi[name].detach() for name in inner.adapted}
-        self.step_losses = torch.stack(step_losses)
-        self.support_losses = torch.stack(support_losses) if support_losses else zero.new_empty(0)
-        return total
+        self.step_losses, self.support_losses = filled(step_losses, support_losses)
+        return self.step_losses.new_zeros(()) if total is None else total
 
     def _loss(self, phi: dict[str, Tensor], examples: Any, ends: bool) -> Tensor:
         """The loss at `phi`; `ends` marks the first support and the last query pass."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, filled
 from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.tasks import Tree, map_tensors, stacked
+from fastmeta.tasks import Tree, detached, stacked
 
 
 def run(problem: Problem) -> Outcome:
@@ -34,7 +34,7 @@ def run(problem: Problem) -> Outcome:
             task.release()
             runs.append(task)
     return Outcome(
-        step_losses=torch.stack([torch.stack(task.step_losses) for task in runs], dim=1),
+        step_losses=torch.stack([task.step_losses for task in runs], dim=1),
         support_losses=torch.stack([task.support_losses for task in runs], dim=1),
         query_outputs=stacked([task.query_output for task in runs]),
         gradients=shared.gradients() + data.gradients(),
@@ -60,12 +60,13 @@ class _Task:
         self._support, self._query = sets[0], sets[-1]
         self._own = own
         self._scratch = problem.model.scratch()
-        zero = shared.zero
         self._path: list[dict[str, Tensor]] = []  # adapted parameters at theta_0 .. theta_K
         self._random: list[Any] = []
         self._lambda: dict[int, Tensor] = {}
-        self.step_losses: list[Tensor] = [zero] * (problem.inner.steps + 1)
-        self.support_losses: Tensor = zero.new_empty(0)
+        self._support_losses: list[Tensor] = []
+        self._step_losses: list[Tensor | None] = [None] * (problem.inner.steps + 1)
+        self.step_losses: Tensor = torch.empty(0)  # [K + 1]
+        self.support_losses: Tensor = torch.empty(0)  # [K]
         self.query_output: Tree = None
         self.adapted: dict[str, Tensor] = {}
 
@@ -74,13 +75,12 @@ class _Task:
         inner, parameters = self._problem.inner, self._shared.parameters
         start = {name: parameters[name].detach() for name in inner.adapted}
         self._path.append(start)
-        losses: list[Tensor] = []
         for step in range(inner.steps):
             here = self._path[-1]
             self._random.append(_generator_state(self._problem))
             point = {name: value.detach().requires_grad_() for name, value in here.items()}
             loss = self._loss(point, self._support)
-            losses.append(loss.detach())
+            self._support_losses.append(loss.detach())
             gradients = _gradients(loss, list(point.values()), bool(self._shared.captured))
             there: dict[str, Tensor] = {}
             for name, gradient in zip(point, gradients, strict=True):
@@ -91,8 +91,6 @@ class _Task:
                     rate = _detached(inner.rate(self._shared.rates, name, step))
                     there[name] = here[name] - rate * gradient
             self._path.append(there)
-        if losses:
-            self.support_losses = torch.stack(losses)
         if self._problem.keep_adapted:
             self.adapted = self._path[-1]
         if not self._problem.differentiate:
@@ -113,7 +111,8 @@ class _Task:
             self._add(self._shared.parameters[name], value)
 
     def release(self) -> None:
-        """Drops what only the sweep needed."""
+        """Keeps the losses, and drops what only the sweep needed."""
+        self.step_losses, self.support_losses = filled(self._step_losses, self._support_losses)
         self._path.clear()
         self._random.clear()
         self._lambda.clear()
@@ -139,7 +138,7 @@ class _Task:
             return
         point = {name: value.detach().requires_grad_() for name, value in here.items()}
         others = self._others()
-        with _replayed(self._problem, self._random[step] if self._random else None):
+        with _replayed(self._problem, self._random[step]):
             if inner.first_order:
                 loss = self._loss(point, self._support)
                 gradients = _gradients(loss, list(point.values()), bool(shared.captured))
@@ -189,7 +188,7 @@ class _Task:
 
     def _query_loss(self, step: int, point: Mapping[str, Tensor]) -> Tensor:
         loss = self._loss(point, self._query, last=step == self._problem.inner.steps)
-        self.step_losses[step] = loss.detach()
+        self._step_losses[step] = loss.detach()
         return loss
 
     def _loss(self, point: Mapping[str, Tensor], examples: Any, last: bool = False) -> Tensor:
@@ -198,7 +197,7 @@ class _Task:
         prediction = problem.model({**shared.parameters, **point}, inputs, self._scratch)
         loss = problem.objective(prediction, targets, weights)
         if last:
-            self.query_output = map_tensors(Tensor.detach, prediction)
+            self.query_output = detached(prediction)
         if problem.differentiate and loss.requires_grad:
             known = [*shared.proxies, *point.values(), *self._own]
             shared.capture(captured_leaves(loss, known))
@@ -284,8 +283,6 @@ def _detached(rate: Any) -> Any:
 
 
 def _generator_state(problem: Problem) -> Any:
-    if not problem.draws_random:
-        return None
     device = problem.task_weights.device
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return torch.get_rng_state(), cuda
@@ -294,9 +291,6 @@ def _generator_state(problem: Problem) -> Any:
 @contextmanager
 def _replayed(problem: Problem, state: Any) -> Generator[None, None, None]:
     """Draws the numbers drawn at `state` again, and leaves the generator where it was."""
-    if state is None:
-        yield
-        return
     device = problem.task_weights.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.set_rng_state(state[0])

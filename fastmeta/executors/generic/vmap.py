@@ -15,6 +15,7 @@ from torch.func import grad, grad_and_value
 from torch.func import vmap as over_tasks
 from torch.utils import _pytree as pytree
 
+from fastmeta.executors.generic.leaves import filled
 from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
 from fastmeta.tasks import map_tensors
 
@@ -111,23 +112,26 @@ def _task_function(
         support, query = sets[0], sets[-1]
         all_rates = {**inner.fixed_rates(), **rates}
         phi = theta
-        zero = torch.zeros((), dtype=problem.task_weights.dtype, device=problem.task_weights.device)
-        total, step_losses, support_losses, output = zero, [], [], None
+        step_losses: list[Tensor | None] = []
+        support_losses: list[Tensor] = []
+        total = output = None
         for step in range(inner.steps + 1):
-            loss = zero
+            loss = None
             if problem.evaluates(step):
                 inputs, targets, weights = query
                 output = model(phi, inputs, scratch)
                 loss = problem.objective(output, targets, weights[0] if weights else None)
-                total = total + inner.step_weights[step] * loss
+                worth = inner.step_weights[step] * loss
+                total = worth if total is None else total + worth
             step_losses.append(loss)
             if step < inner.steps:
                 phi, loss = descend(phi, theta, all_rates, support, scratch, step)
                 support_losses.append(loss)
-        losses = torch.stack(support_losses) if support_losses else zero.new_empty(0)
+        losses = filled(step_losses, support_losses)
         adapted = {name: phi[name] for name in inner.adapted} if problem.keep_adapted else {}
         outputs = [] if output is None else [output]
-        return total, (torch.stack(step_losses), losses, outputs, adapted)
+        total = losses[0].sum() if total is None else total
+        return total, (*losses, outputs, adapted)
 
     if problem.differentiate:
         return grad(meta_loss, argnums=(0, 1, 2), has_aux=True)
@@ -155,4 +159,5 @@ def _weighted(gradient: Tensor, weights: Tensor) -> Tensor:
 
 
 def _weighted_sum(gradient: Tensor, weights: Tensor) -> Tensor:
-    return torch.tensordot(weights.to(gradient.dtype), gradient, dims=1)
+    with torch.autocast(gradient.device.type, enabled=False):
+        return torch.tensordot(weights.to(gradient.dtype), gradient, dims=1)
