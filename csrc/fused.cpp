@@ -46,6 +46,7 @@ class FusedStep {
   int64_t parameters() const { return layout_.parameters; }
   int64_t gradients() const { return gradient_size(network_, layout_); }
   int64_t storage_bytes() const { return cpu::storage_bytes(set_, layout_, is_double_); }
+  int tasks() const { return is_double_ ? set_.of_double.tasks : set_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
@@ -129,6 +130,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
+      .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def("run", &FusedStep::run);
 }

@@ -5,7 +5,7 @@ The constants were fitted to `python -m bench.crossover` (docs/design.md, "Choos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastmeta.plan.profile import Profile
 
@@ -30,6 +30,12 @@ _LOOP = _Rates(operator=2.4e-6, flop=2.2e-12, byte=4.2e-10, weight_byte=0.95e-10
 _VMAP = _Rates(operator=8.6e-6, flop=5.5e-12, byte=4.6e-10, weight_byte=1.04e-10)
 
 
+_FUSED_CALL = 1e-4
+_FUSED_FLOP = 1.5e-11
+_FUSED_STREAMED_FLOP = 4e-11
+_FUSED_CACHE = 1 << 22
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Tasks, support and query examples, inner steps; and what is asked for."""
@@ -40,6 +46,8 @@ class Sizes:
     steps: int
     second_order: bool
     low_memory: bool
+    group: tuple[int, int] = (0, 0)
+    """Of the fused kernels: how many tasks at a time, and their storage in bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,15 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     if sizes.low_memory:
         return _flat(unavailable)
     chunk = chunk_size(profile, sizes)
+    if "fused" not in unavailable:
+        fused = fused_seconds(profile, sizes)
+        loop, vmap = seconds(profile, sizes, chunk)
+        if fused < min(loop, vmap):
+            return Choice(
+                "fused",
+                sizes.group[0],
+                f"estimated {1e3 * fused:.2f} ms fused, {1e3 * min(loop, vmap):.1f} ms otherwise",
+            )
     if "vmap" in unavailable:
         return Choice("loop", 1, f"vmap can't serve: {unavailable['vmap']}")
     if sizes.tasks == 1:
@@ -86,6 +103,15 @@ def meta_step_flops(profile: Profile, sizes: Sizes) -> int:
     inner = 9 if sizes.second_order else 3
     examples = inner * sizes.steps * sizes.support + 3 * sizes.query
     return sizes.tasks * profile.flops * examples
+
+
+def fused_seconds(profile: Profile, sizes: Sizes) -> float:
+    """Estimated time of the fused kernels, where a group costs the same however full it is."""
+    tasks, storage = sizes.group
+    groups = -(-sizes.tasks // tasks)
+    full = meta_step_flops(profile, replace(sizes, tasks=groups * tasks))
+    # Past the second-level cache the weights stream from memory.
+    return _FUSED_CALL + full * (_FUSED_FLOP if storage < _FUSED_CACHE else _FUSED_STREAMED_FLOP)
 
 
 def _flat(unavailable: dict[str, str]) -> Choice:
