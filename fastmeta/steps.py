@@ -143,9 +143,7 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
             # A leaf that several groups of tasks reach stands there several times; autograd adds.
             loss = _MetaGradient.apply(loss, gradients, *leaves)
     executors = {"fused-cpu" if p.choice.form == "fused" else "generic" for _, p in step.groups}
-    return MetaStep(
-        loss, task_losses, query_outputs, support_losses, "+".join(sorted(executors))
-    )
+    return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(sorted(executors)))
 
 
 def _in_order(

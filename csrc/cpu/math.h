@@ -59,14 +59,14 @@ template <class Mask, class Num>
 Num select(Mask mask, Num a, Num b) {
   return mask ? a : b;
 }
-// Not a number on either side gives not a number, as in torch.
+// Where one side is not a number, the first is taken.
 template <class Num>
 Num maximum(Num a, Num b) {
-  return select(b <= a, a, b);
+  return select(a < b, b, a);
 }
 template <class Num>
 Num minimum(Num a, Num b) {
-  return select(b >= a, a, b);
+  return select(b < a, b, a);
 }
 template <class Num>
 Num absolute(Num x) {

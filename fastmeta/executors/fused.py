@@ -236,7 +236,7 @@ def _elementwise(problem: Problem) -> bool:
     if inner.shared:
         return False
     return any(
-        isinstance(rate, Tensor) and rate.numel() > (inner.steps if key in inner.per_step else 1)
+        isinstance(rate, Tensor) and rate.numel() > (rate.shape[0] if key in inner.per_step else 1)
         for key, rate in inner.rates.items()
     )
 
@@ -307,8 +307,9 @@ def _rates(problem: Problem, named: dict[str, Any], names: list[str | None]) -> 
     """[K, tensors], or [K, P] if elementwise; zero where nothing adapts."""
     inner, like = problem.inner, problem.task_weights
     steps = inner.steps
-    if inner.shared and not isinstance(inner.rates[SHARED], Tensor):
-        return like.new_full((steps, len(names)), inner.rates[SHARED])
+    shared = inner.rates.get(SHARED)
+    if isinstance(shared, float):
+        return like.new_full((steps, len(names)), shared)
     adapted = set(inner.adapted)
     elementwise = _elementwise(problem)
     columns: list[Tensor] = []
@@ -322,12 +323,10 @@ def _rates(problem: Problem, named: dict[str, Any], names: list[str | None]) -> 
         key = SHARED if inner.shared else name
         rate = torch.as_tensor(inner.rates[key]).detach().to(like)
         shape = tuple(named[name].shape) if elementwise else ()
-        if key not in inner.per_step:
-            rate = rate if elementwise else rate.reshape(())
-        elif not elementwise:
-            rate = rate.reshape(steps)
-        elif rate.dim() == 1 and len(shape) != 0 and rate.shape[0] == steps and inner.shared:
-            rate = rate.reshape(steps, *(1,) * len(shape))
+        if key in inner.per_step:
+            rate = rate[:steps]  # the trial takes fewer steps than there are rates
+        if not elementwise:
+            rate = rate.reshape(steps if key in inner.per_step else ())
         columns.append(rate.expand(steps, *shape).reshape(steps, width))
     return torch.cat(columns, dim=1)
 
@@ -360,6 +359,9 @@ def _gradients(
             found = of_rates[:, chosen].sum(1) if inner.steps else of_rates.new_zeros(0)
         if key not in inner.per_step:
             found = found.sum(0)
+        elif inner.steps < rate.shape[0]:
+            missing = found.new_zeros(rate.shape[0] - inner.steps, *found.shape[1:])
+            found = torch.cat([found, missing])
         found = found.sum_to_size(rate.shape) if elementwise else found.reshape(rate.shape)
         pairs.append((rate, found.to(rate)))
     return pairs

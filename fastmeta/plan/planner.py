@@ -120,7 +120,7 @@ def prepare(
         inner.steps,
         differentiate and not inner.first_order,
         low_memory,
-        (0, 0) if not_fused else fused.group(problem, plan.recipe),
+        (0, 0) if not_fused or isinstance(plan.recipe, str) else fused.group(problem, plan.recipe),
     )
     while True:
         unavailable = entry.plan.unavailable
