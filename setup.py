@@ -7,12 +7,21 @@ FASTMETA_EXTENSION=0 leaves the extension out, =1 makes a failure to build it an
 
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError, PlatformError
+
+INSTRUCTION_SETS = {
+    "lanes_avx2": ["-mavx2", "-mfma"],
+    "lanes_avx512": [
+        "-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl",
+        "-mprefer-vector-width=512",
+    ],
+}  # fmt: skip
 
 AGAIN = "run `pip install .` again"
 
@@ -71,6 +80,10 @@ class BuildOptionalExtension(build_ext):
         else:
             # Hidden by default: pybind11's own types must not meet those of another module.
             ext.extra_compile_args = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
+            # GCC notes that vectors are passed otherwise than it once did; none is passed.
+            ext.extra_compile_args += ["-Wno-psabi", "-pthread"]
+            ext.extra_link_args.append("-pthread")
+            self.give_units_their_flags(ext)
         try:
             super().build_extension(ext)
         except CCompilerError as error:
@@ -81,6 +94,20 @@ class BuildOptionalExtension(build_ext):
             ) from error
         except PlatformError as error:
             raise ExtensionError(f"no C++ compiler: {error}", f"install one and {AGAIN}") from error
+
+    def give_units_their_flags(self, ext: Extension) -> None:
+        """Each instruction set is one translation unit, compiled for it and chosen at run time."""
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            ext.define_macros.append(("FASTMETA_X86", None))
+        else:
+            ext.sources = [s for s in ext.sources if Path(s).stem not in INSTRUCTION_SETS]
+        compile_one = self.compiler._compile
+
+        def compile_with_flags(obj, src, ext_name, cc_args, extra_postargs, pp_opts):
+            flags = [*extra_postargs, *INSTRUCTION_SETS.get(Path(src).stem, ())]
+            compile_one(obj, src, ext_name, cc_args, flags, pp_opts)
+
+        self.compiler._compile = compile_with_flags
 
     def check_tools(self) -> None:
         """Finds what is missing by looking for it, because a compiler only says `exit code 1`."""
@@ -123,7 +150,7 @@ setup(
     ext_modules=[
         Extension(
             "fastmeta._C",
-            sources=sorted(map(str, Path("csrc").glob("*.cpp"))),
+            sources=sorted(map(str, Path("csrc").rglob("*.cpp"))),
             depends=["pyproject.toml", "setup.py", *sorted(map(str, Path("csrc").rglob("*.h")))],
             language="c++",
         )

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/features.h"
+#include "fused.h"
 
 namespace fastmeta {
 namespace {
@@ -36,6 +37,7 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "version", [] { return FASTMETA_VERSION; }, "The fastmeta version this was built for.");
   module.def("cpu_features", &cpu_features, "Which instruction sets this processor has.");
+  bind_fused(module);
   module.def("compiler", &compiler, "The compiler that built this module.");
 }
 

@@ -90,6 +90,7 @@ def plan_step(
             weights.detach() if whole else weights.detach()[indices],
             differentiate=differentiate,
             low_memory=memory == "low",
+            executor=executor,
         )
 
     everyone = list(range(tasks.tasks))
@@ -99,7 +100,7 @@ def plan_step(
     if len(groups) > 1 and groups[0][1].plan.maskable and planner.still_reads(groups[0][1]):
         padded = prepare(everyone, tasks.padded())
         # Only a batched form gains from padding; the loop takes each task at its own size.
-        if padded.choice.form == "vmap":
+        if padded.choice.form in ("vmap", "fused"):
             groups = [(everyone, padded)]
     return PlannedStep(tasks, inner, weights, groups)
 
@@ -135,7 +136,7 @@ def _check_choices(loss_fn: Any, memory: str, executor: str) -> None:
     for label, value, known in (("memory", memory, _MEMORY), ("executor", executor, _EXECUTORS)):
         if value not in known:
             raise ValueError(f"{label}: {value!r}; it must be one of {', '.join(map(repr, known))}")
-    if executor in ("fused", "layered"):
+    if executor == "layered":
         raise ValueError(
             f"executor: {executor!r} can't serve, it is not part of this version; "
             "use 'auto' or 'generic'"

@@ -44,9 +44,10 @@ def backends() -> dict[str, Backend]:
     found = [
         Backend("generic", True, f"any module, any loss; torch {torch.__version__}"),
         _extension(),
+        _fused_cpu(),
         *(
             Backend(name, False, "not part of this version")
-            for name in ("fused-cpu", "layered-cpu", "fused-cuda", "layered-triton")
+            for name in ("layered-cpu", "fused-cuda", "layered-triton")
         ),
     ]
     return {backend.name: backend for backend in found}
@@ -102,6 +103,21 @@ def _extension() -> Backend:
             "run `pip install .` again",
         )
     return Backend("extension", True, f"{extension.version()}, built by {extension.compiler()}")
+
+
+def _fused_cpu() -> Backend:
+    if not _extension().live:
+        return Backend("fused-cpu", False, "needs the compiled extension")
+    sets: list[str] = _load_extension().instruction_sets()
+    forced = os.environ.get("FASTMETA_ISA", "")
+    if forced and forced not in sets:
+        return Backend(
+            "fused-cpu",
+            False,
+            f"FASTMETA_ISA is {forced!r}, but this machine runs {', '.join(sets)}",
+            "unset FASTMETA_ISA or set it to one of those",
+        )
+    return Backend("fused-cpu", True, f"chains of linear layers; {forced or sets[0]}")
 
 
 def _missing_extension() -> Backend:

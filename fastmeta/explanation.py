@@ -62,9 +62,11 @@ def _inner(step: PlannedStep) -> str:
 
 def _executors(planned: Planned) -> list[str]:
     device = planned.problem.task_weights.device
+    fused = planned.choice.form == "fused"
+    why = planned.not_fused or f"not the fastest by estimate ({planned.choice.reason})"
     return [
-        f"executor: generic on {device}",
-        "  not fused: the fused kernels are not part of this version",
+        f"executor: {'fused' if fused else 'generic'} on {device}",
+        *([] if fused else [f"  not fused: {why}"]),
         "  not layered: the layered kernels are not part of this version",
     ]
 

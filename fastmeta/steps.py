@@ -144,7 +144,8 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
             leaves, gradients = zip(*reached, strict=True)
             # A leaf that several groups of tasks reach stands there several times; autograd adds.
             loss = _MetaGradient.apply(loss, gradients, *leaves)
-    return MetaStep(loss, task_losses, query_outputs, support_losses, "generic")
+    executors = {"fused-cpu" if p.choice.form == "fused" else "generic" for _, p in step.groups}
+    return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(sorted(executors)))
 
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:

@@ -101,8 +101,10 @@ def test_a_compiled_model_is_unwrapped(compiled) -> None:
     # Compiled code by aot_autograd has no second derivative: it must not have been called.
     out = fastmeta.maml_step(wrapped, *tasks, **OPTIONS)
     out.loss.backward()
-    assert torch.equal(out.loss.detach(), loss)
-    assert all(map(torch.equal, (p.grad for p in parameters), gradients))
+    # A part that is compiled can't be read into layers, so another executor may serve.
+    torch.testing.assert_close(out.loss.detach(), loss, rtol=1e-12, atol=1e-12)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-12)
     assert all(map(torch.equal, parameters, before.values()))
 
 

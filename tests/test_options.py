@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fastmeta
 
-FORMS = ("vmap", "loop", "sweep")
+FORMS = ("vmap", "loop", "sweep", "fused")
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias")
 HEAD = ("4.weight", "4.bias")
 
@@ -199,7 +199,7 @@ def test_options_drawn_together(
     step_weights = learned(steps + 1) if multi_step else None
     task_weights = learned(tasks) if weighted else None
     leaves += [leaf for leaf in (step_weights, task_weights) if leaf is not None]
-    if data_leaves:
+    if data_leaves and form != "fused":  # which declines them
         leaves += [support[0].requires_grad_(), query[0].requires_grad_()]
     agree(
         model, support, query, leaves,

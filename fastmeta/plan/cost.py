@@ -5,7 +5,7 @@ The constants were fitted to `python -m bench.crossover` (docs/design.md, "Choos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastmeta.plan.profile import Profile
 
@@ -30,6 +30,11 @@ _LOOP = _Rates(operator=2.3e-6, flop=2.9e-12, byte=3.6e-10, weight_byte=0.90e-10
 _VMAP = _Rates(operator=9.6e-6, flop=5.5e-12, byte=3.9e-10, weight_byte=1.17e-10)
 
 
+_FUSED_CALL = 1e-4
+_FUSED_FLOP = 1.3e-10
+"""Over the number of tasks in a group: wider vectors take less."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Tasks, support and query examples, inner steps; and what is asked for."""
@@ -40,6 +45,8 @@ class Sizes:
     steps: int
     second_order: bool
     low_memory: bool
+    group: tuple[int, int] = (0, 0)
+    """Of the fused kernels: how many tasks at a time, and their storage in bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,15 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     if sizes.low_memory:
         return _flat(unavailable)
     chunk = chunk_size(profile, sizes)
+    if "fused" not in unavailable:
+        fused = fused_seconds(profile, sizes)
+        loop, vmap = seconds(profile, sizes, chunk)
+        if fused < min(loop, vmap):
+            return Choice(
+                "fused",
+                sizes.group[0],
+                f"estimated {1e3 * fused:.2f} ms fused, {1e3 * min(loop, vmap):.1f} ms otherwise",
+            )
     if "vmap" in unavailable:
         return Choice("loop", 1, f"vmap can't serve: {unavailable['vmap']}")
     if sizes.tasks == 1:
@@ -87,6 +103,14 @@ def meta_step_flops(profile: Profile, sizes: Sizes) -> int:
     inner = 9 if sizes.second_order else 3
     examples = inner * sizes.steps * sizes.support + 3 * sizes.query
     return sizes.tasks * profile.flops * examples
+
+
+def fused_seconds(profile: Profile, sizes: Sizes) -> float:
+    """Estimated time of the fused kernels, where a group costs the same however full it is."""
+    tasks = sizes.group[0]
+    groups = -(-sizes.tasks // tasks)
+    full = meta_step_flops(profile, replace(sizes, tasks=groups * tasks))
+    return _FUSED_CALL + full * _FUSED_FLOP / tasks
 
 
 def _flat(unavailable: dict[str, str]) -> Choice:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastmeta.executors.fused import Recipe
 from fastmeta.plan.layers import Network
 from fastmeta.plan.losses import Loss
 from fastmeta.plan.profile import Profile
@@ -24,6 +25,8 @@ class Plan:
     network: Network | None
     loss: Loss | None
     unreadable: str = ""
+    recipe: Recipe | str = ""
+    """The network for the fused kernels, or why they can't serve it."""
     unavailable: dict[str, str] = field(default_factory=dict)
 
     @property

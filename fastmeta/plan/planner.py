@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.executors import generic
+from fastmeta.executors import fused, generic
 from fastmeta.executors.problem import (
     FormUnavailable,
     Outcome,
@@ -76,6 +76,8 @@ class Planned:
     plan: Plan
     choice: cost.Choice
     sizes: cost.Sizes
+    not_fused: str | None = None
+    """Why the fused kernels can't serve."""
 
 
 def prepare(
@@ -87,15 +89,30 @@ def prepare(
     *,
     differentiate: bool,
     low_memory: bool,
+    executor: str = "auto",
 ) -> Planned:
     """Finds or makes the plan, and chooses the form that computes this step.
 
-    **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions.
+    **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions, and
+    where the executor that was asked for can't serve.
     """
     loss = losses.recognise(loss_fn)
     entry = _entry(model, loss_fn, loss, tasks, inner, differentiate)
     plan = entry.plan
     _check_targets(loss, tasks, plan.profile.prediction)
+    problem = Problem(
+        model=StatelessModel(model, plan.profile.written_buffers),
+        objective=objective(loss_fn, loss),
+        tasks=tasks,
+        inner=inner,
+        task_weights=task_weights,
+        differentiate=differentiate,
+        may_capture=plan.may_capture,
+        draws_random=plan.profile.draws_random,
+        keep_adapted=tasks.query is None,
+        has_attention=plan.profile.has_attention,
+    )
+    not_fused = _not_fused(problem, plan, low_memory, executor)
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
@@ -103,28 +120,44 @@ def prepare(
         inner.steps,
         differentiate and not inner.first_order,
         low_memory,
+        (0, 0) if not_fused or isinstance(plan.recipe, str) else fused.group(problem, plan.recipe),
     )
     while True:
-        choice = cost.choose(entry.plan.profile, sizes, entry.plan.unavailable)
-        problem = Problem(
-            model=StatelessModel(model, plan.profile.written_buffers),
-            objective=objective(loss_fn, loss),
-            tasks=tasks,
-            inner=inner,
-            task_weights=task_weights,
-            differentiate=differentiate,
-            may_capture=plan.may_capture,
-            draws_random=plan.profile.draws_random,
-            keep_adapted=tasks.query is None,
-            has_attention=plan.profile.has_attention,
-        )
+        unavailable = entry.plan.unavailable
+        not_fused = not_fused or unavailable.get("fused")
+        if executor == "fused":
+            if not_fused:
+                raise ValueError(
+                    f"executor: 'fused' can't serve: {not_fused}; use 'auto' or 'generic'"
+                )
+            choice = cost.Choice("fused", tasks.tasks, 'executor="fused"')
+        else:
+            fused_out = {"fused": not_fused} if not_fused else {}
+            choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **fused_out})
         if choice.form == "loop" or choice.form in entry.trusted:
-            return Planned(problem, entry.plan, choice, sizes)
-        reason = _trial(problem, choice.form)
+            return Planned(problem, entry.plan, choice, sizes, not_fused)
+        reason = _trial(problem, entry.plan, choice.form)
         if reason is None:
             entry.trusted.add(choice.form)
         else:
             entry.plan = entry.plan.without(choice.form, reason)
+
+
+def _not_fused(problem: Problem, plan: Plan, low_memory: bool, executor: str) -> str | None:
+    if executor == "generic":
+        return "executor='generic' was asked for"
+    if low_memory:
+        return "memory='low' was asked for"
+    if isinstance(plan.recipe, str):
+        return plan.recipe
+    return fused.declines(problem, plan.recipe)
+
+
+def _run(problem: Problem, plan: Plan, form: str, chunk: int) -> Outcome:
+    if form == "fused":
+        assert isinstance(plan.recipe, fused.Recipe)
+        return fused.run(problem, plan.recipe)
+    return generic.run(problem, form, chunk)
 
 
 def _check_targets(
@@ -141,7 +174,7 @@ def compute(planned: Planned) -> Outcome:
     """Runs the chosen form; the loop takes over where a capture turns up."""
     problem, choice = planned.problem, planned.choice
     try:
-        outcome = generic.run(problem, choice.form, choice.chunk)
+        outcome = _run(problem, planned.plan, choice.form, choice.chunk)
     except FormUnavailable:
         outcome = generic.run(problem, "loop", 1)
     except RuntimeError as error:
@@ -255,10 +288,17 @@ def _make(
                 network = reader.read(model, example)
             except reader.Unreadable as reason:
                 why = str(reason)
-    return Plan(measured, network, loss, why)
+    return Plan(measured, network, loss, why, _recipe(network, loss, why))
 
 
-def _trial(problem: Problem, form: str) -> str | None:
+def _recipe(network: Network | None, loss: losses.Loss | None, why: str) -> fused.Recipe | str:
+    try:
+        return fused.recipe(network, loss, why)
+    except fused.Declined as reason:
+        return str(reason)
+
+
+def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
     """Runs a form on two tasks and one step, and compares it with the loop; why it fails, or None.
 
     The loop is plain autograd and right by construction; nothing else is trusted unseen.
@@ -274,7 +314,7 @@ def _trial(problem: Problem, form: str) -> str | None:
         # The slow batching fallback announces itself so; it is a loop with overhead.
         warnings.filterwarnings("error", message=".*performance drop.*")
         try:
-            outcome = generic.run(small, form, 2)
+            outcome = _run(small, plan, form, 2)
         except Exception as error:  # a missing rule shows as any exception
             lines = str(error).strip().splitlines()
             return lines[0][:160] if lines else type(error).__name__

@@ -1,0 +1,177 @@
+// The engine of lanes: a number is a vector, each lane of it one task.
+#pragma once
+
+#include <cstdint>
+
+#include "../network.h"
+#include "math.h"
+#include "product.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE {
+
+template <class T>
+class Lanes {
+ public:
+  using Scalar = T;
+  using Num = typename Vector<T>::type;
+  static constexpr int count = sizeof(Num) / sizeof(T);
+
+  // `storage` is this group's, aligned to a vector; `partial` takes its sums over tasks.
+  Lanes(void* storage, int64_t first_task, const Data<T>& data, T* partial)
+      : storage_(static_cast<Num*>(storage)), first_(first_task), data_(data), partial_(partial) {
+    const int64_t left = data.tasks - first_task;
+    live_ = left < count ? int(left) : count;
+    // Lanes past the last task repeat it at weight zero, so that they meet no numbers of their own.
+    for (int lane = 0; lane < count; ++lane) {
+      weights_[lane] = lane < live_ ? data.task_weights[first_ + lane] : T(0);
+    }
+  }
+
+  void load(View to, Global<const T> from) {
+    Num* out = storage_ + to.offset;
+    const int64_t size = int64_t(to.rows) * to.cols;
+    if (from.task_stride == 0) {
+      for (int64_t i = 0; i < size; ++i) out[i] = Num{} + from.data[i];
+      return;
+    }
+    for (int lane = 0; lane < count; ++lane) {
+      const T* task = from.data + task_of(lane) * from.task_stride;
+      T* column = reinterpret_cast<T*>(out) + lane;
+      for (int64_t i = 0; i < size; ++i) column[i * count] = task[i];
+    }
+  }
+
+  void store(Global<T> to, View from) {
+    const T* numbers = reinterpret_cast<const T*>(storage_ + from.offset);
+    const int64_t size = int64_t(from.rows) * from.cols;
+    for (int lane = 0; lane < live_; ++lane) {
+      T* task = to.data + (first_ + lane) * to.task_stride;
+      for (int64_t i = 0; i < size; ++i) task[i] = numbers[i * count + lane];
+    }
+  }
+
+  // Class labels [N] as rows of probabilities, and example weights without the ignored ones.
+  void load_labels(View rows, View weights, Global<const int64_t> labels, int64_t ignore,
+                   T smoothing) {
+    const T rest = smoothing / T(rows.cols);
+    Num* out = storage_ + rows.offset;
+    Num* weight = storage_ + weights.offset;
+    for (int lane = 0; lane < count; ++lane) {
+      const int64_t* task = labels.data + task_of(lane) * labels.task_stride;
+      int counted = 0;
+      for (int i = 0; i < rows.rows; ++i) {
+        const bool real = weight[i][lane] > T(0) && task[i] != ignore;
+        counted += real;
+        weight[i][lane] = T(real);
+        for (int j = 0; j < rows.cols; ++j) {
+          out[i * rows.cols + j][lane] =
+              real ? rest + (task[i] == j ? T(1) - smoothing : T(0)) : T(0);
+        }
+      }
+      for (int i = 0; counted > 0 && i < rows.rows; ++i) weight[i][lane] /= T(counted);
+    }
+  }
+
+  void sum_tasks(int64_t place, View from) {
+    const Num* numbers = storage_ + from.offset;
+    const int64_t size = int64_t(from.rows) * from.cols;
+    for (int64_t i = 0; i < size; ++i) {
+      Num weighted = numbers[i] * weights_;
+      T parts[count];
+      __builtin_memcpy(parts, &weighted, sizeof parts);
+#pragma GCC unroll 8
+      for (int half = count / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+      }
+      partial_[place + i] = parts[0];
+    }
+  }
+
+  // f(sum, out, in...) over C = A B, and over A B + A2 B2.
+  template <class F, class... Views>
+  void mm(F f, View out, View a, View b, Views... in) {
+    run(f, Terms<Num>{{at(a)}, {at(b)}, {a.cols}, 1}, out.rows, out.cols, at(out), at(in)...);
+  }
+  template <class F, class... Views>
+  void mm2(F f, View out, View a, View b, View a2, View b2, Views... in) {
+    run(f, Terms<Num>{{at(a), at(a2)}, {at(b), at(b2)}, {a.cols, a2.cols}, 2}, out.rows, out.cols,
+        at(out), at(in)...);
+  }
+
+  // f(out, in...) for every entry.
+  template <class F, class... Views>
+  void map(F f, View out, Views... in) {
+    entries(f, out.rows, out.cols, at(out), at(in)...);
+  }
+
+  // f(sum, out, in...) with the sum over each column of `a`.
+  template <class F, class... Views>
+  void sum_rows(F f, View out, View a, Views... in) {
+    sums(f, at(a), a.rows, a.cols, at(out), at(in)...);
+  }
+
+  // out[i] and out[j]: f(out, in...) along a row, down a column.
+  template <class F, class... Views>
+  void fold_cols(View out, F f, T start, View first, Views... in) {
+    fold(f, start, first.rows, first.cols, at(out), at(first), at(in)...);
+  }
+  template <class F, class... Views>
+  void fold_rows(View out, F f, T start, View first, Views... in) {
+    fold(f, start, first.cols, first.rows, turned(at(out)), turned(at(first)), turned(at(in))...);
+  }
+
+  void dot(View out, View a, View b) {
+    Num sum{};
+    const Matrix<Num> left = at(a), right = at(b);
+    for (int i = 0; i < a.rows; ++i) {
+      for (int j = 0; j < a.cols; ++j) sum += left(i, j) * right(i, j);
+    }
+    storage_[out.offset] = sum;
+  }
+
+ private:
+  Num* storage_;
+  int64_t first_;
+  const Data<T>& data_;
+  T* partial_;
+  int live_;
+  Num weights_;
+
+  int64_t task_of(int lane) const { return first_ + (lane < live_ ? lane : live_ - 1); }
+  Matrix<Num> at(View v) const { return {storage_ + v.offset, v.row_stride, v.col_stride}; }
+  static Matrix<Num> turned(Matrix<Num> m) { return {m.data, m.col_stride, m.row_stride}; }
+
+  template <class F, class... Matrices>
+  static void run(F f, const Terms<Num>& terms, int rows, int cols, Matrices... m) {
+    product<FASTMETA_TILE_ROWS, FASTMETA_TILE_COLUMNS>(
+        terms, rows, cols, [f, m...](int i, int j, Num sum) { f(sum, m(i, j)...); });
+  }
+
+  template <class F, class... Matrices>
+  static void entries(F f, int rows, int cols, Matrices... m) {
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < cols; ++j) f(m(i, j)...);
+    }
+  }
+
+  template <class F, class... Matrices>
+  static void sums(F f, Matrix<Num> a, int rows, int cols, Matrices... m) {
+    for (int j = 0; j < cols; ++j) {
+      Num sum{};
+      for (int i = 0; i < rows; ++i) sum += a(i, j);
+      f(sum, m(0, j)...);
+    }
+  }
+
+  template <class F, class... Matrices>
+  static void fold(F f, T start, int rows, int cols, Matrix<Num> out, Matrices... in) {
+    for (int i = 0; i < rows; ++i) {
+      Num sum = Num{} + start;
+      for (int j = 0; j < cols; ++j) f(sum, in(i, j)...);
+      out(i, 0) = sum;
+    }
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -1,0 +1,138 @@
+// The plain engine: a number is a number, one task at a time; the slow twin of every other.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../network.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE {
+
+template <class T> T select(bool condition, T a, T b) { return condition ? a : b; }
+template <class T> T maximum(T a, T b) { return a < b ? b : a; }
+template <class T> T minimum(T a, T b) { return b < a ? b : a; }
+template <class T> T absolute(T a) { return std::abs(a); }
+template <class T> T sigmoid(T x) { return 1 / (1 + std::exp(-x)); }
+template <class T> T softplus(T x) { return maximum(x, T(0)) + std::log1p(std::exp(-std::abs(x))); }
+using std::erf;
+using std::exp;
+using std::expm1;
+using std::log;
+using std::tanh;
+
+template <class T>
+class Plain {
+ public:
+  using Scalar = T;
+  using Num = T;
+  static constexpr int count = 1;
+
+  Plain(void* storage, int64_t task, const Data<T>& data, T* partial)
+      : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}
+
+  void load(View to, Global<const T> from) {
+    for (int64_t i = 0; i < int64_t(to.rows) * to.cols; ++i) {
+      storage_[to.offset + i] = from.data[task_ * from.task_stride + i];
+    }
+  }
+
+  void store(Global<T> to, View from) {
+    for (int64_t i = 0; i < int64_t(from.rows) * from.cols; ++i) {
+      to.data[task_ * to.task_stride + i] = storage_[from.offset + i];
+    }
+  }
+
+  void load_labels(View rows, View weights, Global<const int64_t> labels, int64_t ignore,
+                   T smoothing) {
+    int counted = 0;
+    for (int i = 0; i < rows.rows; ++i) {
+      const int64_t label = labels.data[task_ * labels.task_stride + i];
+      const bool real = at(weights, i, 0) > 0 && label != ignore;
+      counted += real;
+      at(weights, i, 0) = real;
+      for (int j = 0; j < rows.cols; ++j) {
+        at(rows, i, j) = real ? smoothing / rows.cols + (label == j ? 1 - smoothing : 0) : 0;
+      }
+    }
+    for (int i = 0; counted > 0 && i < rows.rows; ++i) at(weights, i, 0) /= counted;
+  }
+
+  void sum_tasks(int64_t place, View from) {
+    for (int64_t i = 0; i < int64_t(from.rows) * from.cols; ++i) {
+      partial_[place + i] = storage_[from.offset + i] * data_.task_weights[task_];
+    }
+  }
+
+  template <class F, class... Views>
+  void mm(F f, View out, View a, View b, Views... in) {
+    for (int i = 0; i < out.rows; ++i) {
+      for (int j = 0; j < out.cols; ++j) f(product(a, b, i, j), at(out, i, j), at(in, i, j)...);
+    }
+  }
+  template <class F, class... Views>
+  void mm2(F f, View out, View a, View b, View a2, View b2, Views... in) {
+    for (int i = 0; i < out.rows; ++i) {
+      for (int j = 0; j < out.cols; ++j) {
+        f(product(a, b, i, j) + product(a2, b2, i, j), at(out, i, j), at(in, i, j)...);
+      }
+    }
+  }
+
+  template <class F, class... Views>
+  void map(F f, View out, Views... in) {
+    for (int i = 0; i < out.rows; ++i) {
+      for (int j = 0; j < out.cols; ++j) f(at(out, i, j), at(in, i, j)...);
+    }
+  }
+
+  template <class F, class... Views>
+  void sum_rows(F f, View out, View a, Views... in) {
+    for (int j = 0; j < a.cols; ++j) {
+      T sum = 0;
+      for (int i = 0; i < a.rows; ++i) sum += at(a, i, j);
+      f(sum, at(out, 0, j), at(in, 0, j)...);
+    }
+  }
+
+  template <class F, class... Views>
+  void fold_cols(View out, F f, T start, View first, Views... in) {
+    for (int i = 0; i < first.rows; ++i) {
+      T sum = start;
+      for (int j = 0; j < first.cols; ++j) f(sum, at(first, i, j), at(in, i, j)...);
+      at(out, i, 0) = sum;
+    }
+  }
+  template <class F, class... Views>
+  void fold_rows(View out, F f, T start, View first, Views... in) {
+    for (int j = 0; j < first.cols; ++j) {
+      T sum = start;
+      for (int i = 0; i < first.rows; ++i) f(sum, at(first, i, j), at(in, i, j)...);
+      at(out, 0, j) = sum;
+    }
+  }
+
+  void dot(View out, View a, View b) {
+    T sum = 0;
+    for (int i = 0; i < a.rows; ++i) {
+      for (int j = 0; j < a.cols; ++j) sum += at(a, i, j) * at(b, i, j);
+    }
+    at(out, 0, 0) = sum;
+  }
+
+ private:
+  T* storage_;
+  int64_t task_;
+  const Data<T>& data_;
+  T* partial_;
+
+  T& at(View v, int64_t i, int64_t j) const {
+    return storage_[v.offset + i * v.row_stride + j * v.col_stride];
+  }
+  T product(View a, View b, int i, int j) const {
+    T sum = 0;
+    for (int k = 0; k < a.cols; ++k) sum += at(a, i, k) * at(b, k, j);
+    return sum;
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -1,0 +1,113 @@
+// Threads that share out the indices of a loop.
+
+#include "pool.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace fastmeta::cpu {
+namespace {
+
+struct Loop {
+  Loop(int64_t count, const std::function<void(int64_t)>& body) : count(count), body(body) {}
+
+  int64_t count;
+  const std::function<void(int64_t)>& body;
+  std::atomic<int64_t> next{0};
+  std::mutex guard;
+  std::exception_ptr error;
+
+  void work() {
+    for (int64_t i = next++; i < count; i = next++) {
+      try {
+        body(i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(guard);
+        if (!error) error = std::current_exception();
+      }
+    }
+  }
+};
+
+// Workers sleep between loops. One loop at a time; a second caller runs its own alone.
+class Pool {
+ public:
+  void run(Loop& loop, int helpers) {
+    std::unique_lock<std::mutex> busy(one_loop_, std::try_to_lock);
+    if (!busy.owns_lock()) return loop.work();
+    {
+      std::lock_guard<std::mutex> lock(guard_);
+      while (int(workers_) < helpers) {
+        std::thread(&Pool::wait_for_work, this).detach();
+        ++workers_;
+      }
+      loop_ = &loop;
+      wanted_ = helpers;
+      ++round_;
+    }
+    wake_.notify_all();
+    loop.work();
+    std::unique_lock<std::mutex> lock(guard_);
+    wanted_ = 0;  // who has not begun need not
+    loop_ = nullptr;
+    done_.wait(lock, [this] { return working_ == 0; });
+  }
+
+ private:
+  std::mutex one_loop_, guard_;
+  std::condition_variable wake_, done_;
+  Loop* loop_ = nullptr;
+  int workers_ = 0, wanted_ = 0, working_ = 0;
+  uint64_t round_ = 0;
+
+  void wait_for_work() {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(guard_);
+    for (;;) {
+      wake_.wait(lock, [&] { return wanted_ > 0 && round_ != seen; });
+      seen = round_;
+      --wanted_;
+      ++working_;
+      Loop* loop = loop_;
+      lock.unlock();
+      loop->work();
+      lock.lock();
+      if (--working_ == 0) done_.notify_all();
+    }
+  }
+};
+
+// A forked child has none of its parent's threads, and maybe a locked mutex: it takes a new pool.
+// Pools are never destroyed, because their threads outlive `main`.
+Pool& pool() {
+  static std::atomic<Pool*> current{nullptr};
+  static std::atomic<pid_t> owner{0};
+  const pid_t self = getpid();
+  if (owner.load() != self) {
+    current.store(new Pool);
+    owner.store(self);
+  }
+  return *current.load();
+}
+
+}  // namespace
+
+void for_each(int64_t count, int threads, const std::function<void(int64_t)>& body) {
+  Loop loop(count, body);
+  const int helpers = int(threads < count ? threads : count) - 1;
+  if (helpers > 0) {
+    pool().run(loop, helpers);
+  } else {
+    loop.work();
+  }
+  if (loop.error) std::rethrow_exception(loop.error);
+}
+
+}  // namespace fastmeta::cpu

@@ -1,0 +1,13 @@
+// Threads that share out the indices of a loop.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace fastmeta::cpu {
+
+// Calls `body(0)` ... `body(count - 1)`, each once, on up to `threads` threads, the caller's
+// included. An exception of any is thrown here once all have stopped.
+void for_each(int64_t count, int threads, const std::function<void(int64_t)>& body);
+
+}  // namespace fastmeta::cpu

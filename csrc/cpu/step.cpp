@@ -1,0 +1,102 @@
+// The fused meta-step on this processor: groups of tasks, spread over threads.
+
+#include "step.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "features.h"
+#include "pool.h"
+
+namespace fastmeta::cpu {
+namespace {
+
+constexpr std::size_t kAlignment = 4096;
+
+// Memory that grows and is kept, one for each thread.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { std::free(data_); }
+  void* at_least(std::size_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = 0;
+      const std::size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+      data_ = std::aligned_alloc(kAlignment, whole);
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = whole;
+    }
+    return data_;
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+thread_local Arena arena;
+
+}  // namespace
+
+std::vector<InstructionSet> instruction_sets() {
+  std::vector<InstructionSet> found;
+#if defined(FASTMETA_X86)
+  bool has_avx2 = true, has_avx512 = true;
+  for (const Feature& feature : features()) {
+    const std::string name = feature.name;
+    if (name == "avx2" || name == "fma") has_avx2 = has_avx2 && feature.live;
+    if (name.rfind("avx512", 0) == 0) has_avx512 = has_avx512 && feature.live;
+  }
+  if (has_avx512 && has_avx2) found.push_back(avx512());
+  if (has_avx2) found.push_back(avx2());
+#endif
+  found.push_back(baseline());
+  found.push_back(plain());
+  return found;
+}
+
+InstructionSet instruction_set(const std::string& name) {
+  const std::vector<InstructionSet> found = instruction_sets();
+  if (name.empty()) return found.front();
+  std::string names;
+  for (const InstructionSet& set : found) {
+    if (name == set.name) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set.name);
+  }
+  throw std::invalid_argument("FASTMETA_ISA: '" + name + "', but this processor and build run " +
+                              names);
+}
+
+int64_t storage_bytes(const InstructionSet& set, const Layout& layout, bool is_double) {
+  return layout.size * (is_double ? set.of_double.tasks * 8 : set.of_float.tasks * 4);
+}
+
+template <class T>
+void run(const Kernel<T>& kernel, const Description& network, const Layout& layout,
+         const Data<T>& data, int threads) {
+  const int64_t groups = (data.tasks + kernel.tasks - 1) / kernel.tasks;
+  const int64_t sums = network.differentiate ? gradient_size(network, layout) : 0;
+  std::unique_ptr<T[]> partials(new T[groups * sums + 1]);
+  const std::size_t bytes = layout.size * kernel.tasks * sizeof(T);
+  for_each(groups, threads, [&](int64_t group) {
+    kernel.run(network, layout, data, group, arena.at_least(bytes), partials.get() + group * sums);
+  });
+  // In the order of the groups, whoever computed them.
+  if (sums > 0) std::copy_n(partials.get(), sums, data.gradient);
+  for (int64_t group = 1; group < groups; ++group) {
+    const T* partial = partials.get() + group * sums;
+    for (int64_t i = 0; i < sums; ++i) data.gradient[i] += partial[i];
+  }
+}
+
+template void run(const Kernel<float>&, const Description&, const Layout&, const Data<float>&, int);
+template void run(const Kernel<double>&, const Description&, const Layout&, const Data<double>&,
+                  int);
+
+}  // namespace fastmeta::cpu

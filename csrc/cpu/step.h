@@ -1,0 +1,24 @@
+// The fused meta-step on this processor: groups of tasks, spread over threads.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastmeta::cpu {
+
+// The instruction sets that this build holds and this processor runs, the best first; "plain" last.
+std::vector<InstructionSet> instruction_sets();
+
+// The one named; an empty name is the best. Throws std::invalid_argument where there is none.
+InstructionSet instruction_set(const std::string& name);
+
+// The storage of one group, in bytes.
+int64_t storage_bytes(const InstructionSet&, const Layout&, bool is_double);
+
+// Runs all groups on up to `threads` threads; the same bits for any number of them.
+template <class T>
+void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&, int threads);
+
+}  // namespace fastmeta::cpu

@@ -1,0 +1,138 @@
+// The fused meta-step as a Python class: addresses and sizes in, everything checked in Python.
+
+#include "fused.h"
+
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/step.h"
+#include "network.h"
+
+namespace fastmeta {
+namespace {
+
+namespace py = pybind11;
+
+using Address = uintptr_t;
+// (in, out, bias, activation, option, second option, adapts weight, adapts bias)
+using LayerTuple = std::tuple<int, int, bool, int, double, double, bool, bool>;
+
+class FusedStep {
+ public:
+  FusedStep(const std::vector<LayerTuple>& layers, int loss, double loss_option,
+            int64_t ignore_index, int support, int query, int steps, bool differentiate,
+            bool first_order, bool elementwise_rates, bool learned_rates, double prox,
+            bool is_double, const std::string& instruction_set)
+      : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
+    for (const auto& [in, out, bias, activation, option, second, weight_moves, bias_moves] : layers) {
+      network_.layers.push_back(
+          {in, out, bias, Activation(activation), option, second, weight_moves, bias_moves});
+    }
+    network_.loss = {LossKind(loss), loss_option, ignore_index};
+    network_.support = support;
+    network_.query = query;
+    network_.steps = steps;
+    network_.differentiate = differentiate;
+    network_.first_order = first_order;
+    network_.elementwise_rates = elementwise_rates;
+    network_.learned_rates = learned_rates;
+    network_.prox = prox;
+    layout_ = lay_out(network_);
+  }
+
+  int64_t parameters() const { return layout_.parameters; }
+  int64_t gradients() const { return gradient_size(network_, layout_); }
+  int64_t storage_bytes() const { return cpu::storage_bytes(set_, layout_, is_double_); }
+  int tasks() const { return is_double_ ? set_.of_double.tasks : set_.of_float.tasks; }
+  std::string instruction_set() const { return set_.name; }
+
+  void run(int64_t tasks, const std::vector<Address>& parameters,
+           const std::vector<Address>& adapted, Address rates,
+           const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
+           Address task_weights, const std::vector<Address>& support,
+           const std::vector<Address>& query, Address support_losses, Address step_losses,
+           Address query_outputs, Address gradient, int threads) const {
+    py::gil_scoped_release release;
+    if (is_double_) {
+      run_as(set_.of_double, tasks, parameters, adapted, rates, step_weights, evaluates,
+             task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
+             threads);
+    } else {
+      run_as(set_.of_float, tasks, parameters, adapted, rates, step_weights, evaluates,
+             task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
+             threads);
+    }
+  }
+
+ private:
+  cpu::InstructionSet set_;
+  bool is_double_;
+  Description network_{};
+  Layout layout_;
+
+  template <class T>
+  void run_as(const cpu::Kernel<T>& kernel, int64_t tasks, const std::vector<Address>& parameters,
+              const std::vector<Address>& adapted, Address rates,
+              const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
+              Address task_weights, const std::vector<Address>& support,
+              const std::vector<Address>& query, Address support_losses, Address step_losses,
+              Address query_outputs, Address gradient, int threads) const {
+    const int in = network_.layers.front().in, out = network_.layers.back().out;
+    const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
+    const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
+    Data<T> data{};
+    data.tasks = tasks;
+    for (Address a : parameters) data.parameters.push_back({of(a), 0});
+    for (std::size_t i = 0; i < adapted.size(); ++i) {
+      const Dense& layer = network_.layers[i / 2];
+      data.adapted.push_back({of(adapted[i]), i % 2 ? layer.out : int64_t(layer.in) * layer.out});
+    }
+    data.rates = of(rates);
+    data.elementwise_rates = {of(rates), 0};
+    data.step_weights.assign(step_weights.begin(), step_weights.end());
+    data.evaluates.assign(evaluates.begin(), evaluates.end());
+    data.task_weights = of(task_weights);
+    // Each set is inputs, targets, labels and example weights; 0 where there is none.
+    const int64_t n = network_.support, q = network_.query;
+    data.support_x = {of(support[0]), n * in};
+    data.support_y = {of(support[1]), n * out};
+    data.support_labels = {labels(support[2]), n};
+    data.support_weights = {of(support[3]), n};
+    data.query_x = {of(query[0]), q * in};
+    data.query_y = {of(query[1]), q * out};
+    data.query_labels = {labels(query[2]), q};
+    data.query_weights = {of(query[3]), q};
+    data.support_losses = {of(support_losses), 1};
+    data.step_losses = {of(step_losses), 1};
+    data.query_outputs = {of(query_outputs), q * out};
+    data.gradient = of(gradient);
+    cpu::run(kernel, network_, layout_, data, threads);
+  }
+};
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const cpu::InstructionSet& set : cpu::instruction_sets()) names.push_back(set.name);
+  return names;
+}
+
+}  // namespace
+
+void bind_fused(py::module_& module) {
+  module.def("instruction_sets", &instruction_sets,
+             "The instruction sets that the fused step runs here, the best first.");
+  py::class_<FusedStep>(module, "FusedStep")
+      .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, int, int, int, bool,
+                    bool, bool, bool, double, bool, const std::string&>())
+      .def_property_readonly("parameters", &FusedStep::parameters)
+      .def_property_readonly("gradients", &FusedStep::gradients)
+      .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
+      .def_property_readonly("tasks", &FusedStep::tasks)
+      .def_property_readonly("instruction_set", &FusedStep::instruction_set)
+      .def("run", &FusedStep::run);
+}
+
+}  // namespace fastmeta

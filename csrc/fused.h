@@ -1,0 +1,10 @@
+// The fused meta-step as a Python class.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fastmeta {
+
+void bind_fused(pybind11::module_& module);
+
+}  // namespace fastmeta

@@ -1,0 +1,93 @@
+// Where each matrix of a step lies in a task's storage.
+
+#include "network.h"
+
+#include <algorithm>
+
+namespace fastmeta {
+namespace {
+
+class Allocator {
+ public:
+  View matrix(int rows, int cols) {
+    View view{next_, rows, cols, cols, 1};
+    next_ += int64_t(rows) * cols;
+    return view;
+  }
+  int64_t block(int64_t size) {
+    const int64_t offset = next_;
+    next_ += size;
+    return offset;
+  }
+  int64_t size() const { return next_; }
+
+ private:
+  int64_t next_ = 0;
+};
+
+Examples examples(Allocator& allocate, const Description& network, int count, int kept) {
+  const Dense& last = network.layers.back();
+  Examples set{allocate.matrix(count, network.layers.front().in),
+               allocate.matrix(count, last.out),
+               allocate.matrix(count, 1),
+               allocate.matrix(count, 1),
+               allocate.matrix(count, 1),
+               {}};
+  for (int step = 0; step < kept; ++step) {
+    for (const Dense& layer : network.layers) {
+      Trace trace{allocate.matrix(count, layer.out), allocate.matrix(count, layer.out), {}, {}};
+      if (!follows_from_output(layer.activation)) {
+        trace.slope = allocate.matrix(count, layer.out);
+        trace.curve = allocate.matrix(count, layer.out);
+      }
+      set.traces.push_back(trace);
+    }
+  }
+  return set;
+}
+
+}  // namespace
+
+Layout lay_out(const Description& network) {
+  Layout layout;
+  Allocator allocate, block;
+  for (const Dense& layer : network.layers) {
+    Layout::Layer place{block.block(int64_t(layer.in) * layer.out), 0};
+    place.bias = layer.bias ? block.block(layer.out) : 0;
+    layout.layers.push_back(place);
+  }
+  layout.parameters = block.size();
+  const bool reverses = network.differentiate;
+  layout.thetas_kept = reverses ? network.steps + 1 : 3;
+  layout.traces_kept = reverses && (!network.first_order || network.learned_rates)
+                           ? std::max(1, network.steps)
+                           : 1;
+  layout.theta = allocate.block(layout.thetas_kept * layout.parameters);
+  layout.support = examples(allocate, network, network.support, layout.traces_kept);
+  layout.query = examples(allocate, network, network.query, 1);
+  layout.scalar = allocate.matrix(1, 1);
+  if (network.elementwise_rates) layout.rate = allocate.block(layout.parameters);
+  if (reverses) {
+    layout.lambda = allocate.block(layout.parameters);
+    layout.vector = allocate.block(layout.parameters);
+    if (network.prox != 0) layout.anchor = allocate.block(layout.parameters);
+    if (network.learned_rates) layout.gradient = allocate.block(layout.parameters);
+    if (!network.first_order) {
+      for (const Dense& layer : network.layers) {
+        Tangent tangent{allocate.matrix(network.support, layer.out), {},
+                        allocate.matrix(network.support, layer.out)};
+        if (is_bent(layer.activation)) tangent.bend = allocate.matrix(network.support, layer.out);
+        layout.tangents.push_back(tangent);
+      }
+    }
+  }
+  layout.size = allocate.size();
+  return layout;
+}
+
+int64_t gradient_size(const Description& network, const Layout& layout) {
+  const int64_t each = network.elementwise_rates ? layout.parameters : 2 * layout.layers.size();
+  return layout.parameters + (network.learned_rates ? network.steps * each : 0);
+}
+
+}  // namespace fastmeta

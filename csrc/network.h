@@ -1,0 +1,116 @@
+// A network, a loss and an inner loop as plain numbers, and where each matrix of a step lies.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace fastmeta {
+
+enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, elu, softplus, silu, gelu, gelu_tanh };
+enum class LossKind { cross_entropy, mse, bce_with_logits, huber, smooth_l1, l1 };
+
+// x W' + b, and an elementwise function of that.
+struct Dense {
+  int in, out;
+  bool bias;
+  Activation activation;
+  double option, second_option;  // slope, alpha, or beta and threshold
+  bool adapts_weight, adapts_bias;
+};
+
+struct Loss {
+  LossKind kind;
+  double option;  // label smoothing, delta or beta
+  int64_t ignore_index;
+};
+
+struct Description {
+  std::vector<Dense> layers;
+  Loss loss;
+  int support, query, steps;  // N, Q (0: no query set), K
+  bool differentiate, first_order, elementwise_rates, learned_rates;
+  double prox;
+};
+
+// A matrix in a task's storage. A stride of 0 repeats a row or a column.
+struct View {
+  int64_t offset;
+  int rows, cols, row_stride, col_stride;
+};
+
+// What a layer keeps of a pass over some examples.
+struct Trace {
+  View value;  // the output [N, H]; of the last layer what the loss leaves there
+  View delta;  // the loss's derivative before the activation [N, H]
+  View slope;  // f'(z), where it can't be had from the output
+  View curve;  // f''(z) times the derivative after the activation, likewise
+};
+
+// Scratch of the Hessian-vector product.
+struct Tangent {
+  View value, bend, delta;  // each [N, H]
+};
+
+struct Examples {
+  View inputs, targets, weights;  // [N, D], [N, C], [N, 1]
+  View row, second_row;           // scratch columns [N, 1]
+  std::vector<Trace> traces;           // [steps kept * layers]
+};
+
+// Offsets count numbers of the engine (a vector of tasks, in an engine of lanes).
+struct Layout {
+  struct Layer {
+    int64_t weight, bias;  // within a block of parameters
+  };
+  std::vector<Layer> layers;
+  int64_t parameters = 0;  // P, the length of a block
+  int64_t theta = 0;       // blocks, one a step kept
+  int64_t lambda = 0, vector = 0, anchor = 0, gradient = 0, rate = 0;
+  int thetas_kept = 0, traces_kept = 0;
+  Examples support, query;
+  std::vector<Tangent> tangents;  // [layers]
+  View scalar;
+  int64_t size = 0;
+};
+
+Layout lay_out(const Description&);
+
+// Whether f'(z) and f''(z) / f'(z) follow from f(z) at hardly any cost.
+constexpr bool follows_from_output(Activation kind) {
+  return kind < Activation::softplus;
+}
+constexpr bool is_bent(Activation kind) {
+  return kind >= Activation::tanh;
+}
+
+// An address outside the tasks' storage. A stride of 0 is one that the tasks share.
+template <class T>
+struct Global {
+  T* data;
+  int64_t task_stride;
+  bool given() const { return data != nullptr; }
+  Global at(int64_t offset) const { return {data + offset, task_stride}; }
+};
+
+// One call's data. Parameters and adapted ones come in the order weight, bias, weight, ...
+template <class Scalar>
+struct Data {
+  int64_t tasks;
+  std::vector<Global<const Scalar>> parameters;
+  std::vector<Global<Scalar>> adapted;  // empty unless asked for
+  const Scalar* rates;                  // [K, tensors], or [K, P] if elementwise; on the host
+  Global<const Scalar> elementwise_rates;
+  std::vector<Scalar> step_weights;  // [K + 1]
+  std::vector<char> evaluates;       // [K + 1]
+  const Scalar* task_weights;        // [T]
+  Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
+  Global<const int64_t> support_labels, query_labels;
+  Global<Scalar> support_losses;  // [K, T]
+  Global<Scalar> step_losses;     // [K + 1, T]
+  Global<Scalar> query_outputs;   // [T, Q, C]
+  Scalar* gradient;               // [P], then [K, tensors] or [K, P] of the learned rates
+};
+
+int64_t gradient_size(const Description&, const Layout&);
+
+}  // namespace fastmeta

@@ -1,0 +1,263 @@
+"""The fused step against the float64 oracle: networks, losses, sizes, instruction sets, threads."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastmeta
+
+extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
+
+INSTRUCTION_SETS = extension.instruction_sets()
+ACTIVATIONS = {
+    "identity": nn.Identity(),
+    "relu": nn.ReLU(),
+    "leaky_relu": nn.LeakyReLU(0.2),
+    "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(),
+    "elu": nn.ELU(0.7),
+    "softplus": nn.Softplus(beta=2.0, threshold=1.0),
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+}
+LOSSES = {
+    "cross_entropy": F.cross_entropy,
+    "label_smoothing": nn.CrossEntropyLoss(label_smoothing=0.1),
+    "ignore_index": nn.CrossEntropyLoss(ignore_index=1),
+    "mse": F.mse_loss,
+    "bce": F.binary_cross_entropy_with_logits,
+    "huber": nn.HuberLoss(delta=0.5),
+    "smooth_l1": nn.SmoothL1Loss(beta=0.5),
+    "l1": F.l1_loss,
+}
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request, monkeypatch) -> str:
+    monkeypatch.setenv("FASTMETA_ISA", request.param)
+    return request.param
+
+
+def mlp(*widths: int, activation: nn.Module, bias: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i in range(len(widths) - 1):
+        layers += [nn.Linear(widths[i], widths[i + 1], bias=bias), activation]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def examples(tasks: int, count: int, model: nn.Sequential, labels: bool) -> tuple[Tensor, Tensor]:
+    x = torch.randn(tasks, count, model[0].in_features).double()
+    outputs = model[-1].out_features
+    if labels:
+        return x, torch.randint(outputs, (tasks, count))
+    return x, torch.rand(tasks, count, outputs).double()
+
+
+def agrees(
+    model: nn.Module, support: Any, query: Any, loss_fn: Any, steps: int = 3, **options: Any
+) -> None:
+    """In float64 to 1e-10 of the oracle; in float32 to the rounding of as many steps."""
+    leaves = list(model.parameters())
+    reference = oracle.maml(
+        model, oracle.split(support, query), leaves,
+        rate=lambda name, step: 0.2, steps=steps, loss_fn=loss_fn, **options,
+    )  # fmt: skip
+    out = fastmeta.maml_step(
+        model, support, query,
+        inner_lr=0.2, inner_steps=steps, loss_fn=loss_fn, executor="fused", **options,
+    )  # fmt: skip
+    assert out.executor == "fused-cpu"
+    torch.testing.assert_close(out.loss.detach(), reference.loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out.task_losses, reference.task_losses, rtol=1e-12, atol=1e-12)
+    expected = torch.stack([torch.stack(losses) for losses in reference.support_losses], dim=1)
+    torch.testing.assert_close(out.support_losses, expected, rtol=1e-12, atol=1e-12)
+    outputs = torch.stack(reference.query_outputs).detach()
+    torch.testing.assert_close(out.query_outputs, outputs, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(out.loss, leaves)
+    for got, expected in zip(gradients, reference.gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str, loss: str, instruction_set: str) -> None:
+    model = mlp(3, 7, 6, 4, activation=ACTIVATIONS[activation])
+    labels = loss == "cross_entropy"
+    data = examples(5, 4, model, labels), examples(5, 6, model, labels)
+    agrees(model, *data, LOSSES[loss])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(loss: str, instruction_set: str) -> None:
+    model = mlp(3, 7, 4, activation=nn.Tanh())
+    labels = loss in ("cross_entropy", "label_smoothing", "ignore_index")
+    data = [examples(5, count, model, labels) for count in (4, 6)]
+    if loss == "ignore_index":
+        for _, y in data:
+            y[:, 0], y[:, 1] = 1, 2  # at least one ignored, at least one not
+    agrees(model, *data, LOSSES[loss])
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 17, 33])
+@pytest.mark.parametrize("width", [1, 5, 7, 40])
+def test_odd_sizes(tasks: int, width: int, instruction_set: str) -> None:
+    model = mlp(width, width, width, 2, activation=nn.Tanh())
+    agrees(
+        model, examples(tasks, 3, model, True), examples(tasks, 11, model, True), F.cross_entropy
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("widths", [(3, 2), (3, 6, 2), (1, 11, 13, 6, 1)], ids=str)
+def test_depths(widths: tuple[int, ...], bias: bool, instruction_set: str) -> None:
+    model = mlp(*widths, activation=nn.ELU(), bias=bias)
+    agrees(model, examples(3, 5, model, False), examples(3, 7, model, False), F.mse_loss)
+
+
+def test_an_activation_at_the_end_and_a_flatten_in_front(instruction_set: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Tanh()).double()
+    data = [(torch.randn(3, n, 2, 3).double(), torch.rand(3, n, 3).double()) for n in (4, 5)]
+    agrees(model, *data, F.mse_loss, prox=0.3, first_order=False)
+
+
+def test_float32_is_as_close_as_its_rounding_allows(instruction_set: str) -> None:
+    model = mlp(3, 40, 40, 4, activation=nn.Tanh())
+    data = [examples(20, n, model, True) for n in (5, 15)]
+    exact = oracle.maml(
+        model, oracle.split(*data), list(model.parameters()),
+        rate=lambda name, step: 0.1, steps=5,
+    )  # fmt: skip
+    single = model.float()
+    narrow = [(x.float(), y) for x, y in data]
+    out = fastmeta.maml_step(single, *narrow, inner_lr=0.1, inner_steps=5, executor="fused")
+    gradients = torch.autograd.grad(out.loss, list(single.parameters()))
+    # Sums of at most 40 terms, 3 layers, 5 steps forward and back.
+    tolerance = 3 * 2 * 5 * 40**0.5 * torch.finfo(torch.float32).eps
+    for got, wanted in zip(gradients, exact.gradients, strict=True):
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_their_whole_range(
+    activation: str, dtype: torch.dtype, instruction_set: str
+) -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), ACTIVATIONS[activation]).to(dtype)
+    nn.init.ones_(model[0].weight)
+    size = torch.logspace(-12, 3, 301, dtype=torch.float64)
+    x = torch.cat([-size, size, torch.tensor([0.0, float("nan"), 1e6, -1e6])]).view(1, -1, 1)
+    x = x.to(dtype)
+    with torch.no_grad():
+        out = fastmeta.maml_step(
+            model, (x, x), (x, x), inner_steps=0, loss_fn=F.mse_loss, executor="fused"
+        )
+        expected = ACTIVATIONS[activation](x.double())
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        out.query_outputs.double(), expected, rtol=8 * eps, atol=4 * eps, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("tasks", [33, 100])
+def test_the_number_of_threads_changes_no_bit(tasks: int, instruction_set: str) -> None:
+    model = mlp(3, 9, 4, activation=nn.ReLU())
+    data = [examples(tasks, n, model, True) for n in (5, 6)]
+    results: list[list[Tensor]] = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            out = fastmeta.maml_step(model, *data, inner_steps=2, executor="fused")
+        finally:
+            torch.set_num_threads(1)
+        results.append([out.loss, *torch.autograd.grad(out.loss, list(model.parameters()))])
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    model = mlp(3, 5, 2, activation=nn.ReLU())
+    data = [examples(100, n, model, True) for n in (5, 6)]
+    torch.set_num_threads(2)
+    try:
+        here = fastmeta.maml_step(model, *data, executor="fused").loss
+        child = os.fork()
+        if child == 0:
+            there = fastmeta.maml_step(model, *data, executor="fused").loss
+            os._exit(0 if torch.equal(here, there) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), {}, "BatchNorm"),
+        (nn.Sequential(nn.Tanh(), nn.Linear(3, 2)), {}, "does not follow a Linear"),
+        (nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(-0.1)), {}, "negative slope"),
+        (nn.Sequential(nn.Linear(3, 2)).bfloat16(), {}, "torch.bfloat16"),
+        (nn.Linear(3, 2), {"loss_fn": nn.CrossEntropyLoss(torch.ones(2))}, "weight="),
+        (nn.Linear(3, 2), {"loss_fn": lambda y, t: y.sum()}, "not a standard one"),
+        (nn.Linear(3, 2), {"memory": "low"}, "memory='low'"),
+    ],
+    ids=["batch-norm", "first", "slope", "bfloat16", "class-weights", "loss", "memory"],
+)
+def test_what_it_declines_it_names(model: nn.Module, options: dict[str, Any], reason: str) -> None:
+    dtype = next(model.parameters()).dtype
+    data = [(torch.randn(2, 4, 3, dtype=dtype), torch.randint(2, (2, 4))) for _ in range(2)]
+    with pytest.raises(ValueError, match=f"executor: 'fused' can't serve: .*{re.escape(reason)}"):
+        fastmeta.maml_step(model, *data, executor="fused", **options)
+    assert fastmeta.maml_step(model, *data, **options).executor == "generic"
+
+
+def test_inputs_that_require_grad_are_left_to_the_general_path() -> None:
+    model = nn.Linear(3, 2)
+    support, query = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
+    support[0].requires_grad_()
+    out = fastmeta.maml_step(model, support, query)
+    out.loss.backward()
+    assert out.executor == "generic"
+    assert support[0].grad is not None
+
+
+def test_ragged_tasks_and_adapt_are_served(force_form) -> None:
+    force_form("fused")
+    model = mlp(3, 6, 2, activation=nn.Tanh())
+    pairs = [
+        [(torch.randn(n, 3).double(), torch.randint(2, (n,))) for n in counts]
+        for counts in ((2, 4, 3), (5, 1, 2))
+    ]
+    reference = oracle.maml(
+        model,
+        [(*s, *q) for s, q in zip(*pairs, strict=True)],
+        list(model.parameters()),
+        rate=lambda name, step: 0.2, steps=2,
+    )  # fmt: skip
+    out = fastmeta.maml_step(model, *pairs, inner_lr=0.2, inner_steps=2)
+    assert out.executor == "fused-cpu"
+    got = torch.autograd.grad(out.loss, list(model.parameters()))
+    for a, b in zip(got, reference.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    adapted = fastmeta.adapt(model, pairs[0], inner_lr=0.2, inner_steps=2)
+    for i, (x, _) in enumerate(pairs[1]):
+        torch.testing.assert_close(
+            adapted[i](x).detach(), reference.query_outputs[i].detach(), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("FASTMETA_ISA", "abacus")
+    data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
+    with pytest.raises(ValueError, match="FASTMETA_ISA: 'abacus'"):
+        fastmeta.maml_step(nn.Linear(3, 2), *data)
