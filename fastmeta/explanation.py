@@ -63,7 +63,7 @@ def _inner(step: PlannedStep) -> str:
 def _executors(planned: Planned) -> list[str]:
     device = planned.problem.task_weights.device
     fused = planned.choice.form == "fused"
-    why = planned.not_fused or f"not the fastest by estimate ({planned.choice.reason})"
+    why = planned.not_fused or "a preview in this version; executor='fused' asks for it"
     return [
         f"executor: {'fused' if fused else 'generic'} on {device}",
         *([] if fused else [f"  not fused: {why}"]),

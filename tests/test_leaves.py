@@ -124,10 +124,11 @@ class Switched(nn.Module):
         return h if self.film is None else h * self.film
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["chosen", "loop", "sweep"])
 def test_a_tensor_that_appears_after_planning(form: str, force_form) -> None:
-    force_form(form)
-    model, (support, query) = Switched(), data()
+    if form != "chosen":
+        force_form(form)
+    model, (support, query) = Switched(), data(tasks=30)
     agree(model, support, query, [], RATE, **OPTIONS)
     model.film = torch.rand(2, dtype=torch.float64, requires_grad=True)
     agree(model, support, query, [model.film], RATE, **OPTIONS)
@@ -137,3 +138,37 @@ def test_the_models_own_weight_in_a_closure() -> None:
     model = network()
     loss = lambda p, t: F.cross_entropy(p, t) + 0.1 * model[0].weight.square().sum()  # noqa: E731
     agree(model, *data(tasks=5), [], {**RATE, "loss_fn": loss}, loss_fn=loss, **OPTIONS)
+
+
+class Skipping(nn.Module):
+    """A parameter that is reached only once Python state says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.extra = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+        self.skip = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.main(x))
+        return h + self.extra(x) if self.skip else h
+
+
+@pytest.mark.parametrize("tasks", [3, 40])
+def test_a_parameter_that_is_reached_after_planning(tasks: int) -> None:
+    model, (support, query) = Skipping(), data(tasks=tasks)
+    agree(model, support, query, [], RATE, **OPTIONS)
+    assert model.extra.weight.grad is None
+    model.skip = True
+    agree(model, support, query, [], RATE, **OPTIONS)
+    assert model.extra.weight.grad is not None
+
+
+def test_weights_given_as_a_list_of_tensors_get_their_gradients() -> None:
+    model, (support, query) = network(), data()
+    steps = [torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in (0.3, 0.3, 0.4)]
+    tasks = [torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in (0.2, 0.5, 0.3)]
+    reference = {**RATE, "step_weights": steps, "task_weights": torch.stack(tasks)}
+    agree(
+        model, support, query, [*steps, *tasks], reference,
+        step_weights=steps, task_weights=tasks, **OPTIONS,
+    )  # fmt: skip

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 from fastmeta.plan.profile import Profile
 
+AUTO_FUSED = False
+"""The fused kernels are a preview: taken only where `executor="fused"` asks for them."""
+
 CHUNK_BYTES = 1 << 26
 """What one chunk of tasks under `vmap` may keep alive, by estimate."""
 
@@ -63,7 +66,7 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     if sizes.low_memory:
         return _flat(unavailable)
     chunk = chunk_size(profile, sizes)
-    if "fused" not in unavailable:
+    if AUTO_FUSED and "fused" not in unavailable:
         fused = fused_seconds(profile, sizes)
         loop, vmap = seconds(profile, sizes, chunk)
         if fused < min(loop, vmap):

@@ -30,6 +30,7 @@ from fastmeta.plan.profile import profile
 from fastmeta.tasks import TaskBatch
 
 _KEPT_PER_MODEL = 64
+_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(eq=False)
@@ -247,7 +248,11 @@ def _fingerprint(
     """What a plan depends on; a plan with another fingerprint is stale."""
     modules: list[Hashable] = []
     for m in model.modules():
-        modules += (id(m), m.training, bool(m._forward_hooks), bool(m._forward_pre_hooks))
+        modules += (id(m), bool(m._forward_hooks), bool(m._forward_pre_hooks))
+        # Plain attributes by value, others by type: a forward may branch on them.
+        for attribute, value in vars(m).items():
+            kind = type(value)
+            modules += (attribute, value if kind in _PLAIN else kind)
         for p in m._parameters.values():
             if p is not None:
                 modules += (p.shape, p.dtype, p.requires_grad)

@@ -175,8 +175,8 @@ def _check_loss(loss: Any) -> None:
         )
     if not loss.requires_grad:
         raise ValueError(
-            "loss_fn: its value depends on no parameter (is something detached, or an integer?), so "
-            "there is nothing to adapt by"
+            "loss_fn: its value depends on no parameter (is something detached, or an integer?), "
+            "so there is nothing to adapt by"
         )
 
 
