@@ -108,6 +108,13 @@ def _extension() -> Backend:
 def _fused_cpu() -> Backend:
     if not _extension().live:
         return Backend("fused-cpu", False, "needs the compiled extension")
+    if not hasattr(_load_extension(), "FusedStep"):
+        return Backend(
+            "fused-cpu",
+            False,
+            "the compiled extension is of an earlier checkout",
+            "run `pip install .` again",
+        )
     sets: list[str] = _load_extension().instruction_sets()
     forced = os.environ.get("FASTMETA_ISA", "")
     if forced and forced not in sets:

@@ -35,5 +35,6 @@ def force_form(monkeypatch):
             return cost.Choice(form, 2, "forced")
 
         monkeypatch.setattr(cost, "choose", choose)
+        monkeypatch.setattr(cost, "AUTO_FUSED", form == "fused")
 
     return force

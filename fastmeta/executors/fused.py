@@ -127,9 +127,11 @@ def _loss(loss: Loss) -> tuple[int, float, int]:
 def extension() -> ModuleType | None:
     """The compiled kernels, where this installation has them."""
     try:
-        return importlib.import_module("fastmeta._C")
+        module = importlib.import_module("fastmeta._C")
     except ImportError:
         return None
+    # An editable install may still have the extension of an earlier checkout.
+    return module if hasattr(module, "FusedStep") else None
 
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:

@@ -151,6 +151,8 @@ def _not_fused(problem: Problem, plan: Plan, low_memory: bool, executor: str) ->
         return "memory='low' was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
+    if executor == "auto" and not cost.AUTO_FUSED:
+        return "a preview in this version; executor='fused' asks for it"
     return fused.declines(problem, plan.recipe)
 
 

@@ -58,17 +58,18 @@ def profile(
     versions = {name: b._version for name, b in buffers.items()}
     device = next(iter(parameters.values())).device
     with torch.enable_grad(), same_random_numbers(device):
+        on_query = _shape_on_query(model, tasks, {**proxies, **buffers})
         before = _random_state(device)
         with _Counter() as counter:
             with _no_recomputation():
                 prediction = StatelessModel(model)({**proxies, **buffers}, inputs, {})
             single = tuple(prediction.shape) if isinstance(prediction, Tensor) else None
+            if single is not None and on_query not in (None, single[1:]):
+                single = None  # its shape depends on the number of examples: nothing to hold it to
             check(single)
             loss = objective(prediction, targets, weights)
         draws = not torch.equal(before, _random_state(device))
         _check_loss(loss)
-        if single is not None and not _same_shape_on_query(model, tasks, proxies, buffers, single):
-            single = None  # its shape depends on the number of examples: nothing to hold it to
         gradients: Any = (
             torch.autograd.grad(loss, list(proxies.values()), allow_unused=True)
             if loss.requires_grad
@@ -93,20 +94,19 @@ def profile(
     )
 
 
-def _same_shape_on_query(
-    model: nn.Module,
-    tasks: TaskBatch,
-    proxies: dict[str, Tensor],
-    buffers: dict[str, Tensor],
-    prediction: tuple[int, ...],
-) -> bool:
-    """Runs a query pass, so that what a forward caches by size is cached outside any transform."""
+def _shape_on_query(
+    model: nn.Module, tasks: TaskBatch, tensors: dict[str, Tensor]
+) -> tuple[int, ...] | None:
+    """The shape of one query example's prediction.
+
+    The pass also has a forward cache what it caches by size, outside any transform.
+    """
     if tasks.query is None:
-        return True
+        return None
     inputs = map_tensors(lambda leaf: leaf.detach()[0].clone(), tasks.first(1).sets()[1].inputs)
     with torch.no_grad():
-        output = StatelessModel(model)({**proxies, **buffers}, inputs, {})
-    return isinstance(output, Tensor) and tuple(output.shape[1:]) == prediction[1:]
+        output = StatelessModel(model)(tensors, inputs, {})
+    return tuple(output.shape[1:]) if isinstance(output, Tensor) else None
 
 
 class _Counter(TorchDispatchMode):
