@@ -6,6 +6,7 @@ import functools
 import importlib
 import math
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -132,6 +133,11 @@ def extension() -> ModuleType | None:
         return None
     # An editable install may still have the extension of an earlier checkout.
     return module if hasattr(module, "FusedStep") else None
+
+
+def environment() -> Hashable:
+    """What beside its arguments a step's kernel is chosen by."""
+    return os.environ.get("FASTMETA_ISA", "")
 
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
