@@ -23,24 +23,19 @@ class _Part:
     """One module of the model, and what it held."""
 
     module: weakref.ref[nn.Module]  # the model's own life must not depend on what is kept of it
-    kinds: list[type]
+    attributes: list[int]
+    """Their identities."""
     plain: list[Any]
-    """Plain attributes by value; others count by type, and their places by None."""
+    """Those that are plain, kept so that no other can take their identity."""
     held: list[Any]
     """Parameters, buffers and children."""
 
     def holds(self) -> bool:
         module = self.module()
-        if module is None:
+        if module is None or [*map(id, vars(module).values())] != self.attributes:
             return False
-        attributes = module.__dict__.values()
         held = _held(module)
-        return (
-            [*map(type, attributes)] == self.kinds
-            and _plain(attributes, self.kinds) == self.plain
-            and len(held) == len(self.held)
-            and all(map(is_, held, self.held))
-        )
+        return len(held) == len(self.held) and all(map(is_, held, self.held))
 
 
 def _held(module: nn.Module) -> list[Any]:
@@ -48,13 +43,9 @@ def _held(module: nn.Module) -> list[Any]:
         *module._parameters.values(),
         *module._buffers.values(),
         *module._modules.values(),
-        bool(module._forward_hooks),
-        bool(module._forward_pre_hooks),
+        not module._forward_hooks,
+        not module._forward_pre_hooks,
     ]
-
-
-def _plain(attributes: Any, kinds: list[type]) -> list[Any]:
-    return [v for v, kind in zip(attributes, kinds, strict=True) if kind in _PLAIN]
 
 
 class Snapshot:
@@ -65,13 +56,14 @@ class Snapshot:
         identity: list[Hashable] = []
         for module in model.modules():
             attributes = vars(module)
-            kinds = [*map(type, attributes.values())]
-            part = _Part(
-                weakref.ref(module), kinds, _plain(attributes.values(), kinds), _held(module)
+            # Plain attributes by value, others by type: a forward may branch on them.
+            kinds = [type(value) for value in attributes.values()]
+            plain = [value for value in attributes.values() if type(value) in _PLAIN]
+            held = _held(module)
+            self._parts.append(
+                _Part(weakref.ref(module), [*map(id, attributes.values())], plain, held)
             )
-            self._parts.append(part)
-            identity += (id(module), *attributes, *kinds, *part.plain, *module._parameters)
-            identity += part.held[-2:]
+            identity += (id(module), *attributes, *kinds, *plain, *module._parameters, *held[-2:])
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         for name, parameter in self.parameters.items():
             if nn.parameter.is_lazy(parameter):
