@@ -6,16 +6,18 @@ import functools
 import importlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import BatchNorm1d
 
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.inner_loop import SHARED
-from fastmeta.plan.layers import Activation, Flatten, Linear, Network, Reshape
+from fastmeta.plan.layers import Activation, BatchNorm, Flatten, Linear, Network, Reshape
 from fastmeta.plan.losses import Loss
 from fastmeta.tasks import Examples
 
@@ -28,19 +30,27 @@ _LOSSES = (
     "cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "huber_loss",
     "smooth_l1_loss", "l1_loss",
 )  # fmt: skip
+_NORMS = (None, True, False)
+"""By whether a norm takes the statistics of the batch."""
 _DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer with what follows it."""
+    """A linear layer with what follows it: maybe a norm, maybe an activation."""
 
     weight: str
     bias: str | None
     inputs: int
     outputs: int
-    activation: int = 0
+    norm: BatchNorm | None = None
+    activation: int | None = None
     options: tuple[float, float] = (0.0, 0.0)
+
+    def tensors(self) -> tuple[str | None, ...]:
+        """The names of weight, bias, scale and shift, as the kernels order them."""
+        norm = self.norm
+        return (self.weight, self.bias, norm and norm.weight, norm and norm.bias)
 
 
 @dataclass(frozen=True)
@@ -74,15 +84,19 @@ def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> 
             # Of Linear, FLOPs are 2 * in * out.
             inputs = node.flops // (2 * width)
             layers.append(Dense(node.layer.weight, node.layer.bias, inputs, width))
+        elif isinstance(node.layer, BatchNorm):
+            if not layers or layers[-1].norm or layers[-1].activation is not None:
+                raise Declined(f"{node.name} is a BatchNorm that does not follow a Linear")
+            layers[-1] = replace(layers[-1], norm=node.layer)
         elif isinstance(node.layer, Activation):
-            if not layers or layers[-1].activation:
+            if not layers or layers[-1].activation is not None:
                 raise Declined(f"{node.name} is an activation that does not follow a Linear")
             layers[-1] = _with_activation(layers[-1], node.layer)
         elif not isinstance(node.layer, (Flatten, Reshape)):
             raise Declined(f"{node.name} is a {type(node.layer).__name__}")
     if not layers or network.output != len(network.nodes) - 1:
         raise Declined("it is no chain of linear layers")
-    names = [name for layer in layers for name in (layer.weight, layer.bias) if name]
+    names = [name for layer in layers for name in layer.tensors() if name]
     if len(set(names)) != len(names):
         raise Declined("a parameter is used twice")
     return Recipe(tuple(layers), *_loss(loss))
@@ -106,9 +120,7 @@ def _with_activation(layer: Dense, activation: Activation) -> Dense:
         raise Declined(f"{kind} has a negative slope, so its output does not tell its side")
     if kind == "softplus" and values[0] <= 0:
         raise Declined("softplus has a beta that is not positive")
-    return Dense(
-        layer.weight, layer.bias, layer.inputs, layer.outputs, _ACTIVATIONS.index(kind), values
-    )
+    return replace(layer, activation=_ACTIVATIONS.index(kind), options=values)
 
 
 def _loss(loss: Loss) -> tuple[int, float, int]:
@@ -139,7 +151,7 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
     if extension() is None:
         return "the compiled extension is not there; `python -m fastmeta info` says why"
     named = dict(problem.model.module.named_parameters())
-    used = [n for layer in recipe.layers for n in (layer.weight, layer.bias) if n]
+    used = [name for layer in recipe.layers for name in layer.tensors() if name]
     if any(name not in named for name in used):
         return "a layer's weight is a buffer"
     dtype = named[used[0]].dtype
@@ -152,17 +164,56 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
             return "parameters are of different dtypes"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    if problem.model.written:
-        return "a forward pass writes buffers"
+    why = _declines_buffers(problem, recipe, dtype)
+    if why is not None:
+        return why
     if any(name not in used for name in problem.inner.adapted):
         return "a parameter adapts that no layer reads"
     if problem.task_weights.dtype != dtype:
         return "task_weights are of another dtype than the parameters"
+    if problem.tasks.support.weights is not None and any(
+        layer.norm is not None and layer.norm.batch_statistics for layer in recipe.layers
+    ):
+        return "padded examples would count in the statistics of a batch norm"
+    _check_batches(problem, recipe)
     for examples in problem.tasks.sets():
         why = _declines_examples(examples, recipe, dtype, problem.differentiate)
         if why is not None:
             return why
     return None
+
+
+def _declines_buffers(problem: Problem, recipe: Recipe, dtype: torch.dtype) -> str | None:
+    """Running statistics may be written, because every pass's are thrown away; nothing else."""
+    module = problem.model.module
+    written = set(problem.model.written)
+    for layer in recipe.layers:
+        if layer.norm is None:
+            continue
+        statistics = [name for name in (layer.norm.mean, layer.norm.variance) if name]
+        written.difference_update(statistics)
+        if layer.norm.batch_statistics:
+            continue
+        buffers = dict(module.named_buffers())
+        for name in statistics:
+            if name not in buffers or buffers[name].requires_grad:
+                return "running statistics are no constant buffers"
+            if buffers[name].dtype != dtype or buffers[name].device.type != "cpu":
+                return f"running statistics are {buffers[name].dtype}, parameters {dtype}"
+    for name in list(written):
+        owner, _, counter = name.rpartition(".")
+        if counter == "num_batches_tracked" and type(module.get_submodule(owner)) is BatchNorm1d:
+            written.remove(name)
+    return "a forward pass writes buffers" if written else None
+
+
+def _check_batches(problem: Problem, recipe: Recipe) -> None:
+    """One example has no variance: **raises** what torch raises."""
+    normed = [n for n in recipe.layers if n.norm is not None and n.norm.batch_statistics]
+    for examples in problem.tasks.sets() if normed else ():
+        if examples.count == 1 and (examples is not problem.tasks.support or problem.inner.steps):
+            like = problem.task_weights.new_zeros(1, normed[0].outputs)
+            F.batch_norm(like, None, None, training=True)
 
 
 def _declines_examples(
@@ -197,8 +248,11 @@ def _kernel(
     assert module is not None
     layers = [
         (
-            layer.inputs, layer.outputs, layer.bias is not None, layer.activation,
-            *layer.options, layer.weight in adapted, layer.bias in adapted,
+            layer.inputs, layer.outputs, layer.activation or 0, *layer.options,
+            _NORMS.index(layer.norm and layer.norm.batch_statistics),
+            layer.norm.eps if layer.norm else 0.0,
+            [name is not None for name in layer.tensors()],
+            [name in adapted for name in layer.tensors()],
         )
         for layer in recipe.layers
     ]  # fmt: skip
@@ -248,8 +302,9 @@ def run(problem: Problem, recipe: Recipe) -> Outcome:
     inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
     step = kernel(problem, recipe)
     named = dict(problem.model.module.named_parameters())
-    names = [n for layer in recipe.layers for n in (layer.weight, layer.bias)]
+    names = [name for layer in recipe.layers for name in layer.tensors()]
     parameters = [None if n is None else named[n].detach().contiguous() for n in names]
+    statistics = _statistics(problem, recipe)
     rates = _rates(problem, named, names)
     support, query = _arrays(tasks.support), _arrays(tasks.query)
     count, size = tasks.tasks, tasks.query.count if tasks.query else 0
@@ -266,6 +321,7 @@ def run(problem: Problem, recipe: Recipe) -> Outcome:
         count,
         [_address(p) for p in parameters],
         [_address(adapted.get(name or "")) for name in names] if adapted else [],
+        [_address(t) for t in statistics],
         rates.data_ptr(),
         inner.step_weights,
         [problem.evaluates(k) for k in range(inner.steps + 1)],
@@ -288,6 +344,21 @@ def run(problem: Problem, recipe: Recipe) -> Outcome:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _statistics(problem: Problem, recipe: Recipe) -> list[Tensor | None]:
+    """Mean and 1 / standard deviation, where running statistics are used."""
+    found: list[Tensor | None] = []
+    for layer in recipe.layers:
+        norm = layer.norm
+        if norm is None or norm.batch_statistics:
+            found += [None, None]
+            continue
+        assert norm.mean is not None and norm.variance is not None
+        module = problem.model.module
+        mean, variance = module.get_buffer(norm.mean), module.get_buffer(norm.variance)
+        found += [mean.contiguous(), (variance + norm.eps).rsqrt()]
+    return found
 
 
 def _arrays(examples: Examples | None) -> list[Tensor | None]:
