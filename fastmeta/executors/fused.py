@@ -354,7 +354,8 @@ def _statistics(problem: Problem, recipe: Recipe) -> list[Tensor | None]:
         if norm is None or norm.batch_statistics:
             found += [None, None]
             continue
-        assert norm.mean is not None and norm.variance is not None
+        assert norm.mean is not None
+        assert norm.variance is not None
         module = problem.model.module
         mean, variance = module.get_buffer(norm.mean), module.get_buffer(norm.variance)
         found += [mean.contiguous(), (variance + norm.eps).rsqrt()]

@@ -203,7 +203,11 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "reason"),
     [
-        (nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), {}, "0 is a BatchNorm that does not follow"),
+        (
+            nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
+            {},
+            "0 is a BatchNorm that does not follow",
+        ),
         (nn.Sequential(nn.Tanh(), nn.Linear(3, 2)), {}, "does not follow a Linear"),
         (nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(-0.1)), {}, "negative slope"),
         (nn.Sequential(nn.Linear(3, 2)).bfloat16(), {}, "torch.bfloat16"),
