@@ -10,6 +10,7 @@
 #pragma once
 
 #include "network.h"
+#include "views.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -17,8 +18,6 @@ namespace fastmeta::FASTMETA_NAMESPACE {
 struct Blocks {
   int64_t of[kTensors];
 };
-
-inline View repeated(View row, int rows) { return {row.offset, rows, row.cols, 0, row.col_stride}; }
 
 template <class E>
 class BatchNorm {

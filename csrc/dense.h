@@ -4,10 +4,9 @@
 #include "activations.h"
 #include "batch_norm.h"
 #include "network.h"
+#include "views.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
-
-inline View transposed(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
 
 // One layer in one place; a block is an offset at which all parameters lie.
 template <class E>

@@ -26,7 +26,7 @@ using LayerTuple = std::tuple<int, int, int, double, double, int, double, Each, 
 class FusedStep {
  public:
   FusedStep(const std::vector<LayerTuple>& layers, int loss, double loss_option,
-            int64_t ignore_index, int support, int query, int steps, bool differentiate,
+            int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, const std::string& instruction_set)
       : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
@@ -36,7 +36,7 @@ class FusedStep {
       std::copy(adapts.begin(), adapts.end(), layer.adapts);
       network_.layers.push_back(layer);
     }
-    network_.loss = {LossKind(loss), loss_option, ignore_index};
+    network_.loss = {LossKind(loss), loss_option, ignore_index, weighted};
     network_.support = support;
     network_.query = query;
     network_.steps = steps;
@@ -102,7 +102,8 @@ class FusedStep {
     data.step_weights.assign(step_weights.begin(), step_weights.end());
     data.evaluates.assign(evaluates.begin(), evaluates.end());
     data.task_weights = of(task_weights);
-    // Each set is inputs, targets, labels and example weights; 0 where there is none.
+    // Each set is inputs, targets, labels, example weights and the loss's weights; 0 where there
+    // is none.
     const int64_t n = network_.support, q = network_.query;
     data.support_x = {of(support[0]), n * in};
     data.support_y = {of(support[1]), n * out};
@@ -112,6 +113,9 @@ class FusedStep {
     data.query_y = {of(query[1]), q * out};
     data.query_labels = {labels(query[2]), q};
     data.query_weights = {of(query[3]), q};
+    const bool of_classes = network_.loss.kind == LossKind::cross_entropy;
+    data.support_loss_weights = {of(support[4]), of_classes ? 0 : n * out};
+    data.query_loss_weights = {of(query[4]), of_classes ? 0 : q * out};
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
@@ -132,8 +136,8 @@ void bind_fused(py::module_& module) {
   module.def("instruction_sets", &instruction_sets,
              "The instruction sets that the fused step runs here, the best first.");
   py::class_<FusedStep>(module, "FusedStep")
-      .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, int, int, int, bool,
-                    bool, bool, bool, double, bool, const std::string&>())
+      .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
+                    bool, bool, bool, bool, double, bool, const std::string&>())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)

@@ -88,14 +88,15 @@ class MetaStep {
       }
     }
     load(layout.support, data.support_x, data.support_y, data.support_labels,
-         data.support_weights);
+         data.support_weights, data.support_loss_weights);
     if (network.query > 0) {
-      load(layout.query, data.query_x, data.query_y, data.query_labels, data.query_weights);
+      load(layout.query, data.query_x, data.query_y, data.query_labels, data.query_weights,
+           data.query_loss_weights);
     }
   }
 
   void load(const Examples& set, Global<const S> x, Global<const S> y,
-            Global<const int64_t> labels, Global<const S> weights) {
+            Global<const int64_t> labels, Global<const S> weights, Global<const S> loss_weights) {
     e.load(set.inputs, x);
     if (weights.given()) {
       e.load(set.weights, weights);
@@ -103,12 +104,7 @@ class MetaStep {
       const S each = S(1) / S(set.weights.rows);
       e.map([each](Num& w) { w = Num{} + each; }, set.weights);
     }
-    if (labels.given()) {
-      e.load_labels(set.targets, set.weights, labels, network.loss.ignore_index,
-                    S(network.loss.option));
-    } else {
-      e.load(set.targets, y);
-    }
+    load_targets(e, network.loss, set, y, labels, loss_weights);
   }
 
   void store_adapted() {

@@ -54,7 +54,13 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
                allocate.matrix(count, 1),
                allocate.matrix(count, 1),
                allocate.matrix(count, 1),
+               {},
+               allocate.matrix(1, 1),
                {}};
+  if (network.loss.weighted) {
+    const bool of_classes = network.loss.kind == LossKind::cross_entropy;
+    set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
+  }
   for (int step = 0; step < kept; ++step) {
     for (std::size_t l = 0; l < network.layers.size(); ++l) {
       const Dense& layer = network.layers[l];
@@ -66,6 +72,10 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
         trace.curve = allocate.matrix(count, layer.out);
       }
       if (layer.norm != Norm::none) add_norm(allocate, layer, layout.layers[l], trace);
+      trace.softmax = trace.value;
+      if (&layer == &last && layer.activation != Activation::identity) {
+        trace.softmax = allocate.matrix(count, layer.out);
+      }
       set.traces.push_back(trace);
     }
   }

@@ -30,6 +30,7 @@ struct Loss {
   LossKind kind;
   double option;  // label smoothing, delta or beta
   int64_t ignore_index;
+  bool weighted;  // classes have weights, or predictions have a factor of their own
 };
 
 struct Description {
@@ -53,7 +54,7 @@ struct Sums {
 
 // What a layer keeps of a pass over some examples.
 struct Trace {
-  View value;  // the output [N, H]; of the last layer what the loss leaves there
+  View value;  // the output [N, H]
   View delta;  // the loss's derivative before the activation [N, H]
   View slope;  // f'(z), where it can't be had from the output
   View curve;  // f''(z) times the derivative after the activation, likewise
@@ -62,6 +63,7 @@ struct Trace {
   View product, product_delta;
   View mean, inverse;  // of the norm [1, H]: mean and 1 / standard deviation
   Sums sums;           // of the norm: of `delta`
+  View softmax;        // of the last layer, where `value` lies if no activation needs that
 };
 
 // Scratch of the Hessian-vector product.
@@ -74,6 +76,8 @@ struct Tangent {
 struct Examples {
   View inputs, targets, weights;  // [N, D], [N, C], [N, 1]
   View row, second_row;           // scratch columns [N, 1]
+  View loss_weights;              // of the classes [1, C], or of each prediction [N, C]
+  View missing;                   // 0, or no number where no label counts [1, 1]
   std::vector<Trace> traces;           // [steps kept * layers]
 };
 
@@ -128,6 +132,7 @@ struct Data {
   const Scalar* task_weights;        // [T]
   Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const int64_t> support_labels, query_labels;
+  Global<const Scalar> support_loss_weights, query_loss_weights;
   Global<Scalar> support_losses;  // [K, T]
   Global<Scalar> step_losses;     // [K + 1, T]
   Global<Scalar> query_outputs;   // [T, Q, C]

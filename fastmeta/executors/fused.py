@@ -6,7 +6,7 @@ import functools
 import importlib
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +61,10 @@ class Recipe:
     loss: int
     loss_option: float
     ignore_index: int
+    weighted: bool = False
+    """Whether the loss has weights."""
+    weight: Tensor | None = field(default=None, compare=False)
+    pos_weight: Tensor | None = field(default=None, compare=False)
 
 
 class Declined(Exception):
@@ -123,17 +127,17 @@ def _with_activation(layer: Dense, activation: Activation) -> Dense:
     return replace(layer, activation=_ACTIVATIONS.index(kind), options=values)
 
 
-def _loss(loss: Loss) -> tuple[int, float, int]:
+def _loss(loss: Loss) -> tuple[Any, ...]:
     options = loss.options
-    for name in ("weight", "pos_weight"):
-        if name in options:
-            raise Declined(f"the loss has {name}=")
     if loss.kind == "smooth_l1_loss" and options.get("beta", 1.0) == 0:
         raise Declined("smooth_l1_loss has beta=0")
     option = options.get("label_smoothing", options.get("delta", options.get("beta")))
     default = 0.0 if loss.kind == "cross_entropy" else 1.0
     value = default if option is None else float(option)
-    return _LOSSES.index(loss.kind), value, int(options.get("ignore_index", -100))
+    weight, pos_weight = options.get("weight"), options.get("pos_weight")
+    weighted = weight is not None or pos_weight is not None
+    ignore = int(options.get("ignore_index", -100))
+    return _LOSSES.index(loss.kind), value, ignore, weighted, weight, pos_weight
 
 
 def extension() -> ModuleType | None:
@@ -164,7 +168,7 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
             return "parameters are of different dtypes"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    why = _declines_buffers(problem, recipe, dtype)
+    why = _declines_buffers(problem, recipe, dtype) or _declines_weights(problem, recipe, dtype)
     if why is not None:
         return why
     if any(name not in used for name in problem.inner.adapted):
@@ -230,12 +234,30 @@ def _declines_examples(
         return "inputs are not one row an example"
     if recipe.loss == 0 and not y.is_floating_point():
         return None if y.dim() == 2 else "labels are not one an example"
-    if recipe.loss == 0:
-        return "targets are probabilities of classes"
     if y.dtype != dtype:
         return f"targets are {y.dtype}, parameters {dtype}"
     if tuple(y.shape[2:]) != (recipe.layers[-1].outputs,):
         return "targets are not one row an example"
+    return None
+
+
+def _declines_weights(problem: Problem, recipe: Recipe, dtype: torch.dtype) -> str | None:
+    outputs = recipe.layers[-1].outputs
+    for weight in (recipe.weight, recipe.pos_weight):
+        if weight is None:
+            continue
+        if weight.dtype != dtype or weight.device.type != "cpu":
+            return f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
+        if recipe.loss == 0:
+            continue  # torch has refused what is not one number a class
+        for examples in problem.tasks.sets():
+            row = (examples.count, outputs)
+            try:
+                fits = torch.broadcast_shapes(weight.shape, row) == row
+            except RuntimeError:
+                fits = False
+            if not fits:
+                return f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
     return None
 
 
@@ -257,8 +279,8 @@ def _kernel(
         for layer in recipe.layers
     ]  # fmt: skip
     return module.FusedStep(
-        layers, recipe.loss, recipe.loss_option, recipe.ignore_index, *sizes, *flags, prox,
-        is_double, isa,
+        layers, recipe.loss, recipe.loss_option, recipe.ignore_index, recipe.weighted, *sizes,
+        *flags, prox, is_double, isa,
     )  # fmt: skip
 
 
@@ -306,7 +328,7 @@ def run(problem: Problem, recipe: Recipe) -> Outcome:
     parameters = [None if n is None else named[n].detach().contiguous() for n in names]
     statistics = _statistics(problem, recipe)
     rates = _rates(problem, named, names)
-    support, query = _arrays(tasks.support), _arrays(tasks.query)
+    support, query = (_arrays(examples, recipe) for examples in (tasks.support, tasks.query))
     count, size = tasks.tasks, tasks.query.count if tasks.query else 0
     step_losses = weights.new_zeros(inner.steps + 1, count)
     support_losses = weights.new_empty(inner.steps, count)
@@ -362,19 +384,36 @@ def _statistics(problem: Problem, recipe: Recipe) -> list[Tensor | None]:
     return found
 
 
-def _arrays(examples: Examples | None) -> list[Tensor | None]:
-    """Inputs, targets, labels and example weights."""
+def _arrays(examples: Examples | None, recipe: Recipe) -> list[Tensor | None]:
+    """Inputs, targets, labels, example weights and the loss's weights."""
     if examples is None:
-        return [None] * 4
+        return [None] * 5
     x, y, weights = examples.inputs, examples.targets, examples.weights
     floating = y.is_floating_point()
-    y = y.detach().contiguous()
+    y, factors = _weigh(y.detach(), recipe)
+    y = y.contiguous()
     return [
         x.detach().contiguous(),
         y if floating else None,
         None if floating else y,
         None if weights is None else weights.to(x.dtype).contiguous(),
+        factors,
     ]
+
+
+def _weigh(y: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """The targets and weights of the loss as the kernels take them."""
+    weight, pos_weight = recipe.weight, recipe.pos_weight
+    if recipe.loss == 0:
+        return y, None if weight is None else weight.contiguous()
+    if not recipe.weighted:
+        return y, None
+    # w ((1 - y) z + (1 + (p - 1) y) softplus(-z)) is c softplus(z) - t z with these c and t.
+    positive = y if pos_weight is None else y * pos_weight
+    factors = 1 - y + positive
+    if weight is not None:
+        positive, factors = positive * weight, factors * weight
+    return positive, factors.contiguous()
 
 
 def _rates(problem: Problem, named: dict[str, Any], names: list[str | None]) -> Tensor:
