@@ -19,7 +19,8 @@ class DenseLayer {
       : e(engine), layer(layer), place(place) {}
 
   View weight(int64_t block) const {
-    return {block + place.weight, layer.out, layer.in, layer.in, 1};
+    return {block + place.weight, layer.out, layer.in, place.weight_row_stride,
+            place.weight_col_stride};
   }
   View bias(int64_t block) const { return {block + place.bias, 1, layer.out, layer.out, 1}; }
   // The bias as a row repeated over `rows` examples.

@@ -191,7 +191,8 @@ def _declines_examples(
 @functools.lru_cache(maxsize=256)
 def _kernel(
     recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
-    flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, isa: str,
+    flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
+    engine: str,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
@@ -204,7 +205,7 @@ def _kernel(
     ]  # fmt: skip
     return module.FusedStep(
         layers, recipe.loss, recipe.loss_option, recipe.ignore_index, *sizes, *flags, prox,
-        is_double, isa,
+        is_double, tasks, isa, engine,
     )  # fmt: skip
 
 
@@ -223,7 +224,9 @@ def kernel(problem: Problem, recipe: Recipe) -> Any:
         ),
         inner.prox,
         problem.task_weights.dtype == torch.float64,
+        tasks.tasks,
         os.environ.get("FASTMETA_ISA", ""),
+        os.environ.get("FASTMETA_ENGINE", ""),
     )
 
 
