@@ -28,7 +28,8 @@ class FusedStep {
   FusedStep(const std::vector<LayerTuple>& layers, int loss, double loss_option,
             int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
-            bool is_double, const std::string& instruction_set)
+            bool is_double, int64_t tasks, const std::string& instruction_set,
+            const std::string& engine)
       : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
     for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
       Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
@@ -45,14 +46,16 @@ class FusedStep {
     network_.elementwise_rates = elementwise_rates;
     network_.learned_rates = learned_rates;
     network_.prox = prox;
-    layout_ = lay_out(network_);
+    engine_ = cpu::engine(set_, engine, network_, tasks, is_double);
+    layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
   }
 
   int64_t parameters() const { return layout_.parameters; }
   int64_t gradients() const { return gradient_size(network_, layout_); }
-  int64_t storage_bytes() const { return cpu::storage_bytes(set_, layout_, is_double_); }
-  int tasks() const { return is_double_ ? set_.of_double.tasks : set_.of_float.tasks; }
+  int64_t storage_bytes() const { return layout_.size * tasks() * (is_double_ ? 8 : 4); }
+  int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
+  std::string engine() const { return engine_.name; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
            const std::vector<Address>& adapted, const std::vector<Address>& statistics,
@@ -62,11 +65,11 @@ class FusedStep {
            Address query_outputs, Address gradient, int threads) const {
     py::gil_scoped_release release;
     if (is_double_) {
-      run_as(set_.of_double, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
-             task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
-             threads);
+      run_as(engine_.of_double, tasks, parameters, adapted, statistics, rates, step_weights,
+             evaluates, task_weights, support, query, support_losses, step_losses, query_outputs,
+             gradient, threads);
     } else {
-      run_as(set_.of_float, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
+      run_as(engine_.of_float, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
              threads);
     }
@@ -74,6 +77,7 @@ class FusedStep {
 
  private:
   cpu::InstructionSet set_;
+  cpu::Engine engine_{};
   bool is_double_;
   Description network_{};
   Layout layout_;
@@ -137,12 +141,14 @@ void bind_fused(py::module_& module) {
              "The instruction sets that the fused step runs here, the best first.");
   py::class_<FusedStep>(module, "FusedStep")
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
-                    bool, bool, bool, bool, double, bool, const std::string&>())
+                    bool, bool, bool, bool, double, bool, int64_t, const std::string&,
+                    const std::string&>())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
       .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
+      .def_property_readonly("engine", &FusedStep::engine)
       .def("run", &FusedStep::run);
 }
 

@@ -39,7 +39,7 @@ class MetaStep {
     if (network.prox != 0 && !network.first_order) {  // (5)
       e.map([](Num& l, Num a) { l = l + a; }, block(layout.lambda), block(layout.anchor));
     }
-    e.sum_tasks(0, block(layout.lambda));
+    sum_tasks(0, layout.lambda);
   }
 
  private:
@@ -50,14 +50,14 @@ class MetaStep {
   const int depth;
 
   View block(int64_t offset) const {
-    return {offset, 1, int(layout.parameters), int(layout.parameters), 1};
+    return {offset, 1, int(layout.block), int(layout.block), 1};
   }
   DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
 
   // The block of theta_k. Without a reverse sweep two take turns beside theta_0.
   int64_t theta(int k) const {
     const int slot = network.differentiate || k == 0 ? k : 1 + k % 2;
-    return layout.theta + slot * layout.parameters;
+    return layout.theta + slot * layout.block;
   }
   // The blocks where theta_k is found: what does not adapt stays in theta_0.
   Blocks blocks(int l, int k) const {
@@ -72,6 +72,26 @@ class MetaStep {
   }
   View input(const Examples& set, const Trace* trace, int l) const {
     return l == 0 ? set.inputs : trace[l - 1].value;
+  }
+  // use(parameter of a block, its place among the P numbers of all)
+  template <class Use>
+  void parameters(int64_t block, Use use) {
+    int64_t place = 0;
+    for (int l = 0; l < depth; ++l) {
+      for (int i = 0; i < kTensors; ++i) {
+        if (!network.layers[l].has[i]) continue;
+        const View p = layer(l).tensor(i, block);
+        use(p, place);
+        place += int64_t(p.rows) * p.cols;
+      }
+    }
+  }
+  void sum_tasks(int64_t start, int64_t block) {
+    parameters(block, [&](View p, int64_t place) { e.sum_tasks(start + place, p); });
+  }
+  void load_rates(int k) {
+    const auto rates = data.elementwise_rates.at(k * layout.parameters);
+    parameters(layout.rate, [&](View p, int64_t place) { e.load(p, rates.at(place)); });
   }
   S rate(int k, int l, int tensor) const { return data.rates[(k * depth + l) * kTensors + tensor]; }
 
@@ -137,9 +157,7 @@ class MetaStep {
     loss_forward(e, network.loss, layout.support, trace[depth - 1], layout.scalar);
     e.store(data.support_losses.at(k * data.tasks), layout.scalar);
     backward(layout.support, trace, k);
-    if (network.elementwise_rates) {
-      e.load(block(layout.rate), data.elementwise_rates.at(k * layout.parameters));
-    }
+    if (network.elementwise_rates) load_rates(k);
     for (int l = 0; l < depth; ++l) descend(l, k, input(layout.support, trace, l), trace[l]);
   }
 
@@ -200,9 +218,7 @@ class MetaStep {
   }
 
   void through_step(int k) {
-    if (network.elementwise_rates) {
-      e.load(block(layout.rate), data.elementwise_rates.at(k * layout.parameters));
-    }
+    if (network.elementwise_rates) load_rates(k);
     if (network.learned_rates) add_rate_gradients(k);
     if (network.first_order) return;
     scale_by_rates(k);
@@ -265,7 +281,7 @@ class MetaStep {
     }
     if (network.elementwise_rates) {
       e.map([](Num& g, Num l) { g = -g * l; }, block(layout.gradient), block(layout.lambda));
-      e.sum_tasks(start + k * layout.parameters, block(layout.gradient));
+      sum_tasks(start + k * layout.parameters, layout.gradient);
     }
   }
 

@@ -9,10 +9,26 @@ namespace {
 
 class Allocator {
  public:
+  explicit Allocator(int width) : width_(width) {}
+
   View matrix(int rows, int cols) {
-    View view{next_, rows, cols, cols, 1};
-    next_ += int64_t(rows) * cols;
+    const int stride = padded(cols);
+    View view{next_, rows, cols, stride, 1};
+    next_ += int64_t(rows) * stride;
     return view;
+  }
+  // A matrix of one column, side by side.
+  View column(int rows) {
+    View view{next_, rows, 1, 1, padded(rows)};
+    next_ += view.col_stride;
+    return view;
+  }
+  // From one row to the next. An odd number of vectors: at a power of two the rows of a narrow
+  // strip would meet in a few sets of the cache.
+  int padded(int cols) const {
+    int vectors = (cols + width_ - 1) / width_;
+    if (width_ > 1 && vectors > 4) vectors |= 1;
+    return vectors * width_;
   }
   int64_t block(int64_t size) {
     const int64_t offset = next_;
@@ -22,6 +38,7 @@ class Allocator {
   int64_t size() const { return next_; }
 
  private:
+  int width_;
   int64_t next_ = 0;
 };
 
@@ -51,9 +68,9 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   const Dense& last = network.layers.back();
   Examples set{allocate.matrix(count, network.layers.front().in),
                allocate.matrix(count, last.out),
-               allocate.matrix(count, 1),
-               allocate.matrix(count, 1),
-               allocate.matrix(count, 1),
+               allocate.column(count),
+               allocate.column(count),
+               allocate.column(count),
                {},
                allocate.matrix(1, 1),
                {}};
@@ -84,38 +101,52 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
 
 }  // namespace
 
-Layout lay_out(const Description& network) {
+Layout lay_out(const Description& network, int width) {
   Layout layout;
-  Allocator allocate, block;
+  Allocator allocate(width), block(width);
   layout.one = allocate.matrix(1, 1);
   layout.zero = allocate.matrix(1, 1);
   for (const Dense& layer : network.layers) {
+    const bool turned = width > 1;
+    const View weight =
+        turned ? block.matrix(layer.in, layer.out) : block.matrix(layer.out, layer.in);
     Layout::Layer place{};
-    place.of[kWeight] = block.block(int64_t(layer.in) * layer.out);
-    for (Tensor row : kRows) place.of[row] = layer.has[row] ? block.block(layer.out) : 0;
+    place.of[kWeight] = weight.offset;
+    place.weight_row_stride = turned ? 1 : weight.row_stride;
+    place.weight_col_stride = turned ? weight.row_stride : 1;
+    layout.parameters += int64_t(layer.in) * layer.out;
+    for (Tensor row : kRows) {
+      if (!layer.has[row]) continue;
+      place.of[row] = block.matrix(1, layer.out).offset;
+      layout.parameters += layer.out;
+    }
     if (layer.norm == Norm::running) {
       place.mean = allocate.matrix(1, layer.out);
       place.inverse = allocate.matrix(1, layer.out);
     }
     place.one = layout.one, place.zero = layout.zero;
     layout.layers.push_back(place);
+    if (turned && layout.layers.size() > 1) {
+      const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
+      layout.scratch = std::max(layout.scratch, 2 * panel);
+    }
   }
-  layout.parameters = block.size();
+  layout.block = block.size();
   const bool reverses = network.differentiate;
   layout.thetas_kept = reverses ? network.steps + 1 : 3;
   layout.traces_kept = reverses && (!network.first_order || network.learned_rates)
                            ? std::max(1, network.steps)
                            : 1;
-  layout.theta = allocate.block(layout.thetas_kept * layout.parameters);
+  layout.theta = allocate.block(layout.thetas_kept * layout.block);
   layout.support = examples(allocate, network, layout, network.support, layout.traces_kept);
   layout.query = examples(allocate, network, layout, network.query, 1);
-  layout.scalar = allocate.matrix(1, 1);
-  if (network.elementwise_rates) layout.rate = allocate.block(layout.parameters);
+  layout.scalar = allocate.column(1);
+  if (network.elementwise_rates) layout.rate = allocate.block(layout.block);
   if (reverses) {
-    layout.lambda = allocate.block(layout.parameters);
-    layout.vector = allocate.block(layout.parameters);
-    if (network.prox != 0) layout.anchor = allocate.block(layout.parameters);
-    if (network.learned_rates) layout.gradient = allocate.block(layout.parameters);
+    layout.lambda = allocate.block(layout.block);
+    layout.vector = allocate.block(layout.block);
+    if (network.prox != 0) layout.anchor = allocate.block(layout.block);
+    if (network.learned_rates) layout.gradient = allocate.block(layout.block);
     if (!network.first_order) {
       for (const Dense& layer : network.layers) {
         Tangent tangent{};
@@ -127,6 +158,7 @@ Layout lay_out(const Description& network) {
       }
     }
   }
+  layout.scratch = allocate.block(layout.scratch);
   layout.size = allocate.size();
   return layout;
 }

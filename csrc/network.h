@@ -81,25 +81,30 @@ struct Examples {
   std::vector<Trace> traces;           // [steps kept * layers]
 };
 
-// Offsets count numbers of the engine (a vector of tasks, in an engine of lanes).
+// Offsets count numbers of the engine (a vector of tasks, where the lanes are tasks).
 struct Layout {
   struct Layer {
     int64_t of[kTensors];  // within a block of parameters
+    int weight_row_stride, weight_col_stride;  // of the weight as torch has it [out, in]
     View mean, inverse;    // given statistics [1, H]
     View one, zero;        // in place of what a norm lacks
   };
   std::vector<Layer> layers;
-  int64_t parameters = 0;  // P, the length of a block
+  int64_t parameters = 0;  // P
+  int64_t block = 0;       // the length of a block of parameters, padding included
   int64_t theta = 0;       // blocks, one a step kept
   int64_t lambda = 0, vector = 0, anchor = 0, gradient = 0, rate = 0;
   int thetas_kept = 0, traces_kept = 0;
   Examples support, query;
   std::vector<Tangent> tangents;  // [layers]
   View scalar, one, zero;  // each [1, 1]
+  int64_t scratch = 0;     // the engine's own, as long as two weights
   int64_t size = 0;
 };
 
-Layout lay_out(const Description&);
+// `width` is how many columns of a matrix the engine takes at a time. Above 1, rows are padded to
+// a multiple of it, and weights lie input by input, so that a product's columns lie side by side.
+Layout lay_out(const Description&, int width);
 
 // Whether f'(z) and f''(z) / f'(z) follow from f(z) at hardly any cost.
 constexpr bool follows_from_output(Activation kind) {

@@ -8,8 +8,9 @@
 namespace fastmeta::cpu {
 
 InstructionSet plain() {
-  using fastmeta::plain::Plain;
-  return fastmeta::plain::instruction_set<Plain<float>, Plain<double>>("plain");
+  using namespace fastmeta::plain;
+  const Engine only = engine<Plain<float>, Plain<double>>("plain");
+  return {"plain", only, only};
 }
 
 }  // namespace fastmeta::cpu

@@ -26,9 +26,9 @@ class Plain {
  public:
   using Scalar = T;
   using Num = T;
-  static constexpr int count = 1;
+  static constexpr int count = 1, width = 1;
 
-  Plain(void* storage, int64_t task, const Data<T>& data, T* partial)
+  Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}
 
   void load(View to, Global<const T> from) {
@@ -60,7 +60,7 @@ class Plain {
 
   void sum_tasks(int64_t place, View from) {
     for (int64_t i = 0; i < int64_t(from.rows) * from.cols; ++i) {
-      partial_[place + i] = storage_[from.offset + i] * data_.task_weights[task_];
+      partial_[place + i] += storage_[from.offset + i] * data_.task_weights[task_];
     }
   }
 

@@ -15,6 +15,7 @@ namespace fastmeta::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 4096;
+constexpr int64_t kMostGroups = 64;
 
 // Memory that grows and is kept, one for each thread.
 class Arena {
@@ -73,19 +74,20 @@ InstructionSet instruction_set(const std::string& name) {
                               names);
 }
 
-int64_t storage_bytes(const InstructionSet& set, const Layout& layout, bool is_double) {
-  return layout.size * (is_double ? set.of_double.tasks * 8 : set.of_float.tasks * 4);
-}
-
 template <class T>
 void run(const Kernel<T>& kernel, const Description& network, const Layout& layout,
          const Data<T>& data, int threads) {
-  const int64_t groups = (data.tasks + kernel.tasks - 1) / kernel.tasks;
+  // The same groups for any number of threads. Not too many: each has its own sums.
+  const int64_t vectors = (data.tasks + kernel.tasks - 1) / kernel.tasks;
+  const int64_t group_tasks = (vectors + kMostGroups - 1) / kMostGroups * kernel.tasks;
+  const int64_t groups = (data.tasks + group_tasks - 1) / group_tasks;
   const int64_t sums = network.differentiate ? gradient_size(network, layout) : 0;
-  std::unique_ptr<T[]> partials(new T[groups * sums + 1]);
+  std::unique_ptr<T[]> partials(new T[groups * sums + 1]());
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T);
   for_each(groups, threads, [&](int64_t group) {
-    kernel.run(network, layout, data, group, arena.at_least(bytes), partials.get() + group * sums);
+    const int64_t first = group * group_tasks;
+    kernel.run(network, layout, data, first, std::min(first + group_tasks, data.tasks),
+               arena.at_least(bytes), partials.get() + group * sums);
   });
   // In the order of the groups, whoever computed them.
   if (sums > 0) std::copy_n(partials.get(), sums, data.gradient);

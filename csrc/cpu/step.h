@@ -14,8 +14,10 @@ std::vector<InstructionSet> instruction_sets();
 // The one named; an empty name is the best. Throws std::invalid_argument where there is none.
 InstructionSet instruction_set(const std::string& name);
 
-// The storage of one group, in bytes.
-int64_t storage_bytes(const InstructionSet&, const Layout&, bool is_double);
+// The engine of that name, or the faster one for so many tasks where the name is empty.
+// Throws std::invalid_argument where there is none.
+const Engine& engine(const InstructionSet&, const std::string& name, const Description&,
+                     int64_t tasks, bool is_double);
 
 // Runs all groups on up to `threads` threads; the same bits for any number of them.
 template <class T>

@@ -153,7 +153,7 @@ def extension() -> ModuleType | None:
 
 def environment() -> Hashable:
     """What beside its arguments a step's kernel is chosen by."""
-    return os.environ.get("FASTMETA_ISA", "")
+    return os.environ.get("FASTMETA_ISA", ""), os.environ.get("FASTMETA_ENGINE", "")
 
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
@@ -270,7 +270,8 @@ def _declines_weights(problem: Problem, recipe: Recipe, dtype: torch.dtype) -> s
 @functools.lru_cache(maxsize=256)
 def _kernel(
     recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
-    flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, isa: str,
+    flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
+    engine: str,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
@@ -286,7 +287,7 @@ def _kernel(
     ]  # fmt: skip
     return module.FusedStep(
         layers, recipe.loss, recipe.loss_option, recipe.ignore_index, recipe.weighted, *sizes,
-        *flags, prox, is_double, isa,
+        *flags, prox, is_double, tasks, isa, engine,
     )  # fmt: skip
 
 
@@ -305,7 +306,9 @@ def kernel(problem: Problem, recipe: Recipe) -> Any:
         ),
         inner.prox,
         problem.task_weights.dtype == torch.float64,
+        tasks.tasks,
         os.environ.get("FASTMETA_ISA", ""),
+        os.environ.get("FASTMETA_ENGINE", ""),
     )
 
 

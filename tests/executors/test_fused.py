@@ -17,6 +17,7 @@ import fastmeta
 extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
 INSTRUCTION_SETS = extension.instruction_sets()
+ENGINES = [(isa, name) for isa in INSTRUCTION_SETS if isa != "plain" for name in ("tasks", "features")]
 ACTIVATIONS = {
     "identity": nn.Identity(),
     "relu": nn.ReLU(),
@@ -41,10 +42,12 @@ LOSSES = {
 }
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+@pytest.fixture(params=[*ENGINES, ("plain", "")], ids=lambda pair: "-".join(filter(None, pair)))
 def instruction_set(request, monkeypatch) -> str:
-    monkeypatch.setenv("FASTMETA_ISA", request.param)
-    return request.param
+    isa, engine = request.param
+    monkeypatch.setenv("FASTMETA_ISA", isa)
+    monkeypatch.setenv("FASTMETA_ENGINE", engine)
+    return isa
 
 
 def mlp(*widths: int, activation: nn.Module, bias: bool = True) -> nn.Sequential:
