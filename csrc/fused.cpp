@@ -29,7 +29,7 @@ class FusedStep {
             int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, int64_t tasks, const std::string& instruction_set,
-            const std::string& engine)
+            const std::string& engine, const std::string& form)
       : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
     for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
       Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
@@ -47,6 +47,7 @@ class FusedStep {
     network_.learned_rates = learned_rates;
     network_.prox = prox;
     engine_ = cpu::engine(set_, engine, network_, tasks, is_double);
+    network_.dual = cpu::dual(form, network_);
     layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
   }
 
@@ -56,6 +57,7 @@ class FusedStep {
   int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
+  std::string form() const { return network_.dual ? "dual" : "primal"; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
            const std::vector<Address>& adapted, const std::vector<Address>& statistics,
@@ -142,13 +144,14 @@ void bind_fused(py::module_& module) {
   py::class_<FusedStep>(module, "FusedStep")
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
-                    const std::string&>())
+                    const std::string&, const std::string&>())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
       .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def_property_readonly("engine", &FusedStep::engine)
+      .def_property_readonly("form", &FusedStep::form)
       .def("run", &FusedStep::run);
 }
 

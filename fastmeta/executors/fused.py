@@ -151,9 +151,9 @@ def extension() -> ModuleType | None:
     return module if hasattr(module, "FusedStep") else None
 
 
-def environment() -> Hashable:
+def environment() -> tuple[str, ...]:
     """What beside its arguments a step's kernel is chosen by."""
-    return os.environ.get("FASTMETA_ISA", ""), os.environ.get("FASTMETA_ENGINE", "")
+    return tuple(os.environ.get(f"FASTMETA_{name}", "") for name in ("ISA", "ENGINE", "FORM"))
 
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
@@ -271,7 +271,7 @@ def _declines_weights(problem: Problem, recipe: Recipe, dtype: torch.dtype) -> s
 def _kernel(
     recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
-    engine: str,
+    engine: str, form: str,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
@@ -287,7 +287,7 @@ def _kernel(
     ]  # fmt: skip
     return module.FusedStep(
         layers, recipe.loss, recipe.loss_option, recipe.ignore_index, recipe.weighted, *sizes,
-        *flags, prox, is_double, tasks, isa, engine,
+        *flags, prox, is_double, tasks, isa, engine, form,
     )  # fmt: skip
 
 
@@ -307,8 +307,7 @@ def kernel(problem: Problem, recipe: Recipe) -> Any:
         inner.prox,
         problem.task_weights.dtype == torch.float64,
         tasks.tasks,
-        os.environ.get("FASTMETA_ISA", ""),
-        os.environ.get("FASTMETA_ENGINE", ""),
+        *environment(),
     )
 
 
