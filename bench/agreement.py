@@ -62,11 +62,11 @@ def checked_in(model: nn.Module) -> torch.dtype:
 
 
 def tolerance(workload: Workload, model: nn.Module, dtype: torch.dtype) -> float:
-    """Rounding error to expect at most: eps, times the depth, times the root of the longest sum.
+    """Rounding error to expect at most: eps, times the root of all roundings on the longest way.
 
-    The depth is that of the products one after another: forward and backward through L layers,
-    for K inner steps and the query set, and as much again on the way back through the inner loop.
-    A sum of n terms errs by the root of n where errors are random; the longest is over a layer's
+    Random errors add up by the root of their number. The depth counts products one after another:
+    forward and backward through L layers, for K inner steps and the query set, and as much again
+    on the way back through the inner loop. The longest sum within a product is over a layer's
     inputs, or over all tasks' examples in the gradient of a parameter.
     """
     weights = [p for p in model.parameters() if p.ndim > 1]
@@ -74,4 +74,4 @@ def tolerance(workload: Workload, model: nn.Module, dtype: torch.dtype) -> float
     examples = workload.tasks * max(workload.support, workload.query)
     positions = math.prod(workload.shape[1:])  # a convolution's weight meets every pixel
     longest = max(examples * positions, *(p[0].numel() for p in weights))
-    return torch.finfo(dtype).eps * depth * math.sqrt(longest)
+    return torch.finfo(dtype).eps * math.sqrt(depth * longest)

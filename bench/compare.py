@@ -47,7 +47,7 @@ def compare(
     peers: Sequence[Peer],
     seconds: float,
     threads: int = 1,
-    first_call_limit: int = 120,
+    first_call_limit: int = 180,
 ) -> list[Record]:
     """One record a form: timed, or why not."""
     # Compiled code of the workload before would be tried first at every call.
@@ -72,8 +72,7 @@ def compare(
                 calls[f"{peer.name}, {name}"] = step.call
             except Exception as reason:  # a peer may fail in any way, and the others go on
                 record["why"] = _in_words(reason)
-    with cores.pinned(threads):
-        timings = rounds.times(calls, seconds)
+    timings = rounds.times(calls, seconds)
     for record in records:
         if timing := timings.get(f"{record['peer']}, {record['form']}"):
             record |= asdict(timing)
@@ -177,7 +176,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each form, per workload")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=120, help="seconds for a form's first call")
+    parser.add_argument("--limit", type=int, default=180, help="seconds for a form's first call")
     parser.add_argument("--output", type=Path, help="write the records as JSON")
     return parser.parse_args()
 
