@@ -28,5 +28,5 @@ PEER = Peer(
     "higher",
     loop_forms(_task_loss),
     module="higher",
-    install='pip install -c constraints.txt ".[bench]"',
+    install='pip install -c constraints.txt -e ".[bench]"',
 )

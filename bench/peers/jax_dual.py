@@ -119,6 +119,6 @@ PEER = Peer(
         "scan, forward over reverse": _form("scanned", _forward_over_reverse),
     },
     module="jax",
-    install='pip install -c constraints.txt ".[bench]"',
+    install='pip install -c constraints.txt -e ".[bench]"',
     role="yardstick",
 )

@@ -113,5 +113,5 @@ PEER = Peer(
         "scan, forward over reverse": _form(_forward_in_scan),
     },
     module="jax",
-    install='pip install -c constraints.txt ".[bench]"',
+    install='pip install -c constraints.txt -e ".[bench]"',
 )

@@ -61,5 +61,5 @@ PEER = Peer(
         **{f"functional, {name}": form for name, form in loop_forms(_functional).items()},
     },
     module="torchopt",
-    install='pip install -c constraints.txt ".[bench]"',
+    install='pip install -c constraints.txt -e ".[bench]"',
 )
