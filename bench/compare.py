@@ -47,7 +47,7 @@ def compare(
     peers: Sequence[Peer],
     seconds: float,
     threads: int = 1,
-    first_call_limit: int = 180,
+    first_call_limit: int = 300,
 ) -> list[Record]:
     """One record a form: timed, or why not."""
     # Compiled code of the workload before would be tried first at every call.
@@ -181,7 +181,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each form, per workload")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=180, help="seconds for a form's first call")
+    parser.add_argument("--limit", type=int, default=300, help="seconds for a form's first call")
     parser.add_argument("--output", type=Path, help="write the records as JSON")
     return parser.parse_args()
 
