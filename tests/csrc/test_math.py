@@ -45,12 +45,12 @@ UNIT = {"float32": (0, 1), "float64": (0, 1)}
 SCALED = {"float32": (-INF, 88.37), "float64": (-INF, 709.43)}
 FUNCTIONS = {
     "exp": Function(1.25, {0: 1, INF: INF, -INF: 0, NAN: NAN}),
-    "expm1": Function(2, {0: 0, -INF: -1, NAN: NAN}, SCALED),
+    "expm1": Function(2.25, {0: 0, -INF: -1, NAN: NAN}, SCALED),
     "log": Function(1, {1: 0, NAN: NAN}, NORMAL),
-    "log1p": Function(1.25, {0: 0, NAN: NAN}, UNIT),
-    "tanh": Function(2.75, {0: 0, INF: 1, -INF: -1, NAN: NAN}),
-    "sigmoid": Function(2.75, {0: 0.5, INF: 1, -INF: 0, NAN: NAN}),
-    "softplus": Function(2.25, {INF: INF, -INF: 0, NAN: NAN}),
+    "log1p": Function(1.5, {0: 0, NAN: NAN}, UNIT),
+    "tanh": Function(3, {0: 0, INF: 1, -INF: -1, NAN: NAN}),
+    "sigmoid": Function(3.25, {0: 0.5, INF: 1, -INF: 0, NAN: NAN}),
+    "softplus": Function(2.5, {INF: INF, -INF: 0, NAN: NAN}),
     "erf": Function(2, {0: 0, INF: 1, -INF: -1, NAN: NAN}, absolute=True),
 }
 
