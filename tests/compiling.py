@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,8 @@ CSRC = ROOT / "csrc"
 DRIVERS = ROOT / "tests" / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PYTHON_FACE = ("bindings", "fused")
-_ALWAYS = ("-std=c++17", "-Wno-psabi", "-pthread", "-DFASTMETA_X86")
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_ALWAYS = ("-std=c++17", "-Wno-psabi", "-pthread", *(("-DFASTMETA_X86",) if _X86 else ()))
 
 
 def instruction_flags() -> dict[str, list[str]]:
@@ -31,13 +32,14 @@ def compile_unit(source: Path, folder: Path, *flags: str) -> Path:
     """One object file, named after its source."""
     result = folder / f"{source.stem}.o"
     units = instruction_flags().get(source.stem, [])
-    _compile(*_ALWAYS, *flags, *units, f"-I{CSRC}", "-c", str(source), "-o", str(result))
+    _compile(*flags, *units, "-c", str(source), "-o", str(result))
     return result
 
 
 def compile_units(folder: Path, *flags: str) -> list[Path]:
     """All of csrc/ but its Python face, several at a time."""
-    sources = [s for s in sorted(CSRC.rglob("*.cpp")) if s.stem not in PYTHON_FACE]
+    left_out = {*PYTHON_FACE, *(() if _X86 else instruction_flags())}
+    sources = [s for s in sorted(CSRC.rglob("*.cpp")) if s.stem not in left_out]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda source: compile_unit(source, folder, *flags), sources))
 
@@ -45,10 +47,8 @@ def compile_units(folder: Path, *flags: str) -> list[Path]:
 def link_program(name: str, objects: Iterable[Path], folder: Path, *flags: str) -> Path:
     """The program of tests/csrc/NAME.cpp over these objects."""
     result = folder / name
-    source = str(DRIVERS / f"{name}.cpp")
-    _compile(
-        *_ALWAYS, *flags, f"-I{CSRC}", source, *map(str, objects), "-o", str(result)
-    )  # fmt: skip
+    source = DRIVERS / f"{name}.cpp"
+    _compile(*flags, str(source), *map(str, objects), "-o", str(result))
     return result
 
 
@@ -59,19 +59,9 @@ def shared_library(source: Path, result: Path, *flags: str) -> Path:
     return result
 
 
-def build_as_installed(folder: Path) -> list[Path]:
-    """The objects that setup.py makes of csrc/: what an installation is linked of."""
-    command = [sys.executable, "setup.py", "-q", "build_ext"]
-    _run([*command, "--build-temp", str(folder), "--build-lib", str(folder / "lib")])
-    return sorted(folder.rglob("*.o"))
-
-
 def _compile(*arguments: str) -> None:
     assert COMPILER is not None
-    _run([COMPILER, *arguments])
-
-
-def _run(command: list[str]) -> None:
+    command = [COMPILER, *_ALWAYS, f"-I{CSRC}", *arguments]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if run.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{run.stdout}{run.stderr}")
