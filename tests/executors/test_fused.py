@@ -17,7 +17,9 @@ import fastmeta
 extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
 INSTRUCTION_SETS = extension.instruction_sets()
-ENGINES = [(isa, name) for isa in INSTRUCTION_SETS if isa != "plain" for name in ("tasks", "features")]
+ENGINES = [
+    (isa, name) for isa in INSTRUCTION_SETS if isa != "plain" for name in ("tasks", "features")
+]
 ACTIVATIONS = {
     "identity": nn.Identity(),
     "relu": nn.ReLU(),
