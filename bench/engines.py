@@ -18,6 +18,7 @@ from bench import measure
 extension: Any = __import__("fastmeta._C", fromlist=["FusedStep"])
 
 RELU, CROSS_ENTROPY, MSE = 1, 0, 1
+TENSORS = [True, True, False, False]
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,26 @@ def call(case: Case, engine: str) -> Callable[[], Tensor]:
     torch.manual_seed(0)
     pairs = list(zip(case.widths, case.widths[1:], strict=False))
     layers = [
-        (i, o, True, RELU if at < len(pairs) - 1 else 0, 0.0, 0.0, True, True)
+        (i, o, RELU if at < len(pairs) - 1 else 0, 0.0, 0.0, 0, 0.0, TENSORS, TENSORS)
         for at, (i, o) in enumerate(pairs)
     ]
     step = extension.FusedStep(
-        layers, case.loss, 0.0, -100, case.support, case.query, case.steps, True, False, False,
+        layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps, True, False, False,
         False, 0.0, False, case.tasks, "", engine,
     )  # fmt: skip
-    parameters = [t for i, o in pairs for t in (torch.randn(o, i) / i**0.5, torch.zeros(o))]
+    parameters = [
+        t for i, o in pairs for t in (torch.randn(o, i) / i**0.5, torch.zeros(o), None, None)
+    ]
 
+    # Inputs, targets, labels, example weights and the loss's weights.
     def examples(count: int) -> list[Tensor | None]:
         x = torch.randn(case.tasks, count, case.widths[0])
         if case.loss == MSE:
-            return [x, torch.randn(case.tasks, count, 1), None, None]
-        return [x, None, torch.randint(case.widths[-1], (case.tasks, count)), None]
+            return [x, torch.randn(case.tasks, count, 1), None, None, None]
+        return [x, None, torch.randint(case.widths[-1], (case.tasks, count)), None, None]
 
     support, query = examples(case.support), examples(case.query)
-    rates = torch.full((case.steps, 2 * len(pairs)), 0.01)
+    rates = torch.full((case.steps, len(TENSORS) * len(pairs)), 0.01)
     weights = torch.full((case.tasks,), 1 / case.tasks)
     losses = [torch.zeros(case.steps + 1, case.tasks) for _ in range(2)]
     outputs = torch.empty(case.tasks, case.query, case.widths[-1])
@@ -89,7 +93,7 @@ def call(case: Case, engine: str) -> Callable[[], Tensor]:
         return [0 if t is None else t.data_ptr() for t in tensors]
 
     arguments = (
-        case.tasks, address(parameters), [], rates.data_ptr(), [0.0] * case.steps + [1.0],
+        case.tasks, address(parameters), [], [0] * 2 * len(pairs), rates.data_ptr(), [0.0] * case.steps + [1.0],
         [False] * case.steps + [True], weights.data_ptr(), address(support), address(query),
         losses[0].data_ptr(), losses[1].data_ptr(), outputs.data_ptr(), gradient.data_ptr(), 1,
     )  # fmt: skip

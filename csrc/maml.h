@@ -59,11 +59,12 @@ class MetaStep {
     const int slot = network.differentiate || k == 0 ? k : 1 + k % 2;
     return layout.theta + slot * layout.block;
   }
-  // The block where a parameter of theta_k is found: one that does not adapt stays in theta_0.
-  int64_t weight_of(int l, int k) const {
-    return theta(network.layers[l].adapts_weight ? k : 0);
+  // The blocks where theta_k is found: what does not adapt stays in theta_0.
+  Blocks blocks(int l, int k) const {
+    Blocks at;
+    for (int i = 0; i < kTensors; ++i) at.of[i] = theta(network.layers[l].adapts[i] ? k : 0);
+    return at;
   }
-  int64_t bias_of(int l, int k) const { return theta(network.layers[l].adapts_bias ? k : 0); }
 
   const Trace* traces(const Examples& set, int k) const {
     const bool kept = &set == &layout.support && layout.traces_kept > 1;
@@ -77,12 +78,12 @@ class MetaStep {
   void parameters(int64_t block, Use use) {
     int64_t place = 0;
     for (int l = 0; l < depth; ++l) {
-      const Dense& d = network.layers[l];
-      use(layer(l).weight(block), place);
-      place += int64_t(d.in) * d.out;
-      if (!d.bias) continue;
-      use(layer(l).bias(block), place);
-      place += d.out;
+      for (int i = 0; i < kTensors; ++i) {
+        if (!network.layers[l].has[i]) continue;
+        const View p = layer(l).tensor(i, block);
+        use(p, place);
+        place += int64_t(p.rows) * p.cols;
+      }
     }
   }
   void sum_tasks(int64_t start, int64_t block) {
@@ -92,22 +93,30 @@ class MetaStep {
     const auto rates = data.elementwise_rates.at(k * layout.parameters);
     parameters(layout.rate, [&](View p, int64_t place) { e.load(p, rates.at(place)); });
   }
-  S rate(int k, int tensor) const { return data.rates[k * 2 * depth + tensor]; }
+  S rate(int k, int l, int tensor) const { return data.rates[(k * depth + l) * kTensors + tensor]; }
 
   void load() {
+    e.map([](Num& one, Num& zero) { one = Num{} + S(1), zero = Num{}; }, layout.one, layout.zero);
     for (int l = 0; l < depth; ++l) {
-      e.load(layer(l).weight(theta(0)), data.parameters[2 * l]);
-      if (network.layers[l].bias) e.load(layer(l).bias(theta(0)), data.parameters[2 * l + 1]);
+      const Dense& d = network.layers[l];
+      for (int i = 0; i < kTensors; ++i) {
+        if (d.has[i]) e.load(layer(l).tensor(i, theta(0)), data.parameters[l * kTensors + i]);
+      }
+      if (d.norm == Norm::running) {
+        e.load(layout.layers[l].mean, data.statistics[2 * l]);
+        e.load(layout.layers[l].inverse, data.statistics[2 * l + 1]);
+      }
     }
     load(layout.support, data.support_x, data.support_y, data.support_labels,
-         data.support_weights);
+         data.support_weights, data.support_loss_weights);
     if (network.query > 0) {
-      load(layout.query, data.query_x, data.query_y, data.query_labels, data.query_weights);
+      load(layout.query, data.query_x, data.query_y, data.query_labels, data.query_weights,
+           data.query_loss_weights);
     }
   }
 
   void load(const Examples& set, Global<const S> x, Global<const S> y,
-            Global<const int64_t> labels, Global<const S> weights) {
+            Global<const int64_t> labels, Global<const S> weights, Global<const S> loss_weights) {
     e.load(set.inputs, x);
     if (weights.given()) {
       e.load(set.weights, weights);
@@ -115,38 +124,30 @@ class MetaStep {
       const S each = S(1) / S(set.weights.rows);
       e.map([each](Num& w) { w = Num{} + each; }, set.weights);
     }
-    if (labels.given()) {
-      e.load_labels(set.targets, set.weights, labels, network.loss.ignore_index,
-                    S(network.loss.option));
-    } else {
-      e.load(set.targets, y);
-    }
+    load_targets(e, network.loss, set, y, labels, loss_weights);
   }
 
   void store_adapted() {
     for (int l = 0; l < depth; ++l) {
-      const Dense& d = network.layers[l];
-      if (d.adapts_weight) {
-        e.store(data.adapted[2 * l], layer(l).weight(theta(network.steps)));
-      }
-      if (d.adapts_bias) {
-        e.store(data.adapted[2 * l + 1], layer(l).bias(theta(network.steps)));
+      for (int i = 0; i < kTensors; ++i) {
+        if (!network.layers[l].adapts[i]) continue;
+        e.store(data.adapted[l * kTensors + i], layer(l).tensor(i, theta(network.steps)));
       }
     }
   }
 
   void forward(const Examples& set, const Trace* trace, int k) {
     for (int l = 0; l < depth; ++l) {
-      layer(l).forward(input(set, trace, l), trace[l], weight_of(l, k), bias_of(l, k));
+      layer(l).forward(input(set, trace, l), trace[l], blocks(l, k));
     }
   }
 
-  // From the loss down to the first layer, leaving every layer's delta before its activation.
+  // From the loss down to the first layer, leaving every layer's delta at its product.
   void backward(const Examples& set, const Trace* trace, int k) {
     loss_backward(e, network.loss, set, trace[depth - 1]);
     for (int l = depth - 1; l >= 0; --l) {
-      layer(l).backward(trace[l]);
-      if (l > 0) layer(l).backward_input(trace[l], trace[l - 1].delta, weight_of(l, k));
+      layer(l).backward(trace[l], blocks(l, k));
+      if (l > 0) layer(l).backward_input(trace[l], trace[l - 1].delta, blocks(l, k));
     }
   }
 
@@ -167,11 +168,12 @@ class MetaStep {
       const auto move = [prox](Num g, Num& next, Num p, Num anchor, Num a) {
         next = p - a * (g + prox * (p - anchor));
       };
-      if (d.adapts_weight) {
+      if (d.adapts[kWeight]) {
         layer(l).weight_gradient(move, t, x, theta(k + 1), theta(k), theta(0), layout.rate);
       }
-      if (d.adapts_bias) {
-        layer(l).bias_gradient(move, t, theta(k + 1), theta(k), theta(0), layout.rate);
+      for (Tensor row : kRows) {
+        if (!d.adapts[row]) continue;
+        layer(l).row_gradient(row, move, t, theta(k + 1), theta(k), theta(0), layout.rate);
       }
       return;
     }
@@ -180,11 +182,13 @@ class MetaStep {
         next = p - a * (g + prox * (p - anchor));
       };
     };
-    if (d.adapts_weight) {
-      layer(l).weight_gradient(move(rate(k, 2 * l), prox), t, x, theta(k + 1), theta(k), theta(0));
+    if (d.adapts[kWeight]) {
+      layer(l).weight_gradient(move(rate(k, l, kWeight), prox), t, x, theta(k + 1), theta(k),
+                               theta(0));
     }
-    if (d.adapts_bias) {
-      layer(l).bias_gradient(move(rate(k, 2 * l + 1), prox), t, theta(k + 1), theta(k), theta(0));
+    for (Tensor row : kRows) {
+      if (!d.adapts[row]) continue;
+      layer(l).row_gradient(row, move(rate(k, l, row), prox), t, theta(k + 1), theta(k), theta(0));
     }
   }
 
@@ -207,7 +211,9 @@ class MetaStep {
     const auto add = [w](Num g, Num& out) { out = out + w * g; };
     for (int l = 0; l < depth; ++l) {
       layer(l).weight_gradient(add, trace[l], input(layout.query, trace, l), layout.lambda);
-      if (network.layers[l].bias) layer(l).bias_gradient(add, trace[l], layout.lambda);
+      for (Tensor row : kRows) {
+        if (network.layers[l].has[row]) layer(l).row_gradient(row, add, trace[l], layout.lambda);
+      }
     }
   }
 
@@ -227,24 +233,23 @@ class MetaStep {
   // The vector a_k * lambda_{k+1}, zero where nothing adapts.
   void scale_by_rates(int k) {
     for (int l = 0; l < depth; ++l) {
-      const Dense& d = network.layers[l];
       const DenseLayer<E> at = layer(l);
-      scale(d.adapts_weight, k, 2 * l, at.weight(layout.vector), at.weight(layout.lambda),
-            at.weight(layout.rate));
-      if (d.bias) {
-        scale(d.adapts_bias, k, 2 * l + 1, at.bias(layout.vector), at.bias(layout.lambda),
-              at.bias(layout.rate));
+      for (int i = 0; i < kTensors; ++i) {
+        if (network.layers[l].has[i]) {
+          scale(l, k, i, at.tensor(i, layout.vector), at.tensor(i, layout.lambda),
+                at.tensor(i, layout.rate));
+        }
       }
     }
   }
 
-  void scale(bool adapts, int k, int tensor, View vector, View lambda, View rates) {
-    if (!adapts) {
+  void scale(int l, int k, int tensor, View vector, View lambda, View rates) {
+    if (!network.layers[l].adapts[tensor]) {
       e.map([](Num& v) { v = Num{}; }, vector);
     } else if (network.elementwise_rates) {
       e.map([](Num& v, Num l, Num a) { v = a * l; }, vector, lambda, rates);
     } else {
-      const S a = rate(k, tensor);
+      const S a = rate(k, l, tensor);
       e.map([a](Num& v, Num l) { v = a * l; }, vector, lambda);
     }
   }
@@ -259,14 +264,19 @@ class MetaStep {
     for (int l = 0; l < depth; ++l) {
       const Dense& d = network.layers[l];
       DenseLayer<E> at = layer(l);
+      const Blocks here = blocks(l, k);
       at.weight_gradient(keep, trace[l], input(layout.support, trace, l), layout.gradient,
-                         weight_of(l, k), theta(0));
-      if (d.bias) at.bias_gradient(keep, trace[l], layout.gradient, bias_of(l, k), theta(0));
-      if (network.elementwise_rates) continue;
-      add_dot(start + k * 2 * depth + 2 * l, at.weight(layout.gradient), at.weight(layout.lambda));
-      if (d.bias) {
-        add_dot(start + k * 2 * depth + 2 * l + 1, at.bias(layout.gradient),
-                at.bias(layout.lambda));
+                         here.of[kWeight], theta(0));
+      for (Tensor row : kRows) {
+        if (d.has[row]) {
+          at.row_gradient(row, keep, trace[l], layout.gradient, here.of[row], theta(0));
+        }
+      }
+      for (int i = 0; i < kTensors && !network.elementwise_rates; ++i) {
+        if (d.has[i]) {
+          add_dot(start + (k * depth + l) * kTensors + i, at.tensor(i, layout.gradient),
+                  at.tensor(i, layout.lambda));
+        }
       }
     }
     if (network.elementwise_rates) {
@@ -288,7 +298,7 @@ class MetaStep {
     int first_moved = depth;
     for (int l = 0; l < depth; ++l) {
       const bool moved = layer(l).tangent_forward(input(layout.support, trace, l), rx, trace[l],
-                                                  layout.tangents[l], weight_of(l, k),
+                                                  layout.tangents[l], blocks(l, k),
                                                   layout.vector);
       if (!moved) continue;
       if (first_moved == depth) first_moved = l;
@@ -298,12 +308,12 @@ class MetaStep {
                  layout.tangents[depth - 1].value, layout.tangents[depth - 1].delta);
     for (int l = depth - 1; l >= 0; --l) {
       const Tangent& r = layout.tangents[l];
-      layer(l).tangent_backward(trace[l], r, l >= first_moved);
+      layer(l).tangent_backward(trace[l], r, blocks(l, k), layout.vector, l >= first_moved);
       layer(l).subtract_hessian(input(layout.support, trace, l),
                                 l > first_moved ? &layout.tangents[l - 1].value : nullptr,
                                 trace[l], r, layout.lambda);
       if (l > 0) {
-        layer(l).tangent_backward_input(trace[l], r, layout.tangents[l - 1].delta, weight_of(l, k),
+        layer(l).tangent_backward_input(trace[l], r, layout.tangents[l - 1].delta, blocks(l, k),
                                         layout.vector);
       }
     }

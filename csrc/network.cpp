@@ -42,20 +42,65 @@ class Allocator {
   int64_t next_ = 0;
 };
 
-Examples examples(Allocator& allocate, const Description& network, int count, int kept) {
+Sums sums(Allocator& allocate, int width) {
+  return {allocate.matrix(1, width), allocate.matrix(1, width)};
+}
+
+// What a layer's norm keeps besides.
+void add_norm(Allocator& allocate, const Dense& layer, const Layout::Layer& place, Trace& trace) {
+  const int count = trace.value.rows;
+  trace.product = allocate.matrix(count, layer.out);
+  trace.product_delta = allocate.matrix(count, layer.out);
+  trace.sums = sums(allocate, layer.out);
+  const bool given = layer.norm == Norm::running;
+  trace.mean = given ? place.mean : allocate.matrix(1, layer.out);
+  trace.inverse = given ? place.inverse : allocate.matrix(1, layer.out);
+}
+
+void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
+  tangent.normalised = allocate.matrix(tangent.value.rows, layer.out);
+  tangent.value_sums = sums(allocate, layer.out);
+  tangent.delta_sums = sums(allocate, layer.out);
+}
+
+void place_weight(Allocator& block, const Dense& layer, int width, Layout::Layer& place) {
+  const bool turned = width > 1;
+  const View weight =
+      turned ? block.matrix(layer.in, layer.out) : block.matrix(layer.out, layer.in);
+  place.of[kWeight] = weight.offset;
+  place.weight_stride = turned ? 1 : weight.row_stride;
+  place.weight_in_stride = turned ? weight.row_stride : 1;
+}
+
+Examples examples(Allocator& allocate, const Description& network, const Layout& layout, int count,
+                  int kept) {
   const Dense& last = network.layers.back();
   Examples set{allocate.matrix(count, network.layers.front().in),
                allocate.matrix(count, last.out),
                allocate.column(count),
                allocate.column(count),
                allocate.column(count),
+               {},
+               allocate.matrix(1, 1),
                {}};
+  if (network.loss.weighted) {
+    const bool of_classes = network.loss.kind == LossKind::cross_entropy;
+    set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
+  }
   for (int step = 0; step < kept; ++step) {
-    for (const Dense& layer : network.layers) {
-      Trace trace{allocate.matrix(count, layer.out), allocate.matrix(count, layer.out), {}, {}};
+    for (std::size_t l = 0; l < network.layers.size(); ++l) {
+      const Dense& layer = network.layers[l];
+      Trace trace{};
+      trace.value = trace.product = allocate.matrix(count, layer.out);
+      trace.delta = trace.product_delta = allocate.matrix(count, layer.out);
       if (!follows_from_output(layer.activation)) {
         trace.slope = allocate.matrix(count, layer.out);
         trace.curve = allocate.matrix(count, layer.out);
+      }
+      if (layer.norm != Norm::none) add_norm(allocate, layer, layout.layers[l], trace);
+      trace.softmax = trace.value;
+      if (&layer == &last && layer.activation != Activation::identity) {
+        trace.softmax = allocate.matrix(count, layer.out);
       }
       set.traces.push_back(trace);
     }
@@ -68,18 +113,26 @@ Examples examples(Allocator& allocate, const Description& network, int count, in
 Layout lay_out(const Description& network, int width) {
   Layout layout;
   Allocator allocate(width), block(width);
+  layout.one = allocate.matrix(1, 1);
+  layout.zero = allocate.matrix(1, 1);
   for (const Dense& layer : network.layers) {
-    const bool turned = width > 1;
-    const View weight =
-        turned ? block.matrix(layer.in, layer.out) : block.matrix(layer.out, layer.in);
-    const int64_t bias = layer.bias ? block.matrix(1, layer.out).offset : 0;
-    layout.layers.push_back(
-        {weight.offset, bias, turned ? 1 : weight.row_stride, turned ? weight.row_stride : 1});
-    layout.parameters += int64_t(layer.in) * layer.out + (layer.bias ? layer.out : 0);
-    if (turned && layout.layers.size() > 1) {
+    Layout::Layer place{};
+    place_weight(block, layer, width, place);
+    for (Tensor row : kRows) {
+      place.of[row] = layer.has[row] ? block.matrix(1, layer.out).offset : 0;
+      layout.parameters += layer.has[row] ? layer.out : 0;
+    }
+    layout.parameters += int64_t(layer.in) * layer.out;
+    if (width > 1 && !layout.layers.empty()) {
       const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
       layout.scratch = std::max(layout.scratch, 2 * panel);
     }
+    if (layer.norm == Norm::running) {
+      place.mean = allocate.matrix(1, layer.out);
+      place.inverse = allocate.matrix(1, layer.out);
+    }
+    place.one = layout.one, place.zero = layout.zero;
+    layout.layers.push_back(place);
   }
   layout.block = block.size();
   const bool reverses = network.differentiate;
@@ -88,8 +141,8 @@ Layout lay_out(const Description& network, int width) {
                            ? std::max(1, network.steps)
                            : 1;
   layout.theta = allocate.block(layout.thetas_kept * layout.block);
-  layout.support = examples(allocate, network, network.support, layout.traces_kept);
-  layout.query = examples(allocate, network, network.query, 1);
+  layout.support = examples(allocate, network, layout, network.support, layout.traces_kept);
+  layout.query = examples(allocate, network, layout, network.query, 1);
   layout.scalar = allocate.column(1);
   if (network.elementwise_rates) layout.rate = allocate.block(layout.block);
   if (reverses) {
@@ -99,9 +152,11 @@ Layout lay_out(const Description& network, int width) {
     if (network.learned_rates) layout.gradient = allocate.block(layout.block);
     if (!network.first_order) {
       for (const Dense& layer : network.layers) {
-        Tangent tangent{allocate.matrix(network.support, layer.out), {},
-                        allocate.matrix(network.support, layer.out)};
+        Tangent tangent{};
+        tangent.value = allocate.matrix(network.support, layer.out);
+        tangent.delta = allocate.matrix(network.support, layer.out);
         if (is_bent(layer.activation)) tangent.bend = allocate.matrix(network.support, layer.out);
+        if (layer.norm != Norm::none) add_norm(allocate, layer, tangent);
         layout.tangents.push_back(tangent);
       }
     }
@@ -112,7 +167,7 @@ Layout lay_out(const Description& network, int width) {
 }
 
 int64_t gradient_size(const Description& network, const Layout& layout) {
-  const int64_t each = network.elementwise_rates ? layout.parameters : 2 * layout.layers.size();
+  const int64_t each = network.elementwise_rates ? layout.parameters : kTensors * layout.layers.size();
   return layout.parameters + (network.learned_rates ? network.steps * each : 0);
 }
 

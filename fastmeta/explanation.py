@@ -27,8 +27,9 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     options.setdefault("inner_steps", 1)
     options.setdefault("loss_fn", nn.functional.cross_entropy)
     module = plain_module(model)
-    with planner.stepping(module):
-        step = plan_step(module, support, query, differentiate=torch.is_grad_enabled(), **options)
+    with planner.stepping(module) as seen:
+        differentiate = torch.is_grad_enabled()
+        step = plan_step(module, seen, support, query, differentiate=differentiate, **options)
     first = step.groups[0][1]
     lines = [
         *_layers(type(module).__name__, first),

@@ -1,10 +1,70 @@
 // Which engine takes a step: lanes over tasks, or over features.
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "step.h"
 
 namespace fastmeta::cpu {
+namespace {
+
+// Of the step of one task, in vectors of `width` columns.
+struct Work {
+  double multiplies = 0;  // multiply-adds of vectors
+  double entries = 0;     // vectors of the products' results
+  double products = 0;
+};
+
+Work work(const Description& network, int width) {
+  Work work;
+  const auto vectors = [width](int cols) { return (cols + width - 1) / width; };
+  const auto add = [&](double times, double rows, double depth, int cols) {
+    work.multiplies += times * rows * depth * vectors(cols);
+    work.entries += times * rows * vectors(cols);
+    work.products += times;
+  };
+  const auto pass = [&](double times, int examples, bool tangents) {
+    for (const Dense& layer : network.layers) {
+      // The input of the first layer is data: it has neither derivative nor tangent.
+      const bool first = &layer == &network.layers.front();
+      const double forward = tangents ? (first ? 2 : 3) : 1;
+      const double backward = first ? 0 : tangents ? 3 : 1;
+      add(times * forward, examples, layer.in, layer.out);
+      add(times * forward, layer.in, examples, layer.out);  // the weight's derivative
+      add(times * backward, examples, layer.out, layer.in);
+    }
+  };
+  pass(network.steps, network.support, network.differentiate && !network.first_order);
+  pass(1, network.query, false);
+  return work;
+}
+
+// The numbers that the largest product reads and writes.
+double largest_product(const Description& network) {
+  const double examples = std::max(network.support, network.query);
+  double most = 0;
+  for (const Dense& d : network.layers) {
+    most = std::max(most, examples * (d.in + d.out) + double(d.in) * d.out);
+  }
+  return most;
+}
+
+// Estimates in the time of a vector's multiply-add at its best, fitted to `python -m bench.engines`
+// (docs/design.md, "Two engines").
+double lanes_over_tasks(const Description& network, int64_t tasks, int lanes, int bytes) {
+  const Work one = work(network, 1);
+  // A number takes a vector here, and products are slower that do not fit the second cache.
+  const double crowded = largest_product(network) * bytes / 600e3;
+  const double groups = (tasks + lanes - 1) / lanes;
+  return groups * 1.45 * (one.multiplies + 5 * one.entries) * std::clamp(crowded, 1.0, 4.0);
+}
+
+double lanes_over_features(const Description& network, int64_t tasks, int lanes) {
+  const Work one = work(network, lanes);
+  return tasks * (one.multiplies + 17 * one.entries + 600 * one.products);
+}
+
+}  // namespace
 
 const Engine& engine(const InstructionSet& set, const std::string& name, const Description& network,
                      int64_t tasks, bool is_double) {
@@ -13,8 +73,11 @@ const Engine& engine(const InstructionSet& set, const std::string& name, const D
   if (!name.empty()) {
     throw std::invalid_argument("FASTMETA_ENGINE: '" + name + "', but it must be tasks or features");
   }
-  (void)network, (void)tasks, (void)is_double;
-  return set.tasks;
+  const int lanes = is_double ? set.tasks.of_double.tasks : set.tasks.of_float.tasks;
+  const int bytes = lanes * (is_double ? 8 : 4);
+  const bool over_features =
+      lanes_over_features(network, tasks, lanes) < lanes_over_tasks(network, tasks, lanes, bytes);
+  return over_features ? set.features : set.tasks;
 }
 
 }  // namespace fastmeta::cpu

@@ -193,7 +193,7 @@ class FeatureLanes {
       if (v.row_stride == 1 && v.col_stride != 1) {
         for (int c = 0; c < width; ++c) part[c] = *vector(corner);
       } else if (v.row_stride == 0) {
-        for (int c = 0; c < width; ++c) part[c] = Num{} + corner[c];
+        for (int c = 0; c < width; ++c) part[c] = Num{} + corner[c * v.col_stride];
       } else {
         const int rows = v.rows - i < width ? v.rows - i : width;
         transposed_parts<true, Num>(corner, v.row_stride, rows, width,

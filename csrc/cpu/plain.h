@@ -18,6 +18,7 @@ using std::erf;
 using std::exp;
 using std::expm1;
 using std::log;
+using std::sqrt;
 using std::tanh;
 
 template <class T>

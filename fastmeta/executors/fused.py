@@ -6,16 +6,18 @@ import functools
 import importlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import BatchNorm1d
 
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.inner_loop import SHARED
-from fastmeta.plan.layers import Activation, Flatten, Linear, Network, Reshape
+from fastmeta.plan.layers import Activation, BatchNorm, Flatten, Linear, Network, Reshape
 from fastmeta.plan.losses import Loss
 from fastmeta.tasks import Examples
 
@@ -28,19 +30,27 @@ _LOSSES = (
     "cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "huber_loss",
     "smooth_l1_loss", "l1_loss",
 )  # fmt: skip
+_NORMS = (None, True, False)
+"""By whether a norm takes the statistics of the batch."""
 _DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer with what follows it."""
+    """A linear layer with what follows it: maybe a norm, maybe an activation."""
 
     weight: str
     bias: str | None
     inputs: int
     outputs: int
-    activation: int = 0
+    norm: BatchNorm | None = None
+    activation: int | None = None
     options: tuple[float, float] = (0.0, 0.0)
+
+    def tensors(self) -> tuple[str | None, ...]:
+        """The names of weight, bias, scale and shift, as the kernels order them."""
+        norm = self.norm
+        return (self.weight, self.bias, norm and norm.weight, norm and norm.bias)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,10 @@ class Recipe:
     loss: int
     loss_option: float
     ignore_index: int
+    weighted: bool = False
+    """Whether the loss has weights."""
+    weight: Tensor | None = field(default=None, compare=False)
+    pos_weight: Tensor | None = field(default=None, compare=False)
 
 
 class Declined(Exception):
@@ -74,15 +88,19 @@ def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> 
             # Of Linear, FLOPs are 2 * in * out.
             inputs = node.flops // (2 * width)
             layers.append(Dense(node.layer.weight, node.layer.bias, inputs, width))
+        elif isinstance(node.layer, BatchNorm):
+            if not layers or layers[-1].norm or layers[-1].activation is not None:
+                raise Declined(f"{node.name} is a BatchNorm that does not follow a Linear")
+            layers[-1] = replace(layers[-1], norm=node.layer)
         elif isinstance(node.layer, Activation):
-            if not layers or layers[-1].activation:
+            if not layers or layers[-1].activation is not None:
                 raise Declined(f"{node.name} is an activation that does not follow a Linear")
             layers[-1] = _with_activation(layers[-1], node.layer)
         elif not isinstance(node.layer, (Flatten, Reshape)):
             raise Declined(f"{node.name} is a {type(node.layer).__name__}")
     if not layers or network.output != len(network.nodes) - 1:
         raise Declined("it is no chain of linear layers")
-    names = [name for layer in layers for name in (layer.weight, layer.bias) if name]
+    names = [name for layer in layers for name in layer.tensors() if name]
     if len(set(names)) != len(names):
         raise Declined("a parameter is used twice")
     return Recipe(tuple(layers), *_loss(loss))
@@ -106,22 +124,20 @@ def _with_activation(layer: Dense, activation: Activation) -> Dense:
         raise Declined(f"{kind} has a negative slope, so its output does not tell its side")
     if kind == "softplus" and values[0] <= 0:
         raise Declined("softplus has a beta that is not positive")
-    return Dense(
-        layer.weight, layer.bias, layer.inputs, layer.outputs, _ACTIVATIONS.index(kind), values
-    )
+    return replace(layer, activation=_ACTIVATIONS.index(kind), options=values)
 
 
-def _loss(loss: Loss) -> tuple[int, float, int]:
+def _loss(loss: Loss) -> tuple[Any, ...]:
     options = loss.options
-    for name in ("weight", "pos_weight"):
-        if name in options:
-            raise Declined(f"the loss has {name}=")
     if loss.kind == "smooth_l1_loss" and options.get("beta", 1.0) == 0:
         raise Declined("smooth_l1_loss has beta=0")
     option = options.get("label_smoothing", options.get("delta", options.get("beta")))
     default = 0.0 if loss.kind == "cross_entropy" else 1.0
     value = default if option is None else float(option)
-    return _LOSSES.index(loss.kind), value, int(options.get("ignore_index", -100))
+    weight, pos_weight = options.get("weight"), options.get("pos_weight")
+    weighted = weight is not None or pos_weight is not None
+    ignore = int(options.get("ignore_index", -100))
+    return _LOSSES.index(loss.kind), value, ignore, weighted, weight, pos_weight
 
 
 def extension() -> ModuleType | None:
@@ -134,12 +150,17 @@ def extension() -> ModuleType | None:
     return module if hasattr(module, "FusedStep") else None
 
 
+def environment() -> tuple[str, str]:
+    """What beside its arguments a step's kernel is chosen by: instruction set and engine."""
+    return os.environ.get("FASTMETA_ISA", ""), os.environ.get("FASTMETA_ENGINE", "")
+
+
 def declines(problem: Problem, recipe: Recipe) -> str | None:
     """Why this problem can't be served by the recipe's kernels; None where it can."""
     if extension() is None:
         return "the compiled extension is not there; `python -m fastmeta info` says why"
     named = dict(problem.model.module.named_parameters())
-    used = [n for layer in recipe.layers for n in (layer.weight, layer.bias) if n]
+    used = [name for layer in recipe.layers for name in layer.tensors() if name]
     if any(name not in named for name in used):
         return "a layer's weight is a buffer"
     dtype = named[used[0]].dtype
@@ -152,17 +173,56 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
             return "parameters are of different dtypes"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    if problem.model.written:
-        return "a forward pass writes buffers"
+    why = _declines_buffers(problem, recipe, dtype) or _declines_weights(problem, recipe, dtype)
+    if why is not None:
+        return why
     if any(name not in used for name in problem.inner.adapted):
         return "a parameter adapts that no layer reads"
     if problem.task_weights.dtype != dtype:
         return "task_weights are of another dtype than the parameters"
+    if problem.tasks.support.weights is not None and any(
+        layer.norm is not None and layer.norm.batch_statistics for layer in recipe.layers
+    ):
+        return "padded examples would count in the statistics of a batch norm"
+    _check_batches(problem, recipe)
     for examples in problem.tasks.sets():
         why = _declines_examples(examples, recipe, dtype, problem.differentiate)
         if why is not None:
             return why
     return None
+
+
+def _declines_buffers(problem: Problem, recipe: Recipe, dtype: torch.dtype) -> str | None:
+    """Running statistics may be written, because every pass's are thrown away; nothing else."""
+    module = problem.model.module
+    written = set(problem.model.written)
+    for layer in recipe.layers:
+        if layer.norm is None:
+            continue
+        statistics = [name for name in (layer.norm.mean, layer.norm.variance) if name]
+        written.difference_update(statistics)
+        if layer.norm.batch_statistics:
+            continue
+        buffers = dict(module.named_buffers())
+        for name in statistics:
+            if name not in buffers or buffers[name].requires_grad:
+                return "running statistics are no constant buffers"
+            if buffers[name].dtype != dtype or buffers[name].device.type != "cpu":
+                return f"running statistics are {buffers[name].dtype}, parameters {dtype}"
+    for name in list(written):
+        owner, _, counter = name.rpartition(".")
+        if counter == "num_batches_tracked" and type(module.get_submodule(owner)) is BatchNorm1d:
+            written.remove(name)
+    return "a forward pass writes buffers" if written else None
+
+
+def _check_batches(problem: Problem, recipe: Recipe) -> None:
+    """One example has no variance: **raises** what torch raises."""
+    normed = [n for n in recipe.layers if n.norm is not None and n.norm.batch_statistics]
+    for examples in problem.tasks.sets() if normed else ():
+        if examples.count == 1 and (examples is not problem.tasks.support or problem.inner.steps):
+            like = problem.task_weights.new_zeros(1, normed[0].outputs)
+            F.batch_norm(like, None, None, training=True)
 
 
 def _declines_examples(
@@ -179,12 +239,30 @@ def _declines_examples(
         return "inputs are not one row an example"
     if recipe.loss == 0 and not y.is_floating_point():
         return None if y.dim() == 2 else "labels are not one an example"
-    if recipe.loss == 0:
-        return "targets are probabilities of classes"
     if y.dtype != dtype:
         return f"targets are {y.dtype}, parameters {dtype}"
     if tuple(y.shape[2:]) != (recipe.layers[-1].outputs,):
         return "targets are not one row an example"
+    return None
+
+
+def _declines_weights(problem: Problem, recipe: Recipe, dtype: torch.dtype) -> str | None:
+    outputs = recipe.layers[-1].outputs
+    for weight in (recipe.weight, recipe.pos_weight):
+        if weight is None:
+            continue
+        if weight.dtype != dtype or weight.device.type != "cpu":
+            return f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
+        if recipe.loss == 0:
+            continue  # torch has refused what is not one number a class
+        for examples in problem.tasks.sets():
+            row = (examples.count, outputs)
+            try:
+                fits = torch.broadcast_shapes(weight.shape, row) == row
+            except RuntimeError:
+                fits = False
+            if not fits:
+                return f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
     return None
 
 
@@ -198,14 +276,17 @@ def _kernel(
     assert module is not None
     layers = [
         (
-            layer.inputs, layer.outputs, layer.bias is not None, layer.activation,
-            *layer.options, layer.weight in adapted, layer.bias in adapted,
+            layer.inputs, layer.outputs, layer.activation or 0, *layer.options,
+            _NORMS.index(layer.norm and layer.norm.batch_statistics),
+            layer.norm.eps if layer.norm else 0.0,
+            [name is not None for name in layer.tensors()],
+            [name in adapted for name in layer.tensors()],
         )
         for layer in recipe.layers
     ]  # fmt: skip
     return module.FusedStep(
-        layers, recipe.loss, recipe.loss_option, recipe.ignore_index, *sizes, *flags, prox,
-        is_double, tasks, isa, engine,
+        layers, recipe.loss, recipe.loss_option, recipe.ignore_index, recipe.weighted, *sizes,
+        *flags, prox, is_double, tasks, isa, engine,
     )  # fmt: skip
 
 
@@ -225,8 +306,7 @@ def kernel(problem: Problem, recipe: Recipe) -> Any:
         inner.prox,
         problem.task_weights.dtype == torch.float64,
         tasks.tasks,
-        os.environ.get("FASTMETA_ISA", ""),
-        os.environ.get("FASTMETA_ENGINE", ""),
+        *environment(),
     )
 
 
@@ -251,10 +331,11 @@ def run(problem: Problem, recipe: Recipe) -> Outcome:
     inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
     step = kernel(problem, recipe)
     named = dict(problem.model.module.named_parameters())
-    names = [n for layer in recipe.layers for n in (layer.weight, layer.bias)]
+    names = [name for layer in recipe.layers for name in layer.tensors()]
     parameters = [None if n is None else named[n].detach().contiguous() for n in names]
+    statistics = _statistics(problem, recipe)
     rates = _rates(problem, named, names)
-    support, query = _arrays(tasks.support), _arrays(tasks.query)
+    support, query = (_arrays(examples, recipe) for examples in (tasks.support, tasks.query))
     count, size = tasks.tasks, tasks.query.count if tasks.query else 0
     step_losses = weights.new_zeros(inner.steps + 1, count)
     support_losses = weights.new_empty(inner.steps, count)
@@ -269,6 +350,7 @@ def run(problem: Problem, recipe: Recipe) -> Outcome:
         count,
         [_address(p) for p in parameters],
         [_address(adapted.get(name or "")) for name in names] if adapted else [],
+        [_address(t) for t in statistics],
         rates.data_ptr(),
         inner.step_weights,
         [problem.evaluates(k) for k in range(inner.steps + 1)],
@@ -293,19 +375,52 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _arrays(examples: Examples | None) -> list[Tensor | None]:
-    """Inputs, targets, labels and example weights."""
+def _statistics(problem: Problem, recipe: Recipe) -> list[Tensor | None]:
+    """Mean and 1 / standard deviation, where running statistics are used."""
+    found: list[Tensor | None] = []
+    for layer in recipe.layers:
+        norm = layer.norm
+        if norm is None or norm.batch_statistics:
+            found += [None, None]
+            continue
+        assert norm.mean is not None
+        assert norm.variance is not None
+        module = problem.model.module
+        mean, variance = module.get_buffer(norm.mean), module.get_buffer(norm.variance)
+        found += [mean.contiguous(), (variance + norm.eps).rsqrt()]
+    return found
+
+
+def _arrays(examples: Examples | None, recipe: Recipe) -> list[Tensor | None]:
+    """Inputs, targets, labels, example weights and the loss's weights."""
     if examples is None:
-        return [None] * 4
+        return [None] * 5
     x, y, weights = examples.inputs, examples.targets, examples.weights
     floating = y.is_floating_point()
-    y = y.detach().contiguous()
+    y, factors = _weigh(y.detach(), recipe)
+    y = y.contiguous()
     return [
         x.detach().contiguous(),
         y if floating else None,
         None if floating else y,
         None if weights is None else weights.to(x.dtype).contiguous(),
+        factors,
     ]
+
+
+def _weigh(y: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """The targets and weights of the loss as the kernels take them."""
+    weight, pos_weight = recipe.weight, recipe.pos_weight
+    if recipe.loss == 0:
+        return y, None if weight is None else weight.contiguous()
+    if not recipe.weighted:
+        return y, None
+    # w ((1 - y) z + (1 + (p - 1) y) softplus(-z)) is c softplus(z) - t z with these c and t.
+    positive = y if pos_weight is None else y * pos_weight
+    factors = 1 - y + positive
+    if weight is not None:
+        positive, factors = positive * weight, factors * weight
+    return positive, factors.contiguous()
 
 
 def _rates(problem: Problem, named: dict[str, Any], names: list[str | None]) -> Tensor:

@@ -27,10 +27,10 @@ from fastmeta.plan import cost, losses, reader
 from fastmeta.plan.layers import Network
 from fastmeta.plan.plan import Plan, objective
 from fastmeta.plan.profile import profile
+from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
 
 _KEPT_PER_MODEL = 64
-_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(eq=False)
@@ -49,24 +49,23 @@ _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.We
 
 
 @contextmanager
-def stepping(model: nn.Module) -> Generator[None, None, None]:
-    """One thread at a time per model, and torch.compile'd parts of it run as they are written.
+def stepping(model: nn.Module) -> Generator[Snapshot, None, None]:
+    """The model's snapshot, for one thread at a time; its torch.compile'd parts run as written.
 
     A pass swaps the module's parameters while it runs, and differentiates twice, which compiled
     code can't.
     """
     with _lock:
-        lock = _model_locks.setdefault(model, threading.RLock())
+        lock = _model_locks.get(model)
+        if lock is None:
+            lock = _model_locks[model] = threading.RLock()
     with lock:
-        if not any(_compiled(module) for module in model.modules()):
-            yield
+        seen = snapshot(model)
+        if not seen.compiled:
+            yield seen
             return
         with torch.compiler.set_stance("force_eager"):
-            yield
-
-
-def _compiled(module: nn.Module) -> bool:
-    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+            yield seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +82,7 @@ class Planned:
 
 def prepare(
     model: nn.Module,
+    seen: Snapshot,
     loss_fn: Callable[[Any, Any], Tensor],
     tasks: TaskBatch,
     inner: InnerLoop,
@@ -98,28 +98,58 @@ def prepare(
     where the executor that was asked for can't serve.
     """
     loss = losses.recognise(loss_fn)
-    entry = _entry(model, loss_fn, loss, tasks, inner, differentiate)
-    plan = entry.plan
-    _check_targets(loss, tasks, plan.profile.prediction)
-    problem = Problem(
-        model=StatelessModel(model, plan.profile.written_buffers),
-        objective=objective(loss_fn, loss),
-        tasks=tasks,
-        inner=inner,
-        task_weights=task_weights,
-        differentiate=differentiate,
-        may_capture=plan.may_capture,
-        draws_random=plan.profile.draws_random,
-        keep_adapted=tasks.query is None,
-        has_attention=plan.profile.has_attention,
-    )
+    device = task_weights.device.type
+    asked = (
+        loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn)),
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        task_weights.dtype, inner.signature(), differentiate, low_memory, executor,
+        fused.environment(),
+    )  # fmt: skip
+
+    def problem(plan: Plan) -> Problem:
+        return Problem(
+            model=StatelessModel(model, plan.profile.written_buffers, seen.slots),
+            objective=objective(loss_fn, loss),
+            tasks=tasks,
+            inner=inner,
+            task_weights=task_weights,
+            differentiate=differentiate,
+            may_capture=plan.may_capture,
+            draws_random=plan.profile.draws_random,
+            keep_adapted=tasks.query is None,
+            has_attention=plan.profile.has_attention,
+        )
+
+    def find() -> _Chosen:
+        entry = _entry(model, _fingerprint(seen, tasks, inner, asked), loss_fn, loss, tasks)
+        _check_targets(loss, tasks, entry.plan.profile.prediction)
+        return _choose(entry, problem(entry.plan), low_memory, executor)
+
+    signature = tasks.signature()
+    chosen = find() if signature is None else seen.known((signature, asked), find)
+    _check_targets(loss, tasks, chosen.plan.profile.prediction)  # labels may be others by now
+    return Planned(problem(chosen.plan), chosen.plan, chosen.choice, chosen.sizes, chosen.not_fused)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """A `Planned` without its data: found once for a model, a loss, sizes and options."""
+
+    plan: Plan
+    choice: cost.Choice
+    sizes: cost.Sizes
+    not_fused: str | None
+
+
+def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) -> _Chosen:
+    plan, tasks, inner = entry.plan, problem.tasks, problem.inner
     not_fused = _not_fused(problem, plan, low_memory, executor)
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
         tasks.query.count if tasks.query else 0,
         inner.steps,
-        differentiate and not inner.first_order,
+        problem.differentiate and not inner.first_order,
         low_memory,
         (0, 0) if not_fused or isinstance(plan.recipe, str) else fused.group(problem, plan.recipe),
     )
@@ -136,7 +166,7 @@ def prepare(
             fused_out = {"fused": not_fused} if not_fused else {}
             choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **fused_out})
         if choice.form == "loop" or choice.form in entry.trusted:
-            return Planned(problem, entry.plan, choice, sizes, not_fused)
+            return _Chosen(entry.plan, choice, sizes, not_fused)
         reason = _trial(problem, entry.plan, choice.form)
         if reason is None:
             entry.trusted.add(choice.form)
@@ -218,13 +248,11 @@ def still_reads(planned: Planned) -> bool:
 
 def _entry(
     model: nn.Module,
+    key: Hashable,
     loss_fn: Callable[..., Any],
     loss: losses.Loss | None,
     tasks: TaskBatch,
-    inner: InnerLoop,
-    differentiate: bool,
 ) -> _Entry:
-    key = _fingerprint(model, loss_fn, loss, tasks, inner, differentiate)
     with _lock:
         kept = _plans.setdefault(model, OrderedDict())
         entry = kept.get(key)
@@ -240,36 +268,18 @@ def _entry(
 
 
 def _fingerprint(
-    model: nn.Module,
-    loss_fn: Callable[..., Any],
-    loss: losses.Loss | None,
-    tasks: TaskBatch,
-    inner: InnerLoop,
-    differentiate: bool,
+    seen: Snapshot, tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]
 ) -> Hashable:
     """What a plan depends on; a plan with another fingerprint is stale."""
-    modules: list[Hashable] = []
-    for m in model.modules():
-        modules += (id(m), bool(m._forward_hooks), bool(m._forward_pre_hooks))
-        # Plain attributes by value, others by type: a forward may branch on them.
-        for attribute, value in vars(m).items():
-            kind = type(value)
-            modules += (attribute, value if kind in _PLAIN else kind)
-        for p in m._parameters.values():
-            if p is not None:
-                modules += (p.shape, p.dtype, p.requires_grad)
+    loss, autocast, _, _, differentiate, *_ = asked
     data = tuple(
         (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
         for examples in tasks.sets()
         for leaf in examples.leaves()
     )
-    loss_key: Hashable = loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn))
-    device = tasks.support.leaves()[0].device.type
-    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     masked = tasks.support.weights is not None
     return (
-        tuple(modules), data, loss_key, autocast, masked,
-        inner.adapted, inner.first_order, differentiate,
+        seen.key, data, loss, autocast, masked, inner.adapted, inner.first_order, differentiate,
     )  # fmt: skip
 
 
