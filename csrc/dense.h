@@ -19,8 +19,8 @@ class DenseLayer {
       : e(engine), layer(layer), place(place) {}
 
   View weight(int64_t block) const {
-    return {block + place.of[kWeight], layer.out, layer.in, place.weight_stride,
-            place.weight_in_stride};
+    return {block + place.of[kWeight], layer.out, layer.in, place.weight_row_stride,
+            place.weight_col_stride};
   }
   View row(int tensor, int64_t block) const {
     return {block + place.of[tensor], 1, layer.out, layer.out, 1};

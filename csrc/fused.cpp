@@ -65,9 +65,9 @@ class FusedStep {
            Address query_outputs, Address gradient, int threads) const {
     py::gil_scoped_release release;
     if (is_double_) {
-      run_as(engine_.of_double, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
-             task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
-             threads);
+      run_as(engine_.of_double, tasks, parameters, adapted, statistics, rates, step_weights,
+             evaluates, task_weights, support, query, support_losses, step_losses, query_outputs,
+             gradient, threads);
     } else {
       run_as(engine_.of_float, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,

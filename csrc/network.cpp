@@ -63,15 +63,6 @@ void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
   tangent.delta_sums = sums(allocate, layer.out);
 }
 
-void place_weight(Allocator& block, const Dense& layer, int width, Layout::Layer& place) {
-  const bool turned = width > 1;
-  const View weight =
-      turned ? block.matrix(layer.in, layer.out) : block.matrix(layer.out, layer.in);
-  place.of[kWeight] = weight.offset;
-  place.weight_stride = turned ? 1 : weight.row_stride;
-  place.weight_in_stride = turned ? weight.row_stride : 1;
-}
-
 Examples examples(Allocator& allocate, const Description& network, const Layout& layout, int count,
                   int kept) {
   const Dense& last = network.layers.back();
@@ -116,16 +107,18 @@ Layout lay_out(const Description& network, int width) {
   layout.one = allocate.matrix(1, 1);
   layout.zero = allocate.matrix(1, 1);
   for (const Dense& layer : network.layers) {
+    const bool turned = width > 1;
+    const View weight =
+        turned ? block.matrix(layer.in, layer.out) : block.matrix(layer.out, layer.in);
     Layout::Layer place{};
-    place_weight(block, layer, width, place);
-    for (Tensor row : kRows) {
-      place.of[row] = layer.has[row] ? block.matrix(1, layer.out).offset : 0;
-      layout.parameters += layer.has[row] ? layer.out : 0;
-    }
+    place.of[kWeight] = weight.offset;
+    place.weight_row_stride = turned ? 1 : weight.row_stride;
+    place.weight_col_stride = turned ? weight.row_stride : 1;
     layout.parameters += int64_t(layer.in) * layer.out;
-    if (width > 1 && !layout.layers.empty()) {
-      const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
-      layout.scratch = std::max(layout.scratch, 2 * panel);
+    for (Tensor row : kRows) {
+      if (!layer.has[row]) continue;
+      place.of[row] = block.matrix(1, layer.out).offset;
+      layout.parameters += layer.out;
     }
     if (layer.norm == Norm::running) {
       place.mean = allocate.matrix(1, layer.out);
@@ -133,6 +126,10 @@ Layout lay_out(const Description& network, int width) {
     }
     place.one = layout.one, place.zero = layout.zero;
     layout.layers.push_back(place);
+    if (turned && layout.layers.size() > 1) {
+      const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
+      layout.scratch = std::max(layout.scratch, 2 * panel);
+    }
   }
   layout.block = block.size();
   const bool reverses = network.differentiate;

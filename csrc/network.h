@@ -84,10 +84,10 @@ struct Examples {
 // Offsets count numbers of the engine (a vector of tasks, where the lanes are tasks).
 struct Layout {
   struct Layer {
-    int64_t of[kTensors];                // within a block of parameters
-    int weight_stride, weight_in_stride;  // of the weight [out, in]: from out to out, in to in
-    View mean, inverse;                  // given statistics [1, H]
-    View one, zero;                      // in place of what a norm lacks
+    int64_t of[kTensors];  // within a block of parameters
+    int weight_row_stride, weight_col_stride;  // of the weight as torch has it [out, in]
+    View mean, inverse;    // given statistics [1, H]
+    View one, zero;        // in place of what a norm lacks
   };
   std::vector<Layer> layers;
   int64_t parameters = 0;  // P

@@ -16,7 +16,7 @@ import fastmeta
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS  # noqa: E402
+from fused_kernels import KERNELS
 
 ACTIVATIONS = {
     "identity": nn.Identity(),

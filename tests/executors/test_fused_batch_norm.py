@@ -22,7 +22,7 @@ from fastmeta.demo.networks import not_batch_norm, omniglot_mlp
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS  # noqa: E402
+from fused_kernels import KERNELS
 
 ACTIVATIONS = {
     "identity": nn.Identity(),
