@@ -1,11 +1,17 @@
 """The two engines of the fused CPU step side by side: the C++ call alone, one thread.
 
+Second order, float32; the pairs of figures are tasks / features. FASTMETA_ISA is heeded.
+
 python -m bench.engines
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +21,7 @@ from torch import Tensor
 
 from bench import measure
 
-extension: Any = __import__("fastmeta._C", fromlist=["FusedStep"])
+extension: Any = importlib.import_module("fastmeta._C")
 
 RELU, CROSS_ENTROPY, MSE = 1, 0, 1
 TENSORS = [True, True, False, False]
@@ -39,7 +45,7 @@ class Case:
     def flops(self) -> float:
         """Exact arithmetic of the matrix products."""
         total = 0
-        for i, (inputs, outputs) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(self.widths)):
             # The first layer's input is data: no gradient and no tangent of it.
             step, query = (4, 2) if i == 0 else (9, 3)
             each = self.steps * step * self.support + query * self.query
@@ -59,18 +65,24 @@ def cases() -> Iterator[Case]:
             yield Case(f"{width} wide", (width, width, width, 10), tasks, 50, 50, 2)
 
 
-def call(case: Case, engine: str) -> Callable[[], Tensor]:
-    """A function that runs the C++ call and returns the meta-gradient."""
-    torch.manual_seed(0)
-    pairs = list(zip(case.widths, case.widths[1:], strict=False))
+def kernel(case: Case, engine: str) -> Any:
+    """The step's kernel; of the engine that the kernels choose where `engine` is empty."""
+    pairs = list(itertools.pairwise(case.widths))
     layers = [
         (i, o, RELU if at < len(pairs) - 1 else 0, 0.0, 0.0, 0, 0.0, TENSORS, TENSORS)
         for at, (i, o) in enumerate(pairs)
     ]
-    step = extension.FusedStep(
-        layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps, True, False, False,
-        False, 0.0, False, case.tasks, "", engine,
+    return extension.FusedStep(
+        layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps,
+        True, False, False, False, 0.0, False, case.tasks, os.environ.get("FASTMETA_ISA", ""),
+        engine,
     )  # fmt: skip
+
+
+def call(case: Case, engine: str) -> Callable[[], Tensor]:
+    """A function that runs the C++ call and returns the meta-gradient."""
+    torch.manual_seed(0)
+    step, pairs = kernel(case, engine), list(itertools.pairwise(case.widths))
     parameters = [
         t for i, o in pairs for t in (torch.randn(o, i) / i**0.5, torch.zeros(o), None, None)
     ]
@@ -93,8 +105,9 @@ def call(case: Case, engine: str) -> Callable[[], Tensor]:
         return [0 if t is None else t.data_ptr() for t in tensors]
 
     arguments = (
-        case.tasks, address(parameters), [], [0] * 2 * len(pairs), rates.data_ptr(), [0.0] * case.steps + [1.0],
-        [False] * case.steps + [True], weights.data_ptr(), address(support), address(query),
+        case.tasks, address(parameters), [], [0] * 2 * len(pairs), rates.data_ptr(),
+        [0.0] * case.steps + [1.0], [False] * case.steps + [True], weights.data_ptr(),
+        address(support), address(query),
         losses[0].data_ptr(), losses[1].data_ptr(), outputs.data_ptr(), gradient.data_ptr(), 1,
     )  # fmt: skip
 
@@ -107,23 +120,14 @@ def call(case: Case, engine: str) -> Callable[[], Tensor]:
     return run
 
 
-def sgemm_gflops() -> float:
-    """The core's own rate: torch.mm of 512 x 512 matrices."""
-    a, b = torch.randn(512, 512), torch.randn(512, 512)
-    out = torch.empty(512, 512)
-    times = measure.interleaved({"mm": lambda: torch.mm(a, b, out=out)}, 0.5)
-    return 2 * 512**3 / times["mm"] / 1e6
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per case")
+    parser.add_argument("--seconds", type=float, default=0.3, help="per case and engine")
     parser.add_argument("--only", default="", help="cases whose name has this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    peak = sgemm_gflops()
-    print(f"sgemm: {peak:.0f} GFLOP/s")
-    print("| case | T | tasks, ms | features, ms | GFLOP/s | of sgemm | taken |")
+    a, b, out = (torch.randn(512, 512) for _ in range(3))
+    print("| case | T | tasks, ms | features, ms | GFLOP/s | of torch.mm | taken |")
     print("|---|---|---|---|---|---|---|")
     for case in cases():
         if arguments.only not in case.name:
@@ -132,15 +136,20 @@ def main() -> None:
         gradients = [run().clone() for run in runs.values()]
         if (gradients[0] - gradients[1]).norm() > 1e-3 * gradients[0].norm():
             raise SystemExit(f"{case.name}: the engines disagree; not timed")
-        times = measure.interleaved(runs, arguments.seconds, least=3)
-        rates = {name: case.flops() / time / 1e6 for name, time in times.items()}
-        taken = "features"
+        # One after the other, because they would empty each other's caches; in the thread's own
+        # time, so that others on this core do not count.
+        functions = {**runs, "mm": lambda: torch.mm(a, b, out=out)}
+        times: dict[str, float] = {}
+        for name, run in functions.items():
+            times |= measure.interleaved({name: run}, arguments.seconds, 3, time.thread_time)
+        peak = 2 * 512**3 / times.pop("mm")
+        rates = [case.flops() / each for each in times.values()]
         print(
             f"| {case.name} | {case.tasks} | {times['tasks']:.3f} | {times['features']:.3f} | "
-            + " / ".join(f"{rate:.0f}" for rate in rates.values())
+            + " / ".join(f"{rate / 1e6:.0f}" for rate in rates)
             + " | "
-            + " / ".join(f"{rate / peak:.2f}" for rate in rates.values())
-            + f" | {taken} |",
+            + " / ".join(f"{rate / peak:.2f}" for rate in rates)
+            + f" | {kernel(case, '').engine} |",
             flush=True,
         )
 

@@ -46,7 +46,8 @@ class FusedStep {
     network_.elementwise_rates = elementwise_rates;
     network_.learned_rates = learned_rates;
     network_.prox = prox;
-    engine_ = cpu::engine(set_, engine, network_, tasks, is_double);
+    const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
+    engine_ = chosen.engine, seconds_ = chosen.seconds;
     layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
   }
 
@@ -56,6 +57,7 @@ class FusedStep {
   int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
+  double seconds() const { return seconds_; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
            const std::vector<Address>& adapted, const std::vector<Address>& statistics,
@@ -78,6 +80,7 @@ class FusedStep {
  private:
   cpu::InstructionSet set_;
   cpu::Engine engine_{};
+  double seconds_ = 0;
   bool is_double_;
   Description network_{};
   Layout layout_;
@@ -149,6 +152,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def_property_readonly("engine", &FusedStep::engine)
+      .def_property_readonly("seconds", &FusedStep::seconds)
       .def("run", &FusedStep::run);
 }
 

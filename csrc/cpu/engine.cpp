@@ -49,35 +49,44 @@ double largest_product(const Description& network) {
   return most;
 }
 
-// Estimates in the time of a vector's multiply-add at its best, fitted to `python -m bench.engines`
-// (docs/design.md, "Two engines").
-double lanes_over_tasks(const Description& network, int64_t tasks, int lanes, int bytes) {
+// Estimates in seconds on one core, fitted to `python -m bench.engines` (docs/design.md).
+constexpr double kMultiplyAdd = 0.15e-9;
+
+double over_tasks(const Description& network, int64_t tasks, int lanes, int bytes) {
   const Work one = work(network, 1);
   // A number takes a vector here, and products are slower that do not fit the second cache.
   const double crowded = largest_product(network) * bytes / 600e3;
-  const double groups = (tasks + lanes - 1) / lanes;
-  return groups * 1.45 * (one.multiplies + 5 * one.entries) * std::clamp(crowded, 1.0, 4.0);
+  const double groups = double((tasks + lanes - 1) / lanes);
+  return kMultiplyAdd * groups * 1.45 * (one.multiplies + 5 * one.entries) *
+         std::clamp(crowded, 1.0, 4.0);
 }
 
-double lanes_over_features(const Description& network, int64_t tasks, int lanes) {
-  const Work one = work(network, lanes);
-  return tasks * (one.multiplies + 17 * one.entries + 600 * one.products);
+double over_features(const Description& network, int64_t tasks, int width) {
+  const Work one = work(network, width);
+  return kMultiplyAdd * tasks * (one.multiplies + 17 * one.entries + 600 * one.products);
+}
+
+template <class T>
+Chosen choose(const Engine& tasks, const Engine& features, Kernel<T> Engine::* of,
+              const std::string& name, const Description& network, int64_t count) {
+  const int lanes = (tasks.*of).tasks, width = (features.*of).width;
+  const Chosen first{tasks, over_tasks(network, count, lanes, lanes * int(sizeof(T)))};
+  const Chosen second{features, over_features(network, count, width)};
+  if (name == "tasks") return first;
+  if (name == "features") return second;
+  if (!name.empty()) {
+    throw std::invalid_argument("FASTMETA_ENGINE: '" + name +
+                                "', but it must be tasks, features or unset");
+  }
+  return second.seconds < first.seconds ? second : first;
 }
 
 }  // namespace
 
-const Engine& engine(const InstructionSet& set, const std::string& name, const Description& network,
+Chosen choose_engine(const InstructionSet& set, const std::string& name, const Description& network,
                      int64_t tasks, bool is_double) {
-  if (name == "tasks") return set.tasks;
-  if (name == "features") return set.features;
-  if (!name.empty()) {
-    throw std::invalid_argument("FASTMETA_ENGINE: '" + name + "', but it must be tasks or features");
-  }
-  const int lanes = is_double ? set.tasks.of_double.tasks : set.tasks.of_float.tasks;
-  const int bytes = lanes * (is_double ? 8 : 4);
-  const bool over_features =
-      lanes_over_features(network, tasks, lanes) < lanes_over_tasks(network, tasks, lanes, bytes);
-  return over_features ? set.features : set.tasks;
+  return is_double ? choose(set.tasks, set.features, &Engine::of_double, name, network, tasks)
+                   : choose(set.tasks, set.features, &Engine::of_float, name, network, tasks);
 }
 
 }  // namespace fastmeta::cpu

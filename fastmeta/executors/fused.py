@@ -1,4 +1,4 @@
-"""The fused executor: the whole meta-step of an MLP in one call of C++, one task a SIMD lane."""
+"""The fused executor: the whole meta-step of an MLP in one call of C++."""
 
 from __future__ import annotations
 
@@ -310,10 +310,10 @@ def kernel(problem: Problem, recipe: Recipe) -> Any:
     )
 
 
-def group(problem: Problem, recipe: Recipe) -> tuple[int, int]:
-    """How many tasks the kernel takes at a time, and their storage in bytes."""
+def group(problem: Problem, recipe: Recipe) -> tuple[int, int, float]:
+    """How many tasks the kernel takes at a time, their storage in bytes, its estimated seconds."""
     step = kernel(problem, recipe)
-    return step.tasks, step.storage_bytes
+    return step.tasks, step.storage_bytes, step.seconds
 
 
 def _elementwise(problem: Problem) -> bool:

@@ -151,7 +151,9 @@ def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) ->
         inner.steps,
         problem.differentiate and not inner.first_order,
         low_memory,
-        (0, 0) if not_fused or isinstance(plan.recipe, str) else fused.group(problem, plan.recipe),
+        (0, 0, 0.0)
+        if not_fused or isinstance(plan.recipe, str)
+        else fused.group(problem, plan.recipe),
     )
     while True:
         unavailable = entry.plan.unavailable
