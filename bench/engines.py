@@ -1,6 +1,8 @@
 """The two engines of the fused CPU step side by side: the C++ call alone, one thread.
 
-Second order, float32; the pairs of figures are tasks / features. FASTMETA_ISA is heeded.
+Second order, float32; the pairs of figures are tasks / features. FASTMETA_ISA and
+FASTMETA_FORM are heeded; without the latter the first layer is in primal form, whose arithmetic is
+what the figures count.
 
 python -m bench.engines
 """
@@ -75,7 +77,7 @@ def kernel(case: Case, engine: str) -> Any:
     return extension.FusedStep(
         layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps,
         True, False, False, False, 0.0, False, case.tasks, os.environ.get("FASTMETA_ISA", ""),
-        engine,
+        engine, os.environ.get("FASTMETA_FORM", "primal"),
     )  # fmt: skip
 
 

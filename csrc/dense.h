@@ -85,10 +85,9 @@ class DenseLayer {
     }
   }
 
-  // Tangent of forward along the input's tangent `rx` (null: none) and the parameters' in block v.
-  // Returns whether there is any.
-  bool tangent_forward(View x, const View* rx, const Trace& t, const Tangent& r, const Blocks& at,
-                       int64_t v) {
+  // Tangent of forward along the input's tangent `rx` (null: none) and the parameters' in block v:
+  // of the product, into `r.value`, and from there. Both return whether there is any.
+  bool tangent_product(View x, const View* rx, const Tangent& r, const Blocks& at, int64_t v) {
     const auto keep = [](Num sum, Num& z) { z = sum; };
     const View w = transposed(weight(at.of[kWeight]));
     if (rx && layer.adapts[kWeight]) {
@@ -97,13 +96,18 @@ class DenseLayer {
       e.mm(keep, r.value, *rx, w);
     } else if (layer.adapts[kWeight]) {
       e.mm(keep, r.value, x, transposed(weight(v)));
-    } else if (layer.adapts[kBias] || layer.adapts[kScale] || layer.adapts[kShift]) {
-      e.map([](Num& z) { z = Num{}; }, r.value);
     } else {
       return false;
     }
+    return true;
+  }
+  bool tangent_forward(bool moved, const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
+    if (!moved) {
+      if (!layer.adapts[kBias] && !layer.adapts[kScale] && !layer.adapts[kShift]) return false;
+      e.map([](Num& z) { z = Num{}; }, r.value);
+    }
     if (layer.adapts[kBias]) {
-      e.map([](Num& z, Num b) { z = z + b; }, r.value, repeated(row(kBias, v), x.rows));
+      e.map([](Num& z, Num b) { z = z + b; }, r.value, repeated(row(kBias, v), r.value.rows));
     }
     tangent_after_product(t, r, at, v);
     return true;
@@ -147,14 +151,18 @@ class DenseLayer {
     }
   }
 
-  // Subtracts the tangent of the parameters' gradients from block `lambda`.
-  void subtract_hessian(View x, const View* rx, const Trace& t, const Tangent& r, int64_t lambda) {
+  // Subtract the tangent of the parameters' gradients from block `lambda`.
+  void subtract_hessian_of_weight(View x, const View* rx, const Trace& t, const Tangent& r,
+                                  int64_t lambda) {
     const auto subtract = [](Num sum, Num& out) { out = out - sum; };
     if (rx) {
       e.mm2(subtract, weight(lambda), transposed(r.delta), x, transposed(t.product_delta), *rx);
     } else {
       e.mm(subtract, weight(lambda), transposed(r.delta), x);
     }
+  }
+  void subtract_hessian_of_rows(const Tangent& r, int64_t lambda) {
+    const auto subtract = [](Num sum, Num& out) { out = out - sum; };
     if (layer.has[kBias]) e.sum_rows(subtract, row(kBias, lambda), r.delta);
     const auto subtract_found = [](Num& out, Num sum) { out = out - sum; };
     if (layer.has[kScale]) e.map(subtract_found, row(kScale, lambda), r.delta_sums.along);

@@ -29,7 +29,7 @@ class FusedStep {
             int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, int64_t tasks, const std::string& instruction_set,
-            const std::string& engine)
+            const std::string& engine, const std::string& form)
       : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
     for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
       Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
@@ -46,6 +46,7 @@ class FusedStep {
     network_.elementwise_rates = elementwise_rates;
     network_.learned_rates = learned_rates;
     network_.prox = prox;
+    network_.dual = cpu::dual(form, network_);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
     layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
@@ -58,6 +59,7 @@ class FusedStep {
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
   double seconds() const { return seconds_; }
+  std::string form() const { return network_.dual ? "dual" : "primal"; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
            const std::vector<Address>& adapted, const std::vector<Address>& statistics,
@@ -145,7 +147,7 @@ void bind_fused(py::module_& module) {
   py::class_<FusedStep>(module, "FusedStep")
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
-                    const std::string&>())
+                    const std::string&, const std::string&>())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
@@ -153,6 +155,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def_property_readonly("engine", &FusedStep::engine)
       .def_property_readonly("seconds", &FusedStep::seconds)
+      .def_property_readonly("form", &FusedStep::form)
       .def("run", &FusedStep::run);
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "dense.h"
+#include "dual.h"
 #include "losses.h"
 #include "network.h"
 
@@ -31,6 +32,7 @@ class MetaStep {
     }
     e.map([](Num& l) { l = Num{}; }, block(layout.lambda));
     if (network.prox != 0) e.map([](Num& l) { l = Num{}; }, block(layout.anchor));
+    if (network.dual) dual().start_cotangent();
     add_query(network.steps);  // (2)
     for (int k = network.steps - 1; k >= 0; --k) {
       through_step(k);  // (3), (4)
@@ -38,6 +40,10 @@ class MetaStep {
     }
     if (network.prox != 0 && !network.first_order) {  // (5)
       e.map([](Num& l, Num a) { l = l + a; }, block(layout.lambda), block(layout.anchor));
+    }
+    if (network.dual) {
+      dual().finish(support_x, query_x, layout.dual.gradient);
+      e.sum_tasks(0, layout.dual.gradient);
     }
     sum_tasks(0, layout.lambda);
   }
@@ -48,11 +54,15 @@ class MetaStep {
   const Layout& layout;
   const Data<S>& data;
   const int depth;
+  View support_x{}, query_x{};  // where the inputs lie
 
   View block(int64_t offset) const {
     return {offset, 1, int(layout.block), int(layout.block), 1};
   }
   DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
+  DualProduct<E> dual() { return {e, network.layers[0], layout.dual}; }
+  bool is_dual(int l, int tensor) const { return network.dual && l == 0 && tensor == kWeight; }
+  bool is_query(const Examples& set) const { return &set == &layout.query; }
 
   // The block of theta_k. Without a reverse sweep two take turns beside theta_0.
   int64_t theta(int k) const {
@@ -71,7 +81,7 @@ class MetaStep {
     return &set.traces[kept ? k * depth : 0];
   }
   View input(const Examples& set, const Trace* trace, int l) const {
-    return l == 0 ? set.inputs : trace[l - 1].value;
+    return l > 0 ? trace[l - 1].value : is_query(set) ? query_x : support_x;
   }
   // use(parameter of a block, its place among the P numbers of all)
   template <class Use>
@@ -81,7 +91,7 @@ class MetaStep {
       for (int i = 0; i < kTensors; ++i) {
         if (!network.layers[l].has[i]) continue;
         const View p = layer(l).tensor(i, block);
-        use(p, place);
+        if (!is_dual(l, i)) use(p, place);
         place += int64_t(p.rows) * p.cols;
       }
     }
@@ -100,24 +110,28 @@ class MetaStep {
     for (int l = 0; l < depth; ++l) {
       const Dense& d = network.layers[l];
       for (int i = 0; i < kTensors; ++i) {
-        if (d.has[i]) e.load(layer(l).tensor(i, theta(0)), data.parameters[l * kTensors + i]);
+        if (!d.has[i]) continue;
+        e.load(is_dual(l, i) ? layout.dual.weight : layer(l).tensor(i, theta(0)),
+               data.parameters[l * kTensors + i]);
       }
       if (d.norm == Norm::running) {
         e.load(layout.layers[l].mean, data.statistics[2 * l]);
         e.load(layout.layers[l].inverse, data.statistics[2 * l + 1]);
       }
     }
-    load(layout.support, data.support_x, data.support_y, data.support_labels,
+    support_x = e.inputs(layout.support.inputs, data.support_x);
+    load(layout.support, data.support_y, data.support_labels,
          data.support_weights, data.support_loss_weights);
     if (network.query > 0) {
-      load(layout.query, data.query_x, data.query_y, data.query_labels, data.query_weights,
+      query_x = e.inputs(layout.query.inputs, data.query_x);
+      load(layout.query, data.query_y, data.query_labels, data.query_weights,
            data.query_loss_weights);
     }
+    if (network.dual) dual().start(support_x, query_x, layout.dual.weight);
   }
 
-  void load(const Examples& set, Global<const S> x, Global<const S> y,
+  void load(const Examples& set, Global<const S> y,
             Global<const int64_t> labels, Global<const S> weights, Global<const S> loss_weights) {
-    e.load(set.inputs, x);
     if (weights.given()) {
       e.load(set.weights, weights);
     } else {
@@ -138,7 +152,14 @@ class MetaStep {
 
   void forward(const Examples& set, const Trace* trace, int k) {
     for (int l = 0; l < depth; ++l) {
-      layer(l).forward(input(set, trace, l), trace[l], blocks(l, k));
+      const Blocks at = blocks(l, k);
+      if (is_dual(l, kWeight)) {
+        const View bias = layer(l).row(kBias, at.of[kBias]);
+        dual().forward(is_query(set), k, trace[l].product, network.layers[l].has[kBias] ? &bias : nullptr);
+        layer(l).after_product(trace[l], at);
+      } else {
+        layer(l).forward(input(set, trace, l), trace[l], at);
+      }
     }
   }
 
@@ -182,7 +203,9 @@ class MetaStep {
         next = p - a * (g + prox * (p - anchor));
       };
     };
-    if (d.adapts[kWeight]) {
+    if (d.adapts[kWeight] && is_dual(l, kWeight)) {
+      dual().descend(k, rate(k, l, kWeight), t.product_delta);
+    } else if (d.adapts[kWeight]) {
       layer(l).weight_gradient(move(rate(k, l, kWeight), prox), t, x, theta(k + 1), theta(k),
                                theta(0));
     }
@@ -210,7 +233,11 @@ class MetaStep {
     backward(layout.query, trace, k);
     const auto add = [w](Num g, Num& out) { out = out + w * g; };
     for (int l = 0; l < depth; ++l) {
-      layer(l).weight_gradient(add, trace[l], input(layout.query, trace, l), layout.lambda);
+      if (is_dual(l, kWeight)) {
+        dual().add_query(w, trace[l].product_delta);
+      } else {
+        layer(l).weight_gradient(add, trace[l], input(layout.query, trace, l), layout.lambda);
+      }
       for (Tensor row : kRows) {
         if (network.layers[l].has[row]) layer(l).row_gradient(row, add, trace[l], layout.lambda);
       }
@@ -219,6 +246,8 @@ class MetaStep {
 
   void through_step(int k) {
     if (network.elementwise_rates) load_rates(k);
+    const bool along = network.learned_rates || !network.first_order;
+    if (network.dual && network.layers[0].adapts[kWeight] && along) dual().find_along();
     if (network.learned_rates) add_rate_gradients(k);
     if (network.first_order) return;
     scale_by_rates(k);
@@ -235,7 +264,7 @@ class MetaStep {
     for (int l = 0; l < depth; ++l) {
       const DenseLayer<E> at = layer(l);
       for (int i = 0; i < kTensors; ++i) {
-        if (network.layers[l].has[i]) {
+        if (network.layers[l].has[i] && !is_dual(l, i)) {
           scale(l, k, i, at.tensor(i, layout.vector), at.tensor(i, layout.lambda),
                 at.tensor(i, layout.rate));
         }
@@ -265,17 +294,24 @@ class MetaStep {
       const Dense& d = network.layers[l];
       DenseLayer<E> at = layer(l);
       const Blocks here = blocks(l, k);
-      at.weight_gradient(keep, trace[l], input(layout.support, trace, l), layout.gradient,
-                         here.of[kWeight], theta(0));
+      if (!is_dual(l, kWeight)) {
+        at.weight_gradient(keep, trace[l], input(layout.support, trace, l), layout.gradient,
+                           here.of[kWeight], theta(0));
+      }
       for (Tensor row : kRows) {
         if (d.has[row]) {
           at.row_gradient(row, keep, trace[l], layout.gradient, here.of[row], theta(0));
         }
       }
       for (int i = 0; i < kTensors && !network.elementwise_rates; ++i) {
-        if (d.has[i]) {
-          add_dot(start + (k * depth + l) * kTensors + i, at.tensor(i, layout.gradient),
-                  at.tensor(i, layout.lambda));
+        const int64_t place = start + (k * depth + l) * kTensors + i;
+        if (is_dual(l, i)) {
+          if (!d.adapts[i]) continue;
+          dual().rate_gradient(layout.scalar, trace[l].product_delta);
+          add_scalar(place);
+        } else if (d.has[i]) {
+          e.dot(layout.scalar, at.tensor(i, layout.gradient), at.tensor(i, layout.lambda));
+          add_scalar(place);
         }
       }
     }
@@ -285,8 +321,7 @@ class MetaStep {
     }
   }
 
-  void add_dot(int64_t place, View gradient, View lambda) {
-    e.dot(layout.scalar, gradient, lambda);
+  void add_scalar(int64_t place) {
     e.map([](Num& d) { d = -d; }, layout.scalar);
     e.sum_tasks(place, layout.scalar);
   }
@@ -297,9 +332,15 @@ class MetaStep {
     const View* rx = nullptr;
     int first_moved = depth;
     for (int l = 0; l < depth; ++l) {
-      const bool moved = layer(l).tangent_forward(input(layout.support, trace, l), rx, trace[l],
-                                                  layout.tangents[l], blocks(l, k),
-                                                  layout.vector);
+      const Tangent& r = layout.tangents[l];
+      const Blocks at = blocks(l, k);
+      bool moved = network.layers[l].adapts[kWeight];
+      if (!is_dual(l, kWeight)) {
+        moved = layer(l).tangent_product(input(layout.support, trace, l), rx, r, at, layout.vector);
+      } else if (moved) {
+        dual().tangent_forward(rate(k, l, kWeight), r.value);
+      }
+      moved = layer(l).tangent_forward(moved, trace[l], r, at, layout.vector);
       if (!moved) continue;
       if (first_moved == depth) first_moved = l;
       rx = &layout.tangents[l].value;
@@ -309,9 +350,14 @@ class MetaStep {
     for (int l = depth - 1; l >= 0; --l) {
       const Tangent& r = layout.tangents[l];
       layer(l).tangent_backward(trace[l], r, blocks(l, k), layout.vector, l >= first_moved);
-      layer(l).subtract_hessian(input(layout.support, trace, l),
-                                l > first_moved ? &layout.tangents[l - 1].value : nullptr,
-                                trace[l], r, layout.lambda);
+      if (is_dual(l, kWeight)) {
+        dual().subtract_hessian(r.delta);
+      } else {
+        layer(l).subtract_hessian_of_weight(input(layout.support, trace, l),
+                                            l > first_moved ? &layout.tangents[l - 1].value : nullptr,
+                                            trace[l], r, layout.lambda);
+      }
+      layer(l).subtract_hessian_of_rows(r, layout.lambda);
       if (l > 0) {
         layer(l).tangent_backward_input(trace[l], r, layout.tangents[l - 1].delta, blocks(l, k),
                                         layout.vector);

@@ -35,6 +35,11 @@ class Allocator {
     next_ += size;
     return offset;
   }
+  // As long as a weight.
+  int64_t like(View v) {
+    const bool turned = v.row_stride == 1 && v.col_stride > 1;
+    return block(turned ? int64_t(v.cols) * v.col_stride : int64_t(v.rows) * v.row_stride);
+  }
   int64_t size() const { return next_; }
 
  private:
@@ -64,9 +69,10 @@ void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
 }
 
 Examples examples(Allocator& allocate, const Description& network, const Layout& layout, int count,
-                  int kept) {
+                  int kept, bool copies) {
   const Dense& last = network.layers.back();
-  Examples set{allocate.matrix(count, network.layers.front().in),
+  Examples set{copies ? allocate.matrix(count, network.layers.front().in)
+                      : View{0, count, network.layers.front().in, 0, 0},
                allocate.matrix(count, last.out),
                allocate.column(count),
                allocate.column(count),
@@ -99,6 +105,28 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   return set;
 }
 
+void add_dual(Allocator& allocate, const Description& network, const Layout::Layer& place,
+              Layout::Dual& dual) {
+  const Dense& layer = network.layers.front();
+  const int n = network.support, q = network.query, h = layer.out;
+  dual.weight = {place.of[kWeight], h, layer.in, place.weight_row_stride, place.weight_col_stride};
+  dual.support = allocate.matrix(n, h);
+  dual.query = allocate.matrix(q, h);
+  dual.steps.resize(network.steps + 1);
+  if (layer.adapts[kWeight]) {
+    dual.gram = allocate.matrix(n, n);
+    dual.cross = allocate.matrix(q, n);
+    for (View& step : dual.steps) step = allocate.matrix(n, h);
+  }
+  if (!network.differentiate) return;
+  dual.gradient = dual.weight;
+  dual.gradient.offset = allocate.like(dual.weight);
+  dual.of_query = allocate.matrix(q, h);
+  dual.of_support = allocate.matrix(n, h);
+  dual.pull = allocate.matrix(n, h);
+  dual.along = allocate.matrix(n, h);
+}
+
 }  // namespace
 
 Layout lay_out(const Description& network, int width) {
@@ -106,15 +134,18 @@ Layout lay_out(const Description& network, int width) {
   Allocator allocate(width), block(width);
   layout.one = allocate.matrix(1, 1);
   layout.zero = allocate.matrix(1, 1);
+  const bool turned = width > 1;
   for (const Dense& layer : network.layers) {
-    const bool turned = width > 1;
-    const View weight =
-        turned ? block.matrix(layer.in, layer.out) : block.matrix(layer.out, layer.in);
+    const bool is_dual = network.dual && layout.layers.empty();
+    Allocator& of_weight = is_dual ? allocate : block;
+    const View weight = turned ? of_weight.matrix(layer.in, layer.out)
+                               : of_weight.matrix(layer.out, layer.in);
     Layout::Layer place{};
     place.of[kWeight] = weight.offset;
     place.weight_row_stride = turned ? 1 : weight.row_stride;
     place.weight_col_stride = turned ? weight.row_stride : 1;
     layout.parameters += int64_t(layer.in) * layer.out;
+    if (is_dual) add_dual(allocate, network, place, layout.dual);
     for (Tensor row : kRows) {
       if (!layer.has[row]) continue;
       place.of[row] = block.matrix(1, layer.out).offset;
@@ -126,6 +157,10 @@ Layout lay_out(const Description& network, int width) {
     }
     place.one = layout.one, place.zero = layout.zero;
     layout.layers.push_back(place);
+    if (turned && network.dual) {
+      const int64_t panel = int64_t(layer.in) * block.padded(network.support);
+      layout.scratch = std::max(layout.scratch, panel);
+    }
     if (turned && layout.layers.size() > 1) {
       const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
       layout.scratch = std::max(layout.scratch, 2 * panel);
@@ -138,8 +173,8 @@ Layout lay_out(const Description& network, int width) {
                            ? std::max(1, network.steps)
                            : 1;
   layout.theta = allocate.block(layout.thetas_kept * layout.block);
-  layout.support = examples(allocate, network, layout, network.support, layout.traces_kept);
-  layout.query = examples(allocate, network, layout, network.query, 1);
+  layout.support = examples(allocate, network, layout, network.support, layout.traces_kept, true);
+  layout.query = examples(allocate, network, layout, network.query, 1, width == 1);
   layout.scalar = allocate.column(1);
   if (network.elementwise_rates) layout.rate = allocate.block(layout.block);
   if (reverses) {

@@ -39,6 +39,7 @@ struct Description {
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
+  bool dual;  // whether the first layer's product is in dual form
 };
 
 // A matrix in a task's storage. A stride of 0 repeats a row or a column.
@@ -89,7 +90,17 @@ struct Layout {
     View mean, inverse;    // given statistics [1, H]
     View one, zero;        // in place of what a norm lacks
   };
+  // Of the first layer's product, where it is in dual form.
+  struct Dual {
+    View weight, gradient;            // [H, D]
+    View support, query;              // X W_0' [N, H], [Q, H]
+    View gram, cross;                 // X X', X_q X' [N, N], [Q, N]
+    std::vector<View> steps;          // S_k [N, H]
+    View of_query, of_support;        // C [Q, H], [N, H]
+    View pull, along;                 // X X_q' C_q, X lambda' [N, H]
+  };
   std::vector<Layer> layers;
+  Dual dual;
   int64_t parameters = 0;  // P
   int64_t block = 0;       // the length of a block of parameters, padding included
   int64_t theta = 0;       // blocks, one a step kept

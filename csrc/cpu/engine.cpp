@@ -15,28 +15,56 @@ struct Work {
   double products = 0;
 };
 
+class Counter {
+ public:
+  explicit Counter(int width) : width_(width) {}
+
+  void add(double times, double rows, double depth, int cols) {
+    const int vectors = (cols + width_ - 1) / width_;
+    work_.multiplies += times * rows * depth * vectors;
+    work_.entries += times * rows * vectors;
+    work_.products += times;
+  }
+  // A layer's products with its weight in so many passes forward, and as many derivatives of that.
+  void forward(double times, int examples, const Dense& layer) {
+    add(times, examples, layer.in, layer.out);
+    add(times, layer.in, examples, layer.out);
+  }
+  // The dual form's products with the inputs, then those with Gram matrices.
+  void dual(const Description& network, double tangents) {
+    const Dense& first = network.layers.front();
+    const int n = network.support, q = network.query;
+    forward(1, n + q, first);
+    if (!first.adapts[kWeight]) return;
+    add(1, n + q, first.in, n);
+    add(network.steps * tangents, n, n, first.out);
+    add(2, q, n, first.out);
+  }
+  const Work& work() const { return work_; }
+
+ private:
+  int width_;
+  Work work_;
+};
+
 Work work(const Description& network, int width) {
-  Work work;
-  const auto vectors = [width](int cols) { return (cols + width - 1) / width; };
-  const auto add = [&](double times, double rows, double depth, int cols) {
-    work.multiplies += times * rows * depth * vectors(cols);
-    work.entries += times * rows * vectors(cols);
-    work.products += times;
-  };
-  const auto pass = [&](double times, int examples, bool tangents) {
-    for (const Dense& layer : network.layers) {
-      // The input of the first layer is data: it has neither derivative nor tangent.
-      const bool first = &layer == &network.layers.front();
-      const double forward = tangents ? (first ? 2 : 3) : 1;
-      const double backward = first ? 0 : tangents ? 3 : 1;
-      add(times * forward, examples, layer.in, layer.out);
-      add(times * forward, layer.in, examples, layer.out);  // the weight's derivative
-      add(times * backward, examples, layer.out, layer.in);
+  Counter counter(width);
+  const double tangents = network.differentiate && !network.first_order ? 1 : 0;
+  if (network.dual) counter.dual(network, 1 + tangents);
+  for (const Dense& layer : network.layers) {
+    // The input of the first layer is data: it has neither derivative nor tangent.
+    if (&layer == &network.layers.front()) {
+      if (network.dual) continue;
+      counter.forward(network.steps * (1 + tangents), network.support, layer);
+      counter.forward(1, network.query, layer);
+      continue;
     }
-  };
-  pass(network.steps, network.support, network.differentiate && !network.first_order);
-  pass(1, network.query, false);
-  return work;
+    counter.forward(network.steps * (1 + 2 * tangents), network.support, layer);
+    counter.forward(1, network.query, layer);
+    counter.add(network.steps * (1 + 2 * tangents), network.support, layer.out, layer.in);
+    counter.add(1, network.query, layer.out, layer.in);
+  }
+  return counter.work();
 }
 
 // The numbers that the largest product reads and writes.
@@ -87,6 +115,24 @@ Chosen choose_engine(const InstructionSet& set, const std::string& name, const D
                      int64_t tasks, bool is_double) {
   return is_double ? choose(set.tasks, set.features, &Engine::of_double, name, network, tasks)
                    : choose(set.tasks, set.features, &Engine::of_float, name, network, tasks);
+}
+
+bool dual(const std::string& name, const Description& network) {
+  if (name != "" && name != "dual" && name != "primal") {
+    throw std::invalid_argument("FASTMETA_FORM: '" + name + "', but it must be primal or dual");
+  }
+  // Weights of their own for each element, an anchor, or adapted ones that are asked for.
+  if (network.elementwise_rates || network.prox != 0 || network.query == 0) return false;
+  if (!name.empty()) return name == "dual";
+  const Dense& first = network.layers.front();
+  const double n = network.support, q = network.query, h = first.out;
+  const double steps = first.adapts[kWeight] ? network.steps : 0;
+  // Products of all examples with a weight, in units of D H.
+  const double inner = network.first_order || !network.differentiate ? 2 : 4;
+  const double outer = network.differentiate ? 2 : 1;
+  const double primal = inner * steps * n + outer * q;
+  const double gram = steps > 0 ? n / h * (n + q) : 0;
+  return outer * (n + q) + gram < primal;
 }
 
 }  // namespace fastmeta::cpu

@@ -27,6 +27,17 @@ class FeatureLanes {
         weight_(data.task_weights[task]),
         partial_(partial) {}
 
+  // Inputs [N, D]: a copy in `to`, or where they are if it has no place. There they are read number
+  // by number, so that nothing past their end is.
+  View inputs(View to, Global<const T> from) {
+    if (to.row_stride > 0) {
+      load(to, from);
+      return to;
+    }
+    const T* source = from.data + task_ * from.task_stride;
+    return {source - storage_, to.rows, to.cols, to.cols, 1};
+  }
+
   void load(View to, Global<const T> from) {
     const T* source = from.data + task_ * from.task_stride;
     T* out = storage_ + to.offset;

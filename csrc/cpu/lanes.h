@@ -28,6 +28,10 @@ class Lanes {
     }
   }
 
+  View inputs(View to, Global<const T> from) {
+    load(to, from);
+    return to;
+  }
   void load(View to, Global<const T> from) {
     Num* out = storage_ + to.offset;
     const int64_t size = int64_t(to.rows) * to.cols;

@@ -31,6 +31,10 @@ class Plain {
   Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}
 
+  View inputs(View to, Global<const T> from) {
+    load(to, from);
+    return to;
+  }
   void load(View to, Global<const T> from) {
     for (int64_t i = 0; i < int64_t(to.rows) * to.cols; ++i) {
       storage_[to.offset + i] = from.data[task_ * from.task_stride + i];

@@ -84,17 +84,23 @@ class Pool {
   }
 };
 
+struct Owned {
+  explicit Owned(pid_t process) : process(process) {}
+  const pid_t process;
+  Pool pool;
+};
+
 // A forked child has none of its parent's threads, and maybe a locked mutex: it takes a new pool.
-// Pools are never destroyed, because their threads outlive `main`.
+// Of several threads that come first, one makes it. Pools in use are never destroyed, because their
+// threads outlive `main`.
 Pool& pool() {
-  static std::atomic<Pool*> current{nullptr};
-  static std::atomic<pid_t> owner{0};
+  static std::atomic<Owned*> current{nullptr};
   const pid_t self = getpid();
-  if (owner.load() != self) {
-    current.store(new Pool);
-    owner.store(self);
-  }
-  return *current.load();
+  Owned* found = current.load();
+  if (found != nullptr && found->process == self) return found->pool;
+  auto made = std::make_unique<Owned>(self);
+  if (current.compare_exchange_strong(found, made.get())) return made.release()->pool;
+  return found->pool;
 }
 
 }  // namespace

@@ -28,4 +28,7 @@ Chosen choose_engine(const InstructionSet&, const std::string& name, const Descr
 template <class T>
 void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&, int threads);
 
+// Whether the first layer's product is taken in dual form; a name forces one, where it can serve.
+bool dual(const std::string& name, const Description&);
+
 }  // namespace fastmeta::cpu

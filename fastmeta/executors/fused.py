@@ -150,9 +150,9 @@ def extension() -> ModuleType | None:
     return module if hasattr(module, "FusedStep") else None
 
 
-def environment() -> tuple[str, str]:
-    """What beside its arguments a step's kernel is chosen by: instruction set and engine."""
-    return os.environ.get("FASTMETA_ISA", ""), os.environ.get("FASTMETA_ENGINE", "")
+def environment() -> tuple[str, ...]:
+    """What beside its arguments a step's kernel is chosen by."""
+    return tuple(os.environ.get(f"FASTMETA_{name}", "") for name in ("ISA", "ENGINE", "FORM"))
 
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
@@ -270,7 +270,7 @@ def _declines_weights(problem: Problem, recipe: Recipe, dtype: torch.dtype) -> s
 def _kernel(
     recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
-    engine: str,
+    engine: str, form: str,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
@@ -286,7 +286,7 @@ def _kernel(
     ]  # fmt: skip
     return module.FusedStep(
         layers, recipe.loss, recipe.loss_option, recipe.ignore_index, recipe.weighted, *sizes,
-        *flags, prox, is_double, tasks, isa, engine,
+        *flags, prox, is_double, tasks, isa, engine, form,
     )  # fmt: skip
 
 

@@ -1,0 +1,67 @@
+"""Compiles C++ of csrc/ and tests/csrc/ without Python or torch, with the flags of setup.py."""
+
+from __future__ import annotations
+
+import ast
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+DRIVERS = ROOT / "tests" / "csrc"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+PYTHON_FACE = ("bindings", "fused")
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_ALWAYS = ("-std=c++17", "-Wno-psabi", "-pthread", *(("-DFASTMETA_X86",) if _X86 else ()))
+
+
+def instruction_flags() -> dict[str, list[str]]:
+    """By unit, read from setup.py without running it: `{"lanes_avx2": ["-mavx2", ...], ...}`."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INSTRUCTION_SETS":
+            return ast.literal_eval(node.value)
+    raise LookupError("setup.py: no INSTRUCTION_SETS")
+
+
+def compile_unit(source: Path, folder: Path, *flags: str) -> Path:
+    """One object file, named after its source."""
+    result = folder / f"{source.stem}.o"
+    units = instruction_flags().get(source.stem, [])
+    _compile(*flags, *units, "-c", str(source), "-o", str(result))
+    return result
+
+
+def compile_units(folder: Path, *flags: str) -> list[Path]:
+    """All of csrc/ but its Python face, several at a time."""
+    left_out = {*PYTHON_FACE, *(() if _X86 else instruction_flags())}
+    sources = [s for s in sorted(CSRC.rglob("*.cpp")) if s.stem not in left_out]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda source: compile_unit(source, folder, *flags), sources))
+
+
+def link_program(name: str, objects: Iterable[Path], folder: Path, *flags: str) -> Path:
+    """The program of tests/csrc/NAME.cpp over these objects."""
+    result = folder / name
+    source = DRIVERS / f"{name}.cpp"
+    _compile(*flags, str(source), *map(str, objects), "-o", str(result))
+    return result
+
+
+def shared_library(source: Path, result: Path, *flags: str) -> Path:
+    _compile(
+        *_ALWAYS, "-O3", "-fPIC", "-shared", *flags, f"-I{CSRC}", str(source), "-o", str(result)
+    )
+    return result
+
+
+def _compile(*arguments: str) -> None:
+    assert COMPILER is not None
+    command = [COMPILER, *_ALWAYS, f"-I{CSRC}", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{run.stdout}{run.stderr}")
