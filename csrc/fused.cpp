@@ -46,8 +46,9 @@ class FusedStep {
     network_.elementwise_rates = elementwise_rates;
     network_.learned_rates = learned_rates;
     network_.prox = prox;
-    engine_ = cpu::engine(set_, engine, network_, tasks, is_double);
     network_.dual = cpu::dual(form, network_);
+    const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
+    engine_ = chosen.engine, seconds_ = chosen.seconds;
     layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
   }
 
@@ -57,6 +58,7 @@ class FusedStep {
   int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
+  double seconds() const { return seconds_; }
   std::string form() const { return network_.dual ? "dual" : "primal"; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
@@ -80,6 +82,7 @@ class FusedStep {
  private:
   cpu::InstructionSet set_;
   cpu::Engine engine_{};
+  double seconds_ = 0;
   bool is_double_;
   Description network_{};
   Layout layout_;
@@ -151,6 +154,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def_property_readonly("engine", &FusedStep::engine)
+      .def_property_readonly("seconds", &FusedStep::seconds)
       .def_property_readonly("form", &FusedStep::form)
       .def("run", &FusedStep::run);
 }

@@ -42,14 +42,14 @@ class FeatureLanes {
     const T* source = from.data + task_ * from.task_stride;
     T* out = storage_ + to.offset;
     if (!is_turned(to)) {
-      for (int i = 0; i < to.rows; ++i) load_row(out + i * to.row_stride, source + int64_t(i) * to.cols, to.cols);
+      for (int i = 0; i < to.rows; ++i)
+        load_row(out + i * to.row_stride, source + int64_t(i) * to.cols, to.cols);
     } else if (to.cols == 1) {
       load_row(out, source, to.rows);
     } else {
-      transposed_parts<false, Num>(source, to.cols, to.rows, to.cols,
-                                   [&](int64_t j, int i, Num part) {
-                                     *vector(out + j * to.col_stride + i) = part;
-                                   });
+      transposed_parts<false, Num>(
+          source, to.cols, to.rows, to.cols,
+          [&](int64_t j, int i, Num part) { *vector(out + j * to.col_stride + i) = part; });
     }
   }
 
@@ -110,7 +110,8 @@ class FeatureLanes {
       return map(f, View{out.offset, 1, size, size, 1}, View{in.offset, 1, size, size, 1}...);
     }
     const int vectors = vectors_of(out.cols);
-    for (int i = 0; i < out.rows; ++i) row(f, vectors, Row(storage_, out, i), Row(storage_, in, i)...);
+    for (int i = 0; i < out.rows; ++i)
+      row(f, vectors, Row(storage_, out, i), Row(storage_, in, i)...);
   }
 
   // f(sum, out, in...) with the sum over each column of `a`.
@@ -119,7 +120,8 @@ class FeatureLanes {
     const T* numbers = storage_ + a.offset;
     const auto sum = [&](int64_t j, auto&... parts) {
       Num total{};
-      for (int i = 0; i < a.rows; ++i) total += *vector(numbers + int64_t(i) * a.row_stride + j * width);
+      for (int i = 0; i < a.rows; ++i)
+        total += *vector(numbers + int64_t(i) * a.row_stride + j * width);
       f(total, parts[j]...);
     };
     columns(sum, vectors_of(a.cols), Row(storage_, out, 0), Row(storage_, in, 0)...);
@@ -204,7 +206,7 @@ class FeatureLanes {
       if (v.row_stride == 1 && v.col_stride != 1) {
         for (int c = 0; c < width; ++c) part[c] = *vector(corner);
       } else if (v.row_stride == 0) {
-        for (int c = 0; c < width; ++c) part[c] = Num{} + corner[c];
+        for (int c = 0; c < width; ++c) part[c] = Num{} + corner[c * v.col_stride];
       } else {
         const int rows = v.rows - i < width ? v.rows - i : width;
         transposed_parts<true, Num>(corner, v.row_stride, rows, width,
@@ -243,10 +245,9 @@ class FeatureLanes {
   void rows_of(View v, Use use) {
     const T* numbers = storage_ + v.offset;
     if (is_turned(v) && v.cols > 1) {
-      transposed_parts<true, Num>(numbers, v.col_stride, v.cols, v.rows,
-                                  [&](int64_t i, int j, Num part) {
-                                    use(i * v.cols + j, part, v.cols - j);
-                                  });
+      transposed_parts<true, Num>(
+          numbers, v.col_stride, v.cols, v.rows,
+          [&](int64_t i, int j, Num part) { use(i * v.cols + j, part, v.cols - j); });
       return;
     }
     const int rows = is_turned(v) ? 1 : v.rows, cols = is_turned(v) ? v.rows : v.cols;
@@ -263,10 +264,9 @@ class FeatureLanes {
   Factors<T> factors(View a, View b, View out, T* panel) {
     const T* numbers = storage_ + b.offset;
     if (b.col_stride == 1) return factors_of(a, storage_ + a.offset, numbers, b.row_stride);
-    transposed_parts<true, Num>(numbers, b.col_stride, b.cols, b.rows,
-                                [&](int64_t k, int j, Num part) {
-                                  *vector(panel + k * out.row_stride + j) = part;
-                                });
+    transposed_parts<true, Num>(
+        numbers, b.col_stride, b.cols, b.rows,
+        [&](int64_t k, int j, Num part) { *vector(panel + k * out.row_stride + j) = part; });
     return factors_of(a, storage_ + a.offset, panel, out.row_stride);
   }
 

@@ -13,8 +13,7 @@ namespace fastmeta::cpu {
 
 InstructionSet avx2() {
   using namespace fastmeta::avx2;
-  return {"avx2",
-          engine<Lanes<float>, Lanes<double>>("tasks"),
+  return {"avx2", engine<Lanes<float>, Lanes<double>>("tasks"),
           engine<FeatureLanes<float>, FeatureLanes<double>>("features")};
 }
 

@@ -13,8 +13,7 @@ namespace fastmeta::cpu {
 
 InstructionSet avx512() {
   using namespace fastmeta::avx512;
-  return {"avx512",
-          engine<Lanes<float>, Lanes<double>>("tasks"),
+  return {"avx512", engine<Lanes<float>, Lanes<double>>("tasks"),
           engine<FeatureLanes<float>, FeatureLanes<double>>("features")};
 }
 

@@ -13,8 +13,7 @@ namespace fastmeta::cpu {
 
 InstructionSet baseline() {
   using namespace fastmeta::baseline;
-  return {"baseline",
-          engine<Lanes<float>, Lanes<double>>("tasks"),
+  return {"baseline", engine<Lanes<float>, Lanes<double>>("tasks"),
           engine<FeatureLanes<float>, FeatureLanes<double>>("features")};
 }
 

@@ -3,6 +3,7 @@
 #define FASTMETA_NAMESPACE plain
 
 #include "plain.h"
+
 #include "unit.h"
 
 namespace fastmeta::cpu {

@@ -14,9 +14,14 @@ std::vector<InstructionSet> instruction_sets();
 // The one named; an empty name is the best. Throws std::invalid_argument where there is none.
 InstructionSet instruction_set(const std::string& name);
 
-// The engine of that name, or the faster one for so many tasks where the name is empty.
-// Throws std::invalid_argument where there is none.
-const Engine& engine(const InstructionSet&, const std::string& name, const Description&,
+struct Chosen {
+  Engine engine;
+  double seconds;  // what the step may take on one core, roughly
+};
+
+// The engine of that name, or, where the name is empty, the faster one for so many tasks: the same
+// for any number of threads. Throws std::invalid_argument where there is none.
+Chosen choose_engine(const InstructionSet&, const std::string& name, const Description&,
                      int64_t tasks, bool is_double);
 
 // Runs all groups on up to `threads` threads; the same bits for any number of them.

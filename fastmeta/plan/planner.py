@@ -164,7 +164,7 @@ def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) ->
         inner.steps,
         problem.differentiate and not inner.first_order,
         low_memory,
-        kernel.group if kernel else (0, 0),
+        kernel.group if kernel else (0, 0, 0.0),
     )
     while True:
         unavailable = entry.plan.unavailable

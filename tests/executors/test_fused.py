@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 import fastmeta
 
-extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
+pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-INSTRUCTION_SETS = extension.instruction_sets()
-ENGINES = [
-    (isa, name) for isa in INSTRUCTION_SETS if isa != "plain" for name in ("tasks", "features")
-]
+from fused_kernels import KERNELS
+
 ACTIVATIONS = {
     "identity": nn.Identity(),
     "relu": nn.ReLU(),
@@ -44,12 +42,11 @@ LOSSES = {
 }
 
 
-@pytest.fixture(params=[*ENGINES, ("plain", "")], ids=lambda pair: "-".join(filter(None, pair)))
+@pytest.fixture(params=KERNELS)
 def instruction_set(request, monkeypatch) -> str:
-    isa, engine = request.param
-    monkeypatch.setenv("FASTMETA_ISA", isa)
-    monkeypatch.setenv("FASTMETA_ENGINE", engine)
-    return isa
+    for name, value in KERNELS[request.param].items():
+        monkeypatch.setenv(name, value)
+    return request.param
 
 
 def mlp(*widths: int, activation: nn.Module, bias: bool = True) -> nn.Sequential:

@@ -51,9 +51,9 @@ class Kernel:
     elementwise: bool
 
     @property
-    def group(self) -> tuple[int, int]:
-        """How many tasks it takes at a time, and their storage in bytes."""
-        return self.step.tasks, self.step.storage_bytes
+    def group(self) -> tuple[int, int, float]:
+        """How many tasks it takes at a time, their storage in bytes, and its estimated seconds."""
+        return self.step.tasks, self.step.storage_bytes, self.step.seconds
 
 
 def kernel(problem: Problem, recipe: Recipe) -> Kernel:
