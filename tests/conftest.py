@@ -36,6 +36,5 @@ def force_form(monkeypatch):
 
         snapshot.forget()
         monkeypatch.setattr(cost, "choose", choose)
-        monkeypatch.setattr(cost, "AUTO_FUSED", form == "fused")
 
     return force

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 from fastmeta.plan.profile import Profile
 
-AUTO_FUSED = False
-"""The fused kernels are a preview: taken only where `executor="fused"` asks for them."""
-
 CHUNK_BYTES = 1 << 26
 """What one chunk of tasks under `vmap` may keep alive, by estimate."""
 
@@ -65,7 +62,7 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     if sizes.low_memory:
         return _flat(unavailable)
     chunk = chunk_size(profile, sizes)
-    if AUTO_FUSED and "fused" not in unavailable:
+    if "fused" not in unavailable:
         fused = _FUSED_CALL + sizes.group[2]
         loop, vmap = seconds(profile, sizes, chunk)
         if fused < min(loop, vmap):

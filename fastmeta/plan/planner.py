@@ -125,7 +125,7 @@ def prepare(
     def find() -> _Chosen:
         entry = _entry(model, _fingerprint(seen, tasks, inner, asked), loss_fn, loss, tasks)
         _check_targets(loss, tasks, entry.plan.profile.prediction)
-        return _choose(entry, problem(entry.plan), low_memory, executor)
+        return _choose(entry, problem(entry.plan), seen.unpinned, low_memory, executor)
 
     signature = tasks.signature()
     chosen = find() if signature is None else seen.known((signature, asked), find)
@@ -151,9 +151,11 @@ class _Chosen:
     kernel: fused.Kernel | None
 
 
-def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) -> _Chosen:
+def _choose(
+    entry: _Entry, problem: Problem, unpinned: str, low_memory: bool, executor: str
+) -> _Chosen:
     plan, tasks, inner = entry.plan, problem.tasks, problem.inner
-    not_fused = _not_fused(problem, plan, low_memory, executor)
+    not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
     kernel: fused.Kernel | None = None
     if not not_fused and isinstance(plan.recipe, fused.Recipe):
         kernel = fused.kernel(problem, plan.recipe)
@@ -187,15 +189,17 @@ def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) ->
             entry.plan = entry.plan.without(choice.form, reason)
 
 
-def _not_fused(problem: Problem, plan: Plan, low_memory: bool, executor: str) -> str | None:
+def _not_fused(
+    problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
+) -> str | None:
     if executor == "generic":
         return "executor='generic' was asked for"
     if low_memory:
         return "memory='low' was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
-    if executor == "auto" and not cost.AUTO_FUSED:
-        return "a preview in this version; executor='fused' asks for it"
+    if unpinned:
+        return unpinned
     return fused.declines(problem, plan.recipe)
 
 

@@ -6,11 +6,13 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from operator import is_
+from types import FunctionType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from fastmeta.executors.problem import Slots
+from fastmeta.plan.pinned import Unpinned, Watch, watches
 
 _KEPT = 64
 _PLAIN = (bool, int, float, str, type(None))
@@ -45,6 +47,8 @@ def _held(module: nn.Module) -> list[Any]:
         *module._modules.values(),
         not module._forward_hooks,
         not module._forward_pre_hooks,
+        not module._backward_hooks,
+        not module._backward_pre_hooks,
     ]
 
 
@@ -63,7 +67,7 @@ class Snapshot:
             self._parts.append(
                 _Part(weakref.ref(module), [*map(id, attributes.values())], plain, held)
             )
-            identity += (id(module), *attributes, *kinds, *plain, *module._parameters, *held[-2:])
+            identity += (id(module), *attributes, *kinds, *plain, *module._parameters, *held[-4:])
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         for name, parameter in self.parameters.items():
             if nn.parameter.is_lazy(parameter):
@@ -74,7 +78,15 @@ class Snapshot:
         self.devices = {p.device.type for p in self.parameters.values()}
         self._tensors: list[Tensor] = [*self.parameters.values()]
         self._states = _states(self._tensors)
-        self.key: Hashable = (*identity, *self._states)
+        self.unpinned = ""
+        """What its Python reads that no snapshot can see; empty where there is no such thing."""
+        self._watches: list[Watch] = []
+        try:
+            self._watches = watches(model)
+        except Unpinned as reason:
+            self.unpinned = str(reason)
+        read = [(watch.name, _by_value(watch.value)) for watch in self._watches]
+        self.key: Hashable = (*identity, *self._states, *read)
         """What a plan depends on of the model, by value."""
         self.slots = Slots(model)
         self.compiled = any(
@@ -87,6 +99,9 @@ class Snapshot:
         for part in self._parts:
             if not part.holds():
                 return False
+        for watch in self._watches:
+            if not watch.holds():
+                return False
         return _states(self._tensors) == self._states
 
     def known(self, key: Hashable, find: Callable[[], T]) -> T:
@@ -97,6 +112,13 @@ class Snapshot:
                 del self._known[next(iter(self._known))]
             found = self._known[key] = find()
         return found
+
+
+def _by_value(value: Any) -> Hashable:
+    # A function may hold the model, which must not hold itself.
+    if isinstance(value, FunctionType):
+        return value.__code__, id(value)
+    return value if isinstance(value, (*_PLAIN, tuple)) else (type(value), id(value))
 
 
 def _states(tensors: list[Tensor]) -> list[Hashable]:

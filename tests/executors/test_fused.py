@@ -268,6 +268,6 @@ def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch) -> None:
         fastmeta.maml_step(nn.Linear(3, 2), *data, executor="fused")
 
 
-def test_a_preview_is_not_taken_unasked() -> None:
+def test_it_is_taken_unasked() -> None:
     data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
-    assert fastmeta.maml_step(nn.Linear(3, 2), *data).executor == "generic"
+    assert fastmeta.maml_step(nn.Linear(3, 2), *data).executor == "fused-cpu"
