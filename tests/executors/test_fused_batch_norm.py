@@ -81,14 +81,23 @@ def error(ours: Any, exact: Any) -> float:
 
 
 def agrees(
-    model: nn.Module, support: Any, query: Any, oracle_options: dict[str, Any], **options: Any
+    model: nn.Module,
+    support: Any,
+    query: Any,
+    oracle_options: dict[str, Any],
+    threads: int = 1,
+    **options: Any,
 ) -> None:
     """Losses to 1e-11, the whole gradient to 1e-9, and buffers stay as they were."""
     leaves = [p for p in model.parameters() if p.requires_grad]
     leaves += oracle_options.pop("leaves", [])
     buffers = copy.deepcopy(list(model.buffers()))
     reference = oracle.maml(model, oracle.split(support, query), leaves, **oracle_options)
-    out = fastmeta.maml_step(model, support, query, executor="fused", **options)
+    torch.set_num_threads(threads)
+    try:
+        out = fastmeta.maml_step(model, support, query, executor="fused", **options)
+    finally:
+        torch.set_num_threads(1)
     assert out.executor == "fused-cpu"
     torch.testing.assert_close(out.task_losses, reference.task_losses, rtol=1e-11, atol=1e-11)
     outputs = torch.stack(reference.query_outputs).detach()
@@ -210,16 +219,12 @@ def test_options_drawn_together(
         step_weights = torch.rand(steps + 1, dtype=torch.float64).requires_grad_()
         leaves = [*leaves, step_weights]
     common = {"first_order": first_order, "prox": prox, "step_weights": step_weights}
-    torch.set_num_threads(threads)
-    try:
-        with mock.patch.dict(os.environ, KERNELS[instruction_set]):
-            agrees(
-                model, examples(tasks, support, 3, 2), examples(tasks, query, 3, 2),
-                {"rate": rate, "steps": steps, "adapted": adapted, "leaves": leaves, **common},
-                inner_lr=inner_lr, inner_steps=steps, adapt=adapted, **common,
-            )  # fmt: skip
-    finally:
-        torch.set_num_threads(1)
+    with mock.patch.dict(os.environ, KERNELS[instruction_set]):
+        agrees(
+            model, examples(tasks, support, 3, 2), examples(tasks, query, 3, 2),
+            {"rate": rate, "steps": steps, "adapted": adapted, "leaves": leaves, **common},
+            threads, inner_lr=inner_lr, inner_steps=steps, adapt=adapted, **common,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", RATE_KINDS)

@@ -133,7 +133,8 @@ def _gradients(
     if kernel.rates is None:
         start = sum(part.numel() for part in parts)
         inner = problem.inner
-        width = (packed.numel() - start) // max(1, inner.steps)
+        # Not by division: no steps have rates too.
+        width = start if rates.elementwise(inner) else len(kernel.names)
         found = packed[start:].view(inner.steps, width)
         pairs += rates.gradients(inner, named, kernel.names, found)
     return pairs
