@@ -20,6 +20,7 @@ class Slots:
     def __init__(self, module: nn.Module) -> None:
         canonical: dict[int, str] = {}
         self.trainable: dict[str, Tensor] = {}
+        self.parameters: dict[str, Tensor] = {}
         self.filled: list[tuple[dict[str, Any], str, str]] = []
         """(dictionary, key, name); tied tensors go by the first of their names."""
         self.empty: list[tuple[dict[str, Any], str]] = []
@@ -34,8 +35,10 @@ class Slots:
                     self.filled.append((tensors, key, name))
                     if tensors is part._buffers and tensor.numel() <= _SMALL:
                         self.small_buffers.add(name)
-                    elif tensors is part._parameters and tensor.requires_grad:
-                        self.trainable[name] = tensor
+                    elif tensors is part._parameters:
+                        self.parameters[name] = tensor
+                        if tensor.requires_grad:
+                            self.trainable[name] = tensor
 
 
 class StatelessModel:
@@ -57,6 +60,10 @@ class StatelessModel:
     def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters by name, tied ones once."""
         return self._slots.trainable
+
+    def all_parameters(self) -> dict[str, Tensor]:
+        """The parameters by name, frozen ones too."""
+        return self._slots.parameters
 
     def scratch(self) -> dict[str, Tensor]:
         """The buffers that a pass writes, cut off from autograd."""

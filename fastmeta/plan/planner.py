@@ -78,6 +78,8 @@ class Planned:
     sizes: cost.Sizes
     not_fused: str | None = None
     """Why the fused kernels can't serve."""
+    kernel: fused.Kernel | None = None
+    """The fused one, where it can."""
 
 
 def prepare(
@@ -128,7 +130,14 @@ def prepare(
     signature = tasks.signature()
     chosen = find() if signature is None else seen.known((signature, asked), find)
     _check_targets(loss, tasks, chosen.plan.profile.prediction)  # labels may be others by now
-    return Planned(problem(chosen.plan), chosen.plan, chosen.choice, chosen.sizes, chosen.not_fused)
+    return Planned(
+        problem(chosen.plan),
+        chosen.plan,
+        chosen.choice,
+        chosen.sizes,
+        chosen.not_fused,
+        chosen.kernel,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +148,15 @@ class _Chosen:
     choice: cost.Choice
     sizes: cost.Sizes
     not_fused: str | None
+    kernel: fused.Kernel | None
 
 
 def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) -> _Chosen:
     plan, tasks, inner = entry.plan, problem.tasks, problem.inner
     not_fused = _not_fused(problem, plan, low_memory, executor)
+    kernel: fused.Kernel | None = None
+    if not not_fused and isinstance(plan.recipe, fused.Recipe):
+        kernel = fused.kernel(problem, plan.recipe)
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
@@ -151,9 +164,7 @@ def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) ->
         inner.steps,
         problem.differentiate and not inner.first_order,
         low_memory,
-        (0, 0, 0.0)
-        if not_fused or isinstance(plan.recipe, str)
-        else fused.group(problem, plan.recipe),
+        kernel.group if kernel else (0, 0, 0.0),
     )
     while True:
         unavailable = entry.plan.unavailable
@@ -168,7 +179,7 @@ def _choose(entry: _Entry, problem: Problem, low_memory: bool, executor: str) ->
             fused_out = {"fused": not_fused} if not_fused else {}
             choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **fused_out})
         if choice.form == "loop" or choice.form in entry.trusted:
-            return _Chosen(entry.plan, choice, sizes, not_fused)
+            return _Chosen(entry.plan, choice, sizes, not_fused, kernel)
         reason = _trial(problem, entry.plan, choice.form)
         if reason is None:
             entry.trusted.add(choice.form)
@@ -188,11 +199,11 @@ def _not_fused(problem: Problem, plan: Plan, low_memory: bool, executor: str) ->
     return fused.declines(problem, plan.recipe)
 
 
-def _run(problem: Problem, plan: Plan, form: str, chunk: int) -> Outcome:
-    if form == "fused":
-        assert isinstance(plan.recipe, fused.Recipe)
-        return fused.run(problem, plan.recipe)
-    return generic.run(problem, form, chunk)
+def _run(problem: Problem, kernel: fused.Kernel | None, form: str, chunk: int) -> Outcome:
+    if form != "fused":
+        return generic.run(problem, form, chunk)
+    assert kernel is not None
+    return fused.run(problem, kernel)
 
 
 def _check_targets(
@@ -209,7 +220,7 @@ def compute(planned: Planned) -> Outcome:
     """Runs the chosen form; the loop takes over where a capture turns up."""
     problem, choice = planned.problem, planned.choice
     try:
-        outcome = _run(problem, planned.plan, choice.form, choice.chunk)
+        outcome = _run(problem, planned.kernel, choice.form, choice.chunk)
     except FormUnavailable:
         outcome = generic.run(problem, "loop", 1)
     except RuntimeError as error:
@@ -329,11 +340,14 @@ def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
     small = replace(
         problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
     )
+    kernel: fused.Kernel | None = None
+    if form == "fused" and isinstance(plan.recipe, fused.Recipe):
+        kernel = fused.kernel(small, plan.recipe)
     with same_random_numbers(problem.task_weights.device), warnings.catch_warnings():
         # The slow batching fallback announces itself so; it is a loop with overhead.
         warnings.filterwarnings("error", message=".*performance drop.*")
         try:
-            outcome = _run(small, plan, form, 2)
+            outcome = _run(small, kernel, form, 2)
         except Exception as error:  # a missing rule shows as any exception
             lines = str(error).strip().splitlines()
             return lines[0][:160] if lines else type(error).__name__
