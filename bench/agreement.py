@@ -1,4 +1,10 @@
-"""Who may be timed: a step whose loss and meta-gradient agree with the plain loop in float64."""
+"""Who may be timed: a step whose loss and meta-gradient agree with the plain loop in float64.
+
+A float32 step must agree to what rounding explains. One thing more may happen: where a ReLU's input
+is zero but for rounding, or two pixels tie in a pooling window, rounding decides which way the
+gradient of that example goes. A step that is off by no more than one example's share is therefore
+asked again in float64, where ties don't come up, and has to agree to float64's rounding.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +25,13 @@ class Reference:
 
     loss: float
     gradients: list[Tensor]
-    dtype: torch.dtype
-    """What the steps are checked in."""
-    tolerance: float
+    roundings: float
+    """The root of their number on the longest way: see `roundings`."""
+    tie: float
+    """What one example's share of the meta-gradient comes to."""
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        return torch.finfo(dtype).eps * self.roundings
 
     def error(self, result: Result) -> float:
         """The larger relative error: of the loss, or of the worst parameter's gradient.
@@ -47,31 +57,21 @@ def reference(workload: Workload) -> Reference:
         model, support, query, workload.loss_fn, workload.steps, workload.inner_lr
     )
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-    dtype = checked_in(model)
-    return Reference(float(loss), gradients, dtype, tolerance(workload, model, dtype))
+    tie = 1 / (workload.tasks * min(workload.support, workload.query))
+    return Reference(float(loss), gradients, roundings(workload, model), tie)
 
 
-def checked_in(model: nn.Module) -> torch.dtype:
-    """Float32, which is what is timed; float64 for convolutional networks.
+def roundings(workload: Workload, model: nn.Module) -> float:
+    """The root of the number of roundings on the longest way: random errors add up by roots.
 
-    There a tie in a pooling window, or a ReLU at zero, that rounding resolves the other way moves
-    a float32 meta-gradient by up to 1e-2, in every library alike.
-    """
-    convolutional = any(p.ndim > 2 for p in model.parameters())
-    return torch.float64 if convolutional else torch.float32
-
-
-def tolerance(workload: Workload, model: nn.Module, dtype: torch.dtype) -> float:
-    """Rounding error to expect at most: eps, times the root of all roundings on the longest way.
-
-    Random errors add up by the root of their number. The depth counts products one after another:
-    forward and backward through L layers, for K inner steps and the query set, and as much again
-    on the way back through the inner loop. The longest sum within a product is over a layer's
-    inputs, or over all tasks' examples in the gradient of a parameter.
+    The depth counts products one after another: forward and backward through L layers, for K
+    inner steps and the query set, and as much again on the way back through the inner loop. The
+    longest sum within a product is over a layer's inputs, or over all tasks' examples in the
+    gradient of a parameter.
     """
     weights = [p for p in model.parameters() if p.ndim > 1]
     depth = 4 * len(weights) * (workload.steps + 1)
     examples = workload.tasks * max(workload.support, workload.query)
     positions = math.prod(workload.shape[1:])  # a convolution's weight meets every pixel
     longest = max(examples * positions, *(p[0].numel() for p in weights))
-    return torch.finfo(dtype).eps * math.sqrt(depth * longest)
+    return math.sqrt(depth * longest)

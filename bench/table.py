@@ -53,13 +53,13 @@ def forms(results: dict[str, list[Record]]) -> str:
     """Every form that was timed, with its quartiles, first call and error."""
     header = [
         "workload", "peer", "form", "ms", "quartiles", "rounds x calls", "first call, s", "error",
-        "tolerance", "cores used",
+        "tolerance", "error in float64", "cores used",
     ]  # fmt: skip
     rows = [
         [
             workload, r["peer"], r["form"], _ms(r["ms"]), f"{_ms(r['lower'])}–{_ms(r['upper'])}",
             f"{r['rounds']} x {r['calls']}", f"{r['first_call_s']:.2f}", _error(r["error"]),
-            _error(r["tolerance"]), f"{r['cores_used']:.2f}",
+            _error(r["tolerance"]), _error(r["error_float64"]), f"{r['cores_used']:.2f}",
         ]
         for workload, records in results.items()
         for r in records

@@ -83,10 +83,20 @@ def scanned(task: Callable[..., Any]) -> Callable[..., Any]:
 
 def step(function: Callable[..., Any], model: nn.Module, support: Pair, query: Pair) -> Step:
     """Of `function(parameters, *data)`, which gives the loss and its gradient."""
-    theta = layers(model)
-    data = [array(t) for t in (*support, *query)]
+    double = support[0].dtype == torch.float64
+    with jax.enable_x64(double):
+        theta = layers(model)
+        data = [array(t) for t in (*support, *query)]
     compiled = jax.jit(function)
-    return Step(lambda: jax.block_until_ready(compiled(theta, *data)), _read)
+
+    def call() -> Any:
+        return jax.block_until_ready(compiled(theta, *data))
+
+    def in_double() -> Any:  # to be checked, never timed
+        with jax.enable_x64(True):
+            return call()
+
+    return Step(in_double if double else call, _read)
 
 
 def _read(result: Any) -> Result:
