@@ -1,6 +1,6 @@
 # The few commands of this house; CI calls the same ones. Each runs in the active environment.
 
-.PHONY: install test check format demo peers clean
+.PHONY: install test check format sanitize fuzz demo peers clean
 
 install:  ## editable, with what the tests, the checks and the demo need
 	python -m pip install -c constraints.txt -e ".[test,demo]"
@@ -16,6 +16,9 @@ check:  ## lint, layout and types
 format:
 	ruff check --fix
 	ruff format
+
+sanitize:  ## the fused step in C++ under address, undefined-behaviour and thread sanitizers
+	python tests/sanitize.py
 
 demo:
 	python -m fastmeta demo

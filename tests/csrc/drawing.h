@@ -1,0 +1,97 @@
+// Networks and options of a meta-step, drawn: number by number through every shape and every kind.
+#pragma once
+
+#include "problem.h"
+
+namespace fastmeta::tests {
+
+constexpr int kActivations = int(Activation::gelu_tanh) + 1, kLosses = int(LossKind::l1) + 1;
+
+inline bool has_corners(Activation kind) {
+  return kind == Activation::relu || kind == Activation::leaky_relu || kind == Activation::elu ||
+         kind == Activation::softplus;
+}
+
+// In float a rounding error may fall on the other side of a corner, and be none any more.
+inline bool has_corners(const Description& network) {
+  for (const Dense& layer : network.layers) {
+    if (has_corners(layer.activation)) return true;
+  }
+  return network.loss.kind >= LossKind::huber;
+}
+
+inline Dense dense(Random& random, int in, int out, Activation activation) {
+  Dense layer{in, out, random.below(4) > 0, activation, 0, 0, true, true};
+  if (activation == Activation::leaky_relu) layer.option = 0.2;
+  if (activation == Activation::elu) layer.option = random.of<double>({0, 0.7, 1});
+  if (activation == Activation::softplus) layer.option = 2, layer.second_option = 1;
+  if (random.below(3) == 0) layer.adapts_weight = random.coin(), layer.adapts_bias = random.coin();
+  layer.adapts_bias = layer.adapts_bias && layer.bias;
+  return layer;
+}
+
+inline Problem draw(int number) {
+  static const std::vector<std::vector<int>> widths = {
+      {1, 1}, {3, 2}, {1, 7, 1}, {17, 5, 3}, {1, 40, 40, 1}, {4, 6, 5, 3}, {9, 1, 10}, {2, 3, 11, 13, 6, 4}};
+  static const std::vector<int> task_counts = {1, 2, 5, 16, 17, 33};
+  static const std::vector<int> example_counts = {1, 3, 5, 8, 11};
+  Random random(number);
+  Problem problem{};
+  problem.seed = number;
+  Description& network = problem.network;
+  const std::vector<int>& shape = widths[number % widths.size()];
+  for (std::size_t l = 0; l + 1 < shape.size(); ++l) {
+    const Activation activation = Activation((number / 3 + l * 3) % kActivations);
+    const bool last = l + 2 == shape.size();
+    network.layers.push_back(dense(random, shape[l], shape[l + 1],
+                                   last && random.below(4) ? Activation::identity : activation));
+  }
+  // One parameter at least adapts; the face in Python sees to that.
+  network.layers[random.below(int(network.layers.size()))].adapts_weight = true;
+  const LossKind loss = LossKind(number % kLosses);
+  const double option = loss == LossKind::cross_entropy ? random.of<double>({0, 0.1})
+                                                        : random.of<double>({0.3, 1});
+  network.loss = {loss, option, random.of<int64_t>({-100, 0})};
+  network.steps = number / 5 % 4;
+  network.support = random.of(example_counts);
+  network.query = random.of(example_counts);
+  network.differentiate = random.below(4) > 0;
+  network.first_order = random.below(3) == 0;
+  network.elementwise_rates = random.below(3) == 0;
+  network.learned_rates = network.differentiate && random.coin();
+  network.prox = random.of<double>({0, 0.4});
+  problem.keep_adapted = !network.differentiate && random.coin();
+  if (problem.keep_adapted) network.query = 0;
+  problem.ragged = random.coin();
+  problem.tasks = random.of(task_counts);
+  for (int k = 0; k <= network.steps; ++k) {
+    const bool last = k == network.steps;
+    problem.evaluates.push_back(network.query > 0 && (last || random.coin()));
+    problem.step_weights.push_back(problem.evaluates[k] ? random.between(0, 1) * !random.below(2) + last
+                                                        : 0);
+  }
+  return problem;
+}
+
+inline std::string describe(const Problem& problem) {
+  const Description& network = problem.network;
+  std::string text = "number " + std::to_string(problem.seed) + ":";
+  for (const Dense& layer : network.layers) {
+    text += " " + std::to_string(layer.in) + (layer.bias ? "+" : "-") +
+            std::to_string(int(layer.activation)) + (layer.adapts_weight ? "w" : "") +
+            (layer.adapts_bias ? "b" : "");
+  }
+  text += " " + std::to_string(network.layers.back().out);
+  text += ", loss " + std::to_string(int(network.loss.kind));
+  text += ", T " + std::to_string(problem.tasks) + ", N " + std::to_string(network.support);
+  text += ", Q " + std::to_string(network.query) + ", K " + std::to_string(network.steps);
+  if (!network.differentiate) text += ", no gradient";
+  if (network.first_order) text += ", first order";
+  if (network.elementwise_rates) text += ", elementwise";
+  if (network.learned_rates) text += ", learned rates";
+  if (network.prox != 0) text += ", prox";
+  if (problem.ragged) text += ", ragged";
+  return text;
+}
+
+}  // namespace fastmeta::tests

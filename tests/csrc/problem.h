@@ -1,0 +1,260 @@
+// A meta-step with random data, for programs that know neither torch nor Python.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/step.h"
+#include "network.h"
+
+namespace fastmeta::tests {
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : bits_(seed) {}
+  double between(double low, double high) {
+    return low + (high - low) * double(bits_() >> 11) * 0x1p-53;
+  }
+  int below(int count) { return int(bits_() % uint64_t(count)); }
+  bool coin() { return below(2) == 1; }
+  template <class T>
+  T of(const std::vector<T>& choices) {
+    return choices[below(int(choices.size()))];
+  }
+
+ private:
+  std::mt19937_64 bits_;
+};
+
+// What a step is made of; the numbers themselves follow from the seed.
+struct Problem {
+  Description network;
+  int64_t tasks;
+  bool ragged, keep_adapted;
+  std::vector<double> step_weights;  // [K + 1]
+  std::vector<char> evaluates;       // [K + 1]
+  uint64_t seed;
+};
+
+// Every array has its own memory of exactly its size, so that a step past its end is seen.
+template <class T>
+struct Inputs {
+  std::vector<std::vector<T>> parameters;
+  std::vector<T> rates, task_weights;
+  std::vector<T> support_x, query_x, support_y, query_y, support_weights, query_weights;
+  std::vector<int64_t> support_labels, query_labels;
+};
+
+template <class T>
+struct Results {
+  std::vector<T> support_losses, step_losses, query_outputs, gradient;
+  std::vector<std::vector<T>> adapted;
+};
+
+inline int64_t parameters_of(const Dense& layer, bool bias) {
+  if (bias) return layer.bias ? layer.out : 0;
+  return int64_t(layer.in) * layer.out;
+}
+
+template <class T>
+Inputs<T> inputs(const Problem& problem) {
+  const Description& network = problem.network;
+  Random random(problem.seed);
+  // The same numbers in float as in double.
+  const auto numbers = [&](int64_t count, double low, double high) {
+    std::vector<T> values(count);
+    for (T& value : values) value = T(float(random.between(low, high)));
+    return values;
+  };
+  Inputs<T> in;
+  for (const Dense& layer : network.layers) {
+    const double scale = 1 / std::sqrt(double(layer.in));
+    in.parameters.push_back(numbers(parameters_of(layer, false), -scale, scale));
+    in.parameters.push_back(numbers(parameters_of(layer, true), -scale, scale));
+  }
+  for (int k = 0; k < network.steps; ++k) {
+    for (const Dense& layer : network.layers) {
+      for (bool bias : {false, true}) {
+        const bool adapts = bias ? layer.adapts_bias : layer.adapts_weight;
+        const int64_t count = network.elementwise_rates ? parameters_of(layer, bias) : 1;
+        for (T rate : numbers(count, 0.05, 0.3)) in.rates.push_back(adapts ? rate : T(0));
+      }
+    }
+  }
+  in.task_weights = numbers(problem.tasks, 0, 1);
+  const int d = network.layers.front().in, c = network.layers.back().out;
+  const bool classes = network.loss.kind == LossKind::cross_entropy;
+  const auto fill = [&](int count, std::vector<T>& x, std::vector<T>& y,
+                        std::vector<int64_t>& labels, std::vector<T>& weights) {
+    const int64_t examples = problem.tasks * count;
+    x = numbers(examples * d, -1, 1);
+    if (classes) {
+      for (int64_t i = 0; i < examples; ++i) {
+        labels.push_back(random.below(5) == 0 ? network.loss.ignore_index : random.below(c));
+      }
+    } else {
+      y = numbers(examples * c, 0, 1);
+    }
+    for (int64_t t = 0; problem.ragged && count > 0 && t < problem.tasks; ++t) {
+      const int real = 1 + random.below(count);
+      for (int i = 0; i < count; ++i) weights.push_back(i < real ? T(1) / T(real) : T(0));
+    }
+  };
+  fill(network.support, in.support_x, in.support_y, in.support_labels, in.support_weights);
+  fill(network.query, in.query_x, in.query_y, in.query_labels, in.query_weights);
+  return in;
+}
+
+inline const cpu::Kernel<float>& kernel(const cpu::InstructionSet& set, float) {
+  return set.of_float;
+}
+inline const cpu::Kernel<double>& kernel(const cpu::InstructionSet& set, double) {
+  return set.of_double;
+}
+
+// What cpu::run does, but each group in memory of its own, of exactly its size and full of NaN.
+template <class T>
+void run_alone(const cpu::Kernel<T>& kernel, const Description& network, const Layout& layout,
+               const Data<T>& data) {
+  const std::size_t sums = network.differentiate ? gradient_size(network, layout) : 0;
+  const std::size_t bytes = layout.size * kernel.tasks * sizeof(T), alignment = 64;
+  for (int64_t group = 0; group * kernel.tasks < data.tasks; ++group) {
+    void* storage = nullptr;
+    if (posix_memalign(&storage, alignment, bytes) != 0) throw std::bad_alloc();
+    std::memset(storage, 0xff, bytes);
+    std::vector<T> partial(sums, T(NAN));
+    kernel.run(network, layout, data, group, storage, partial.data());
+    for (std::size_t i = 0; i < sums; ++i) {
+      data.gradient[i] = group == 0 ? partial[i] : data.gradient[i] + partial[i];
+    }
+    std::free(storage);
+  }
+}
+
+constexpr int kAlone = 0;
+
+// On so many threads, or alone. What nothing writes is not a number.
+template <class T>
+Results<T> run(const cpu::InstructionSet& set, const Problem& problem, const Inputs<T>& in,
+               int threads) {
+  const Description& network = problem.network;
+  const Layout layout = lay_out(network);
+  const int64_t d = network.layers.front().in, c = network.layers.back().out;
+  const int64_t n = network.support, q = network.query;
+  const T nothing = T(NAN);
+  Results<T> out;
+  out.support_losses.assign(network.steps * problem.tasks, nothing);
+  out.step_losses.assign((network.steps + 1) * problem.tasks, nothing);
+  out.query_outputs.assign(problem.tasks * q * c, nothing);
+  out.gradient.assign(network.differentiate ? gradient_size(network, layout) : 0, nothing);
+
+  const auto given = [](const auto& values) {
+    return values.empty() ? nullptr : values.data();
+  };
+  Data<T> data{};
+  data.tasks = problem.tasks;
+  for (const auto& parameter : in.parameters) data.parameters.push_back({given(parameter), 0});
+  if (problem.keep_adapted) {
+    out.adapted.resize(in.parameters.size());
+    for (std::size_t i = 0; i < in.parameters.size(); ++i) {
+      const Dense& layer = network.layers[i / 2];
+      const int64_t size = in.parameters[i].size();
+      if (i % 2 ? layer.adapts_bias : layer.adapts_weight) {
+        out.adapted[i].assign(problem.tasks * size, nothing);
+      }
+      data.adapted.push_back({given(out.adapted[i]) ? out.adapted[i].data() : nullptr, size});
+    }
+  }
+  data.rates = given(in.rates);
+  data.elementwise_rates = {given(in.rates), 0};
+  data.step_weights.assign(problem.step_weights.begin(), problem.step_weights.end());
+  data.evaluates = problem.evaluates;
+  data.task_weights = given(in.task_weights);
+  data.support_x = {given(in.support_x), n * d};
+  data.support_y = {given(in.support_y), n * c};
+  data.support_labels = {given(in.support_labels), n};
+  data.support_weights = {given(in.support_weights), n};
+  data.query_x = {given(in.query_x), q * d};
+  data.query_y = {given(in.query_y), q * c};
+  data.query_labels = {given(in.query_labels), q};
+  data.query_weights = {given(in.query_weights), q};
+  data.support_losses = {out.support_losses.data(), 1};
+  data.step_losses = {out.step_losses.data(), 1};
+  data.query_outputs = {out.query_outputs.data(), q * c};
+  data.gradient = out.gradient.data();
+  if (threads == kAlone) {
+    run_alone(kernel(set, T()), network, layout, data);
+  } else {
+    cpu::run(kernel(set, T()), network, layout, data, threads);
+  }
+  if (network.learned_rates && !network.elementwise_rates) {
+    // A bias that is not there has a place for its rate, in which nothing is written.
+    const int64_t tensors = 2 * network.layers.size();
+    for (int64_t i = 0; i < network.steps * tensors; ++i) {
+      const bool missing = i % 2 && !network.layers[i % tensors / 2].bias;
+      if (missing) out.gradient[layout.parameters + i] = 0;
+    }
+  }
+  return out;
+}
+
+template <class T>
+std::vector<double> widened(const std::vector<T>& values) {
+  return {values.begin(), values.end()};
+}
+template <class T>
+Results<double> widened(const Results<T>& from) {
+  Results<double> to{widened(from.support_losses), widened(from.step_losses),
+                     widened(from.query_outputs), widened(from.gradient), {}};
+  for (const auto& values : from.adapted) to.adapted.push_back(widened(values));
+  return to;
+}
+
+// |a - b| over 1 + |b|; a number on one side alone is infinitely far.
+template <class T>
+double distance(const std::vector<T>& a, const std::vector<T>& b) {
+  double apart = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (std::isnan(a[i]) != std::isnan(b[i])) return INFINITY;
+    if (std::isnan(a[i])) continue;
+    apart += (double(a[i]) - double(b[i])) * (double(a[i]) - double(b[i]));
+    size += double(b[i]) * double(b[i]);
+  }
+  return std::sqrt(apart) / (1 + std::sqrt(size));
+}
+
+template <class T>
+double distance(const Results<T>& a, const Results<T>& b) {
+  double most = std::max({distance(a.support_losses, b.support_losses),
+                          distance(a.step_losses, b.step_losses),
+                          distance(a.query_outputs, b.query_outputs),
+                          distance(a.gradient, b.gradient)});
+  for (std::size_t i = 0; i < a.adapted.size(); ++i) {
+    most = std::max(most, distance(a.adapted[i], b.adapted[i]));
+  }
+  return most;
+}
+
+// Bit by bit.
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+template <class T>
+bool same(const Results<T>& a, const Results<T>& b) {
+  for (std::size_t i = 0; i < a.adapted.size(); ++i) {
+    if (!same(a.adapted[i], b.adapted[i])) return false;
+  }
+  return same(a.support_losses, b.support_losses) && same(a.step_losses, b.step_losses) &&
+         same(a.query_outputs, b.query_outputs) && same(a.gradient, b.gradient);
+}
+
+}  // namespace fastmeta::tests

@@ -1,0 +1,47 @@
+"""The fused step under the compiler's sanitizers, as programs without Python: `make sanitize`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import compiling
+
+# Without optimisation nothing undefined is optimised away, and the units compile much faster.
+SANITIZERS = {
+    "address,undefined": (
+        ("-O0", "-g1", "-fno-sanitize-recover=all"),
+        {"engines_agree": "240", "pool_is_shared": "100"},
+    ),
+    "thread": (
+        ("-O1", "-g1"),
+        {"engines_agree": "96", "pool_is_shared": "100"},
+    ),
+}
+
+
+def main() -> int:
+    if compiling.COMPILER is None:
+        print("make sanitize: no C++ compiler; install g++, or set CXX to one", file=sys.stderr)
+        return 1
+    failed: list[str] = []
+    for sanitizer, (flags, programs) in SANITIZERS.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            flags = (*flags, f"-fsanitize={sanitizer}")
+            objects = compiling.compile_units(folder, *flags)
+            for name, count in programs.items():
+                program = compiling.link_program(name, objects, folder, *flags)
+                print(f"{sanitizer}: {name} {count}", flush=True)
+                run = subprocess.run([program, count])
+                if run.returncode != 0:
+                    failed.append(f"{name} under {sanitizer}")
+    if failed:
+        print("make sanitize:", "; ".join(failed), "failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
