@@ -1,6 +1,6 @@
 # The few commands of this house; CI calls the same ones. Each runs in the active environment.
 
-.PHONY: install test check format sanitize fuzz demo clean
+.PHONY: install test check format sanitize fuzz demo peers clean
 
 install:  ## editable, with what the tests, the checks and the demo need
 	python -m pip install -c constraints.txt -e ".[test,demo]"
@@ -25,6 +25,18 @@ fuzz:  ## the fused step over 2,000 drawn networks and options, against the floa
 
 demo:
 	python -m fastmeta demo
+
+# torchmeta without its dependencies, which want a torch of 2021; learn2learn from its Cython
+# sources, because the C that it publishes does not compile on Python 3.11.
+peers:  ## the libraries that bench.compare measures against
+	python -m pip install -c constraints.txt -e ".[bench]"
+	python -m pip install --no-deps torchmeta==1.8.0
+	python -m pip install -c constraints.txt setuptools wheel cython==3.0.12
+	rm -rf build/peers && mkdir -p build/peers
+	cd build/peers && python -m pip download --no-deps --no-build-isolation --no-binary :all: \
+		learn2learn==0.2.0 && tar xzf learn2learn-0.2.0.tar.gz && cd learn2learn-0.2.0 && \
+		python -m cython -3 learn2learn/data/*.pyx && \
+		python -m pip install --no-deps --no-build-isolation .
 
 clean:
 	rm -rf build dist *.egg-info fastmeta/_build.json fastmeta/_C*.so

@@ -15,6 +15,7 @@ from bench.workloads import WORKLOADS, StridedConv4, Workload, conv4, mlp
 from fastmeta.arguments import plan_step
 from fastmeta.executors import generic
 from fastmeta.plan import cost
+from fastmeta.plan.snapshot import snapshot
 
 
 def grid() -> list[Workload]:
@@ -53,8 +54,8 @@ def main() -> None:
     for workload in grid():
         model, support, query = workload.make()
         step = plan_step(
-            model, support, query, inner_lr=workload.inner_lr, inner_steps=workload.steps,
-            loss_fn=workload.loss_fn,
+            model, snapshot(model), support, query, inner_lr=workload.inner_lr,
+            inner_steps=workload.steps, loss_fn=workload.loss_fn,
         )  # fmt: skip
         planned = step.groups[0][1]
         chunk = cost.chunk_size(planned.plan.profile, planned.sizes)

@@ -1,4 +1,4 @@
-"""The preview of the fused CPU step against the plain loop, whole calls, one thread.
+"""The fused CPU step against the plain loop, whole calls, one thread.
 
 python -m bench.fused
 """

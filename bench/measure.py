@@ -14,7 +14,10 @@ STATUS = Path("/proc/self/status")
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], seconds: float, least: int = 5
+    functions: Mapping[str, Callable[[], object]],
+    seconds: float,
+    least: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median milliseconds of each, one call of each in turn, so that a slow spell hits all."""
     for function in functions.values():
@@ -23,9 +26,9 @@ def interleaved(
     start = time.perf_counter()
     while len(next(iter(samples.values()))) < least or time.perf_counter() - start < seconds:
         for name, function in functions.items():
-            begin = time.perf_counter()
+            begin = clock()
             function()
-            samples[name].append(1e3 * (time.perf_counter() - begin))
+            samples[name].append(1e3 * (clock() - begin))
     return {name: median(values) for name, values in samples.items()}
 
 

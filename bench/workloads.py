@@ -100,7 +100,8 @@ def _all() -> list[Workload]:
     digits = Workload("W2", lambda: mlp(784, 64, 10), 10, (784,), 32, 10, 150, 1)
     omniglot = Workload("W5", lambda: conv4(1, 64, 28, 5), 5, (1, 28, 28), 4, 5, 75, 1)
     strided = Workload("W5s", StridedConv4, 5, (1, 28, 28), 32, 5, 5, 1, 0.4)
-    return [
+    few_tasks = {"W1b": (1,), "W3": (1, 4)}
+    workloads = [
         sinusoid,
         replace(sinusoid, name="W1b", steps=5),
         replace(sinusoid, name="W1c", steps=5, tasks=1000),
@@ -113,6 +114,11 @@ def _all() -> list[Workload]:
         strided,
         replace(strided, name="W5sq", query=75),
         Workload("W6", lambda: conv4(3, 32, 84, 5), 5, (3, 84, 84), 2, 5, 75, 5),
+    ]
+    return workloads + [
+        replace(workload, name=f"{workload.name} at T={tasks}", tasks=tasks)
+        for workload in workloads
+        for tasks in few_tasks.get(workload.name, ())
     ]
 
 

@@ -1,12 +1,12 @@
-// A dense layer with its activation: the four rules.
+// A dense layer: product, maybe a norm, activation; the four rules.
 #pragma once
 
 #include "activations.h"
+#include "batch_norm.h"
 #include "network.h"
+#include "views.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
-
-inline View transposed(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
 
 // One layer in one place; a block is an offset at which all parameters lie.
 template <class E>
@@ -19,137 +19,202 @@ class DenseLayer {
       : e(engine), layer(layer), place(place) {}
 
   View weight(int64_t block) const {
-    return {block + place.weight, layer.out, layer.in, layer.in, 1};
+    return {block + place.of[kWeight], layer.out, layer.in, place.weight_row_stride,
+            place.weight_col_stride};
   }
-  View bias(int64_t block) const { return {block + place.bias, 1, layer.out, layer.out, 1}; }
-  // The bias as a row repeated over `rows` examples.
-  View bias(int64_t block, int rows) const {
-    return {block + place.bias, rows, layer.out, 0, 1};
+  View row(int tensor, int64_t block) const {
+    return {block + place.of[tensor], 1, layer.out, layer.out, 1};
+  }
+  View tensor(int tensor, int64_t block) const {
+    return tensor == kWeight ? weight(block) : row(tensor, block);
   }
 
-  // Forward: f(x W' + b). `w` and `b` are the blocks of weight and bias.
-  void forward(View x, const Trace& t, int64_t w, int64_t b) {
-    if (layer.bias) {
-      e.mm([](Num sum, Num& z, Num b) { z = sum + b; }, t.value, x, transposed(weight(w)),
-           bias(b, x.rows));
+  // Forward: f(norm(x W' + b)).
+  void forward(View x, const Trace& t, const Blocks& at) {
+    const View w = transposed(weight(at.of[kWeight]));
+    if (layer.has[kBias]) {
+      e.mm([](Num sum, Num& z, Num b) { z = sum + b; }, t.product, x, w,
+           repeated(row(kBias, at.of[kBias]), x.rows));
     } else {
-      e.mm([](Num sum, Num& z) { z = sum; }, t.value, x, transposed(weight(w)));
+      e.mm([](Num sum, Num& z) { z = sum; }, t.product, x, w);
     }
-    if (layer.activation == Activation::identity) return;
-    with_activation<S>(layer, [&](auto f) {
-      if constexpr (f.from_output) {
-        e.map([f](Num& z) { z = f.value(z); }, t.value);
-      } else {
-        e.map([f](Num& z, Num& slope, Num& curve) { f.derivatives(z, z, slope, curve); }, t.value,
-              t.slope, t.curve);
-      }
-    });
+    after_product(t, at);
   }
 
-  // Backward through the activation: `t.delta` from after to before it.
-  void backward(const Trace& t) {
-    if (layer.activation == Activation::identity) return;
-    with_activation<S>(layer, [&](auto f) {
-      if constexpr (f.from_output) {
-        e.map([f](Num& d, Num a) { d = d * f.slope(a); }, t.delta, t.value);
-      } else {
-        e.map([](Num& d, Num slope, Num& curve) { curve = curve * d, d = d * slope; }, t.delta,
-              t.slope, t.curve);
-      }
-    });
+  void after_product(const Trace& t, const Blocks& at) {
+    if (layer.norm != Norm::none) {
+      norm(t).forward(t, at, [&](auto f, auto... in) { activate(t, f, in...); });
+    } else if (layer.activation != Activation::identity) {
+      activate(t, [](Num z) { return z; }, t.product);
+    }
+  }
+
+  // Backward through activation and norm: `t.delta` from after to before the activation, from
+  // there to `t.product_delta`.
+  void backward(const Trace& t, const Blocks& at) {
+    if (layer.activation != Activation::identity) {
+      with_activation<S>(layer, [&](auto f) {
+        if constexpr (f.from_output) {
+          e.map([f](Num& d, Num a) { d = d * f.slope(a); }, t.delta, t.value);
+        } else {
+          e.map([](Num& d, Num slope, Num& curve) { curve = curve * d, d = d * slope; }, t.delta,
+                t.slope, t.curve);
+        }
+      });
+    }
+    if (layer.norm != Norm::none) norm(t).backward(t, at);
   }
 
   // Backward to the input: dx = delta W.
-  void backward_input(const Trace& t, View dx, int64_t w) {
-    e.mm([](Num sum, Num& dx) { dx = sum; }, dx, t.delta, weight(w));
+  void backward_input(const Trace& t, View dx, const Blocks& at) {
+    e.mm([](Num sum, Num& dx) { dx = sum; }, dx, t.product_delta, weight(at.of[kWeight]));
   }
 
   // Backward to the parameters: `use(sum, out, in...)` has their gradients.
-  template <class Use, class... Blocks>
-  void weight_gradient(Use use, const Trace& t, View x, int64_t out, Blocks... in) {
-    e.mm(use, weight(out), transposed(t.delta), x, weight(in)...);
+  template <class Use, class... Offsets>
+  void weight_gradient(Use use, const Trace& t, View x, int64_t out, Offsets... in) {
+    e.mm(use, weight(out), transposed(t.product_delta), x, weight(in)...);
   }
-  template <class Use, class... Blocks>
-  void bias_gradient(Use use, const Trace& t, int64_t out, Blocks... in) {
-    e.sum_rows(use, bias(out), t.delta, bias(in)...);
+  template <class Use, class... Offsets>
+  void row_gradient(Tensor tensor, Use use, const Trace& t, int64_t out, Offsets... in) {
+    if (tensor == kBias) {
+      e.sum_rows(use, row(tensor, out), t.product_delta, row(tensor, in)...);
+    } else {  // sums that the norm's own rules need
+      e.map([use](Num& out, Num sum, auto... in) { use(sum, out, in...); }, row(tensor, out),
+            tensor == kScale ? t.sums.along : t.sums.plain, row(tensor, in)...);
+    }
   }
 
-  // Tangent of forward along the input's tangent `rx` (null: none) and the parameters' in block v.
-  // Returns whether there is any.
-  bool tangent_forward(View x, const View* rx, const Trace& t, const Tangent& r, int64_t w,
-                       int64_t v) {
+  // Tangent of forward along the input's tangent `rx` (null: none) and the parameters' in block v:
+  // of the product, into `r.value`, and from there. Both return whether there is any.
+  bool tangent_product(View x, const View* rx, const Tangent& r, const Blocks& at, int64_t v) {
     const auto keep = [](Num sum, Num& z) { z = sum; };
-    if (rx && layer.adapts_weight) {
-      e.mm2(keep, r.value, *rx, transposed(weight(w)), x, transposed(weight(v)));
+    const View w = transposed(weight(at.of[kWeight]));
+    if (rx && layer.adapts[kWeight]) {
+      e.mm2(keep, r.value, *rx, w, x, transposed(weight(v)));
     } else if (rx) {
-      e.mm(keep, r.value, *rx, transposed(weight(w)));
-    } else if (layer.adapts_weight) {
+      e.mm(keep, r.value, *rx, w);
+    } else if (layer.adapts[kWeight]) {
       e.mm(keep, r.value, x, transposed(weight(v)));
-    } else if (layer.adapts_bias) {
-      e.map([](Num& z) { z = Num{}; }, r.value);
     } else {
       return false;
     }
-    if (layer.adapts_bias) e.map([](Num& z, Num b) { z = z + b; }, r.value, bias(v, x.rows));
-    if (layer.activation == Activation::identity) return true;
-    with_activation<S>(layer, [&](auto f) {
-      if constexpr (f.from_output && !f.bent) {
-        e.map([f](Num& r, Num a) { r = r * f.slope(a); }, r.value, t.value);
-      } else if constexpr (f.from_output) {
-        e.map(
-            [f](Num& r, Num& bend, Num a, Num d) {
-              bend = f.bend(a) * d * r;
-              r = r * f.slope(a);
-            },
-            r.value, r.bend, t.value, t.delta);
-      } else {
-        e.map([](Num& r, Num& bend, Num slope, Num curve) { bend = curve * r, r = r * slope; },
-              r.value, r.bend, t.slope, t.curve);
-      }
-    });
+    return true;
+  }
+  bool tangent_forward(bool moved, const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
+    if (!moved) {
+      if (!layer.adapts[kBias] && !layer.adapts[kScale] && !layer.adapts[kShift]) return false;
+      e.map([](Num& z) { z = Num{}; }, r.value);
+    }
+    if (layer.adapts[kBias]) {
+      e.map([](Num& z, Num b) { z = z + b; }, r.value, repeated(row(kBias, v), r.value.rows));
+    }
+    tangent_after_product(t, r, at, v);
     return true;
   }
 
-  // Tangent of backward through the activation; `moved`: tangent_forward found a tangent.
-  void tangent_backward(const Trace& t, const Tangent& r, bool moved) {
-    if (layer.activation == Activation::identity) return;
-    with_activation<S>(layer, [&](auto f) {
-      if constexpr (f.from_output) {
-        e.map([f](Num& d, Num a) { d = d * f.slope(a); }, r.delta, t.value);
-      } else {
-        e.map([](Num& d, Num slope) { d = d * slope; }, r.delta, t.slope);
-      }
-      if constexpr (f.bent) {
-        if (moved) e.map([](Num& d, Num bend) { d = d + bend; }, r.delta, r.bend);
-      }
-    });
+  void tangent_after_product(const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
+    if (layer.norm != Norm::none) {
+      norm(t).tangent_forward(t, r, at, v,
+                              [&](auto f, auto... in) { tangent_activate(t, r, f, in...); });
+    } else if (layer.activation != Activation::identity) {
+      tangent_activate(t, r, [](Num z) { return z; }, r.value);
+    }
+  }
+
+  // Tangent of backward through activation and norm; `moved`: tangent_forward found a tangent.
+  void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v,
+                        bool moved) {
+    if (layer.activation != Activation::identity) {
+      with_activation<S>(layer, [&](auto f) {
+        if constexpr (f.from_output) {
+          e.map([f](Num& d, Num a) { d = d * f.slope(a); }, r.delta, t.value);
+        } else {
+          e.map([](Num& d, Num slope) { d = d * slope; }, r.delta, t.slope);
+        }
+        if constexpr (f.bent) {
+          if (moved) e.map([](Num& d, Num bend) { d = d + bend; }, r.delta, r.bend);
+        }
+      });
+    }
+    if (layer.norm != Norm::none) norm(t).tangent_backward(t, r, at, v, moved);
   }
 
   // Tangent of the input's derivative.
-  void tangent_backward_input(const Trace& t, const Tangent& r, View out, int64_t w, int64_t v) {
+  void tangent_backward_input(const Trace& t, const Tangent& r, View out, const Blocks& at,
+                              int64_t v) {
     const auto keep = [](Num sum, Num& d) { d = sum; };
-    if (layer.adapts_weight) {
-      e.mm2(keep, out, r.delta, weight(w), t.delta, weight(v));
+    if (layer.adapts[kWeight]) {
+      e.mm2(keep, out, r.delta, weight(at.of[kWeight]), t.product_delta, weight(v));
     } else {
-      e.mm(keep, out, r.delta, weight(w));
+      e.mm(keep, out, r.delta, weight(at.of[kWeight]));
     }
   }
 
-  // Subtracts the tangent of the parameters' gradients from block `lambda`.
-  void subtract_hessian(View x, const View* rx, const Trace& t, const Tangent& r, int64_t lambda) {
+  // Subtract the tangent of the parameters' gradients from block `lambda`.
+  void subtract_hessian_of_weight(View x, const View* rx, const Trace& t, const Tangent& r,
+                                  int64_t lambda) {
     const auto subtract = [](Num sum, Num& out) { out = out - sum; };
     if (rx) {
-      e.mm2(subtract, weight(lambda), transposed(r.delta), x, transposed(t.delta), *rx);
+      e.mm2(subtract, weight(lambda), transposed(r.delta), x, transposed(t.product_delta), *rx);
     } else {
       e.mm(subtract, weight(lambda), transposed(r.delta), x);
     }
-    if (layer.bias) e.sum_rows(subtract, bias(lambda), r.delta);
+  }
+  void subtract_hessian_of_rows(const Tangent& r, int64_t lambda) {
+    const auto subtract = [](Num sum, Num& out) { out = out - sum; };
+    if (layer.has[kBias]) e.sum_rows(subtract, row(kBias, lambda), r.delta);
+    const auto subtract_found = [](Num& out, Num sum) { out = out - sum; };
+    if (layer.has[kScale]) e.map(subtract_found, row(kScale, lambda), r.delta_sums.along);
+    if (layer.has[kShift]) e.map(subtract_found, row(kShift, lambda), r.delta_sums.plain);
   }
 
  private:
   E& e;
   const Dense& layer;
   const Layout::Layer& place;
+
+  BatchNorm<E> norm(const Trace& t) { return {e, layer, place, t.product.rows}; }
+
+  // The activation of z = f(in...), into `t.value`.
+  template <class F, class... Views>
+  void activate(const Trace& t, F z, Views... in) {
+    with_activation<S>(layer, [&](auto f) {
+      if constexpr (f.from_output) {
+        e.map([f, z](Num& a, auto&... in) { a = f.value(z(in...)); }, t.value, in...);
+      } else {
+        e.map([f, z](Num& a, Num& slope, Num& curve,
+                     auto&... in) { f.derivatives(z(in...), a, slope, curve); },
+              t.value, t.slope, t.curve, in...);
+      }
+    });
+  }
+
+  // Its tangent along rz = f(in...), into `r.value`.
+  template <class F, class... Views>
+  void tangent_activate(const Trace& t, const Tangent& r, F rz, Views... in) {
+    with_activation<S>(layer, [&](auto f) {
+      if constexpr (f.from_output && !f.bent) {
+        e.map([f, rz](Num& r, Num a, auto&... in) { r = rz(in...) * f.slope(a); }, r.value,
+              t.value, in...);
+      } else if constexpr (f.from_output) {
+        e.map(
+            [f, rz](Num& r, Num& bend, Num a, Num d, auto&... in) {
+              const Num z = rz(in...);
+              bend = f.bend(a) * d * z;
+              r = z * f.slope(a);
+            },
+            r.value, r.bend, t.value, t.delta, in...);
+      } else {
+        e.map(
+            [rz](Num& r, Num& bend, Num slope, Num curve, auto&... in) {
+              const Num z = rz(in...);
+              bend = curve * z, r = z * slope;
+            },
+            r.value, r.bend, t.slope, t.curve, in...);
+      }
+    });
+  }
 };
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

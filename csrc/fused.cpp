@@ -4,6 +4,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -17,21 +19,25 @@ namespace {
 namespace py = pybind11;
 
 using Address = uintptr_t;
-// (in, out, bias, activation, option, second option, adapts weight, adapts bias)
-using LayerTuple = std::tuple<int, int, bool, int, double, double, bool, bool>;
+using Each = std::array<bool, kTensors>;
+// (in, out, activation, option, second option, norm, eps, which tensors it has, which adapt)
+using LayerTuple = std::tuple<int, int, int, double, double, int, double, Each, Each>;
 
 class FusedStep {
  public:
   FusedStep(const std::vector<LayerTuple>& layers, int loss, double loss_option,
-            int64_t ignore_index, int support, int query, int steps, bool differentiate,
+            int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
-            bool is_double, const std::string& instruction_set)
+            bool is_double, int64_t tasks, const std::string& instruction_set,
+            const std::string& engine, const std::string& form)
       : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
-    for (const auto& [in, out, bias, activation, option, second, weight_moves, bias_moves] : layers) {
-      network_.layers.push_back(
-          {in, out, bias, Activation(activation), option, second, weight_moves, bias_moves});
+    for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
+      Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
+      std::copy(has.begin(), has.end(), layer.has);
+      std::copy(adapts.begin(), adapts.end(), layer.adapts);
+      network_.layers.push_back(layer);
     }
-    network_.loss = {LossKind(loss), loss_option, ignore_index};
+    network_.loss = {LossKind(loss), loss_option, ignore_index, weighted};
     network_.support = support;
     network_.query = query;
     network_.steps = steps;
@@ -40,28 +46,34 @@ class FusedStep {
     network_.elementwise_rates = elementwise_rates;
     network_.learned_rates = learned_rates;
     network_.prox = prox;
-    layout_ = lay_out(network_);
+    network_.dual = cpu::dual(form, network_);
+    const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
+    engine_ = chosen.engine, seconds_ = chosen.seconds;
+    layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
   }
 
   int64_t parameters() const { return layout_.parameters; }
   int64_t gradients() const { return gradient_size(network_, layout_); }
-  int64_t storage_bytes() const { return cpu::storage_bytes(set_, layout_, is_double_); }
-  int tasks() const { return is_double_ ? set_.of_double.tasks : set_.of_float.tasks; }
+  int64_t storage_bytes() const { return layout_.size * tasks() * (is_double_ ? 8 : 4); }
+  int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
+  std::string engine() const { return engine_.name; }
+  double seconds() const { return seconds_; }
+  std::string form() const { return network_.dual ? "dual" : "primal"; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
-           const std::vector<Address>& adapted, Address rates,
-           const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
+           const std::vector<Address>& adapted, const std::vector<Address>& statistics,
+           Address rates, const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
            Address task_weights, const std::vector<Address>& support,
            const std::vector<Address>& query, Address support_losses, Address step_losses,
            Address query_outputs, Address gradient, int threads) const {
     py::gil_scoped_release release;
     if (is_double_) {
-      run_as(set_.of_double, tasks, parameters, adapted, rates, step_weights, evaluates,
-             task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
-             threads);
+      run_as(engine_.of_double, tasks, parameters, adapted, statistics, rates, step_weights,
+             evaluates, task_weights, support, query, support_losses, step_losses, query_outputs,
+             gradient, threads);
     } else {
-      run_as(set_.of_float, tasks, parameters, adapted, rates, step_weights, evaluates,
+      run_as(engine_.of_float, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
              threads);
     }
@@ -69,14 +81,16 @@ class FusedStep {
 
  private:
   cpu::InstructionSet set_;
+  cpu::Engine engine_{};
+  double seconds_ = 0;
   bool is_double_;
   Description network_{};
   Layout layout_;
 
   template <class T>
   void run_as(const cpu::Kernel<T>& kernel, int64_t tasks, const std::vector<Address>& parameters,
-              const std::vector<Address>& adapted, Address rates,
-              const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
+              const std::vector<Address>& adapted, const std::vector<Address>& statistics,
+              Address rates, const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
               Address task_weights, const std::vector<Address>& support,
               const std::vector<Address>& query, Address support_losses, Address step_losses,
               Address query_outputs, Address gradient, int threads) const {
@@ -87,15 +101,18 @@ class FusedStep {
     data.tasks = tasks;
     for (Address a : parameters) data.parameters.push_back({of(a), 0});
     for (std::size_t i = 0; i < adapted.size(); ++i) {
-      const Dense& layer = network_.layers[i / 2];
-      data.adapted.push_back({of(adapted[i]), i % 2 ? layer.out : int64_t(layer.in) * layer.out});
+      const Dense& layer = network_.layers[i / kTensors];
+      const bool row = i % kTensors != kWeight;
+      data.adapted.push_back({of(adapted[i]), row ? layer.out : int64_t(layer.in) * layer.out});
     }
+    for (Address a : statistics) data.statistics.push_back({of(a), 0});
     data.rates = of(rates);
     data.elementwise_rates = {of(rates), 0};
     data.step_weights.assign(step_weights.begin(), step_weights.end());
     data.evaluates.assign(evaluates.begin(), evaluates.end());
     data.task_weights = of(task_weights);
-    // Each set is inputs, targets, labels and example weights; 0 where there is none.
+    // Each set is inputs, targets, labels, example weights and the loss's weights; 0 where there
+    // is none.
     const int64_t n = network_.support, q = network_.query;
     data.support_x = {of(support[0]), n * in};
     data.support_y = {of(support[1]), n * out};
@@ -105,6 +122,9 @@ class FusedStep {
     data.query_y = {of(query[1]), q * out};
     data.query_labels = {labels(query[2]), q};
     data.query_weights = {of(query[3]), q};
+    const bool of_classes = network_.loss.kind == LossKind::cross_entropy;
+    data.support_loss_weights = {of(support[4]), of_classes ? 0 : n * out};
+    data.query_loss_weights = {of(query[4]), of_classes ? 0 : q * out};
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
@@ -125,13 +145,17 @@ void bind_fused(py::module_& module) {
   module.def("instruction_sets", &instruction_sets,
              "The instruction sets that the fused step runs here, the best first.");
   py::class_<FusedStep>(module, "FusedStep")
-      .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, int, int, int, bool,
-                    bool, bool, bool, double, bool, const std::string&>())
+      .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
+                    bool, bool, bool, bool, double, bool, int64_t, const std::string&,
+                    const std::string&, const std::string&>())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
       .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
+      .def_property_readonly("engine", &FusedStep::engine)
+      .def_property_readonly("seconds", &FusedStep::seconds)
+      .def_property_readonly("form", &FusedStep::form)
       .def("run", &FusedStep::run);
 }
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "network.h"
+#include "views.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
 // Losses of single numbers: value, first and second derivative by the prediction.
+// With factors a prediction's loss is c softplus(z) - z y: what weight= and pos_weight= come to.
 template <class S>
 struct SquaredError {
   template <class Num> Num value(Num z, Num y) const { return (z - y) * (z - y); }
@@ -21,6 +23,9 @@ struct BinaryCrossEntropy {
     const Num s = sigmoid(z);
     return s * (S(1) - s);
   }
+  template <class Num> Num value(Num z, Num y, Num c) const { return c * softplus(z) - z * y; }
+  template <class Num> Num slope(Num z, Num y, Num c) const { return c * sigmoid(z) - y; }
+  template <class Num> Num curve(Num z, Num y, Num c) const { return c * curve(z, y); }
 };
 
 // Quadratic up to `knee`, then linear; times `scale`.
@@ -49,54 +54,112 @@ struct AbsoluteError {
   template <class Num> Num curve(Num, Num) const { return Num{}; }
 };
 
+// Calls `use` with the loss, and with the factors of the predictions where it has them.
 template <class S, class Use>
-void with_elementwise(const Loss& loss, Use use) {
+void with_elementwise(const Loss& loss, const Examples& set, Use use) {
   const S option = S(loss.option);
   switch (loss.kind) {
     case LossKind::cross_entropy: return;
     case LossKind::mse: return use(SquaredError<S>{});
-    case LossKind::bce_with_logits: return use(BinaryCrossEntropy<S>{});
+    case LossKind::bce_with_logits:
+      if (loss.weighted) return use(BinaryCrossEntropy<S>{}, set.loss_weights);
+      return use(BinaryCrossEntropy<S>{});
     case LossKind::huber: return use(Huber<S>{option, S(1)});
     case LossKind::smooth_l1: return use(Huber<S>{option, S(1) / option});
     case LossKind::l1: return use(AbsoluteError<S>{});
   }
 }
 
-// A column [N, 1] beside a matrix [N, C].
-inline View beside(View column, View matrix) {
-  return {column.offset, matrix.rows, matrix.cols, 1, 0};
+// 0, or no number where the weights leave no label: torch's mean of nothing, its derivatives zero.
+template <class E>
+void find_missing(E& e, const Examples& set) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  e.fold_rows(set.missing, [](Num& sum, Num w) { sum += w; }, S(0), set.weights);
+  e.map([](Num& m) { m = (m - m) / m; }, set.missing);
 }
 
-// Leaves softmax in the place of the logits, and the weighted mean in `out`.
+// The mean over labels is by their classes' weights.
 template <class E>
-void softmax_loss(E& e, const Examples& set, View z, View out) {
+void weigh_labels(E& e, const Examples& set) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  const View classes = repeated(set.loss_weights, set.targets.rows);
+  const View mean{set.second_row.offset, 1, 1, 1, 1};
+  e.fold_cols(set.row, [](Num& sum, Num y, Num c) { sum += y * c; }, S(0), set.targets, classes);
+  e.fold_rows(mean, [](Num& sum, Num c, Num w) { sum += c * w; }, S(0), set.row, set.weights);
+  e.map([](Num& w, Num mean, Num missing) { w = select(missing == S(0), w / mean, w); },
+        set.weights, throughout(mean, set.weights), throughout(set.missing, set.weights));
+}
+
+// Rows of any sum become probabilities, and the sums go to the weights of the examples.
+template <class E>
+void normalise_targets(E& e, const Examples& set) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  e.fold_cols(set.row, [](Num& sum, Num y) { sum += y; }, S(0), set.targets);
+  e.map([](Num& y, Num sum) { y = select(sum == S(0), y, y / sum); }, set.targets,
+        beside(set.row, set.targets));
+  e.map([](Num& w, Num sum) { w = w * sum; }, set.weights, set.row);
+}
+
+// Labels or probabilities as rows of probabilities; every class's weight and the smoothing are in
+// them and in the weights of the examples.
+template <class E>
+void load_targets(E& e, const Loss& loss, const Examples& set,
+                  Global<const typename E::Scalar> targets, Global<const int64_t> labels,
+                  Global<const typename E::Scalar> loss_weights) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  if (loss.weighted) e.load(set.loss_weights, loss_weights);
+  if (labels.given()) {
+    const S smoothing = loss.weighted ? S(0) : S(loss.option);
+    e.load_labels(set.targets, set.weights, labels, loss.ignore_index, smoothing);
+    find_missing(e, set);
+    if (!loss.weighted) return;
+    weigh_labels(e, set);
+  } else {
+    e.load(set.targets, targets);
+    e.map([](Num& m) { m = Num{}; }, set.missing);
+    if (loss.kind != LossKind::cross_entropy) return;
+  }
+  const S kept = S(1) - S(loss.option), rest = S(loss.option) / S(set.targets.cols);
+  e.map([kept, rest](Num& y) { y = kept * y + rest; }, set.targets);
+  if (loss.weighted) {
+    e.map([](Num& y, Num c) { y = y * c; }, set.targets,
+          repeated(set.loss_weights, set.targets.rows));
+  }
+  normalise_targets(e, set);
+}
+
+// Leaves softmax in `p`, and the weighted mean in `out`.
+template <class E>
+void softmax_loss(E& e, const Examples& set, View z, View p, View out) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   e.fold_cols(set.row, [](Num& m, Num z) { m = maximum(m, z); }, S(-1) / S(0), z);
-  e.map([](Num& z, Num m) { z = z - m; }, z, beside(set.row, z));
-  e.fold_cols(set.second_row, [](Num& sum, Num z, Num y) { sum += z * y; }, S(0), z, set.targets);
-  e.map([](Num& z) { z = exp(z); }, z);
-  e.fold_cols(set.row, [](Num& sum, Num z) { sum += z; }, S(0), z);
-  e.map([](Num& z, Num sum) { z = z / sum; }, z, beside(set.row, z));
-  // Over the weights' sum, so that no example at all gives what torch gives, not a number.
+  e.map([](Num& p, Num z, Num m) { p = z - m; }, p, z, beside(set.row, z));
+  e.fold_cols(set.second_row, [](Num& sum, Num z, Num y) { sum += z * y; }, S(0), p, set.targets);
+  e.map([](Num& z) { z = exp(z); }, p);
+  e.fold_cols(set.row, [](Num& sum, Num z) { sum += z; }, S(0), p);
+  e.map([](Num& z, Num sum) { z = z / sum; }, p, beside(set.row, p));
   e.map([](Num& l, Num sum, Num w) { l = w * (log(sum) - l); }, set.second_row, set.row,
         set.weights);
   e.fold_rows(out, [](Num& sum, Num l) { sum += l; }, S(0), set.second_row);
-  e.fold_rows(set.row, [](Num& sum, Num w) { sum += w; }, S(0), set.weights);
-  e.map([](Num& l, Num sum) { l = l / sum; }, out, set.row);
+  e.map([](Num& l, Num missing) { l = l + missing; }, out, set.missing);
 }
 
-// The loss of predictions `last.value`; leaves in their place what the other two rules need.
+// The loss of predictions `last.value`.
 template <class E>
 void loss_forward(E& e, const Loss& loss, const Examples& set, const Trace& last, View out) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value;
-  if (loss.kind == LossKind::cross_entropy) return softmax_loss(e, set, z, out);
+  if (loss.kind == LossKind::cross_entropy) return softmax_loss(e, set, z, last.softmax, out);
   const S share = S(1) / S(z.cols);
-  with_elementwise<S>(loss, [&](auto l) {
-    e.fold_cols(set.row, [l](Num& sum, Num z, Num y) { sum += l.value(z, y); }, S(0), z,
-                set.targets);
+  with_elementwise<S>(loss, set, [&](auto l, auto... factors) {
+    e.fold_cols(set.row, [l](Num& sum, Num z, Num y, auto... c) { sum += l.value(z, y, c...); },
+                S(0), z, set.targets, factors...);
   });
   e.fold_rows(out, [share](Num& sum, Num l, Num w) { sum += share * l * w; }, S(0), set.row,
               set.weights);
@@ -109,13 +172,15 @@ void loss_backward(E& e, const Loss& loss, const Examples& set, const Trace& las
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);
   if (loss.kind == LossKind::cross_entropy) {
-    e.map([](Num& d, Num p, Num y, Num w) { d = (p - y) * w; }, last.delta, z, set.targets, w);
+    e.map([](Num& d, Num p, Num y, Num w) { d = (p - y) * w; }, last.delta, last.softmax,
+          set.targets, w);
     return;
   }
   const S share = S(1) / S(z.cols);
-  with_elementwise<S>(loss, [&](auto l) {
-    e.map([l, share](Num& d, Num z, Num y, Num w) { d = share * w * l.slope(z, y); }, last.delta,
-          z, set.targets, w);
+  with_elementwise<S>(loss, set, [&](auto l, auto... factors) {
+    e.map([l, share](Num& d, Num z, Num y, Num w,
+                     auto... c) { d = share * w * l.slope(z, y, c...); },
+          last.delta, z, set.targets, w, factors...);
   });
 }
 
@@ -127,15 +192,17 @@ void loss_tangent(E& e, const Loss& loss, const Examples& set, const Trace& last
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);
   if (loss.kind == LossKind::cross_entropy) {
-    e.fold_cols(set.row, [](Num& sum, Num p, Num r) { sum += p * r; }, S(0), z, r);
-    e.map([](Num& d, Num p, Num r, Num mean, Num w) { d = w * p * (r - mean); }, out, z, r,
-          beside(set.row, z), w);
+    const View p = last.softmax;
+    e.fold_cols(set.row, [](Num& sum, Num p, Num r) { sum += p * r; }, S(0), p, r);
+    e.map([](Num& d, Num p, Num r, Num mean, Num w) { d = w * p * (r - mean); }, out, p, r,
+          beside(set.row, p), w);
     return;
   }
   const S share = S(1) / S(z.cols);
-  with_elementwise<S>(loss, [&](auto l) {
-    e.map([l, share](Num& d, Num z, Num y, Num r, Num w) { d = share * w * l.curve(z, y) * r; },
-          out, z, set.targets, r, w);
+  with_elementwise<S>(loss, set, [&](auto l, auto... factors) {
+    e.map([l, share](Num& d, Num z, Num y, Num r, Num w,
+                     auto... c) { d = share * w * l.curve(z, y, c...) * r; },
+          out, z, set.targets, r, w, factors...);
   });
 }
 

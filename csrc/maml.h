@@ -4,6 +4,7 @@
 #pragma once
 
 #include "dense.h"
+#include "dual.h"
 #include "losses.h"
 #include "network.h"
 
@@ -31,6 +32,7 @@ class MetaStep {
     }
     e.map([](Num& l) { l = Num{}; }, block(layout.lambda));
     if (network.prox != 0) e.map([](Num& l) { l = Num{}; }, block(layout.anchor));
+    if (network.dual) dual().start_cotangent();
     add_query(network.steps);  // (2)
     for (int k = network.steps - 1; k >= 0; --k) {
       through_step(k);  // (3), (4)
@@ -39,7 +41,11 @@ class MetaStep {
     if (network.prox != 0 && !network.first_order) {  // (5)
       e.map([](Num& l, Num a) { l = l + a; }, block(layout.lambda), block(layout.anchor));
     }
-    e.sum_tasks(0, block(layout.lambda));
+    if (network.dual) {
+      dual().finish(support_x, query_x, layout.dual.gradient);
+      e.sum_tasks(0, layout.dual.gradient);
+    }
+    sum_tasks(0, layout.lambda);
   }
 
  private:
@@ -48,85 +54,121 @@ class MetaStep {
   const Layout& layout;
   const Data<S>& data;
   const int depth;
+  View support_x{}, query_x{};  // where the inputs lie
 
   View block(int64_t offset) const {
-    return {offset, 1, int(layout.parameters), int(layout.parameters), 1};
+    return {offset, 1, int(layout.block), int(layout.block), 1};
   }
   DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
+  DualProduct<E> dual() { return {e, network.layers[0], layout.dual}; }
+  bool is_dual(int l, int tensor) const { return network.dual && l == 0 && tensor == kWeight; }
+  bool is_query(const Examples& set) const { return &set == &layout.query; }
 
   // The block of theta_k. Without a reverse sweep two take turns beside theta_0.
   int64_t theta(int k) const {
     const int slot = network.differentiate || k == 0 ? k : 1 + k % 2;
-    return layout.theta + slot * layout.parameters;
+    return layout.theta + slot * layout.block;
   }
-  // The block where a parameter of theta_k is found: one that does not adapt stays in theta_0.
-  int64_t weight_of(int l, int k) const {
-    return theta(network.layers[l].adapts_weight ? k : 0);
+  // The blocks where theta_k is found: what does not adapt stays in theta_0.
+  Blocks blocks(int l, int k) const {
+    Blocks at;
+    for (int i = 0; i < kTensors; ++i) at.of[i] = theta(network.layers[l].adapts[i] ? k : 0);
+    return at;
   }
-  int64_t bias_of(int l, int k) const { return theta(network.layers[l].adapts_bias ? k : 0); }
 
   const Trace* traces(const Examples& set, int k) const {
     const bool kept = &set == &layout.support && layout.traces_kept > 1;
     return &set.traces[kept ? k * depth : 0];
   }
   View input(const Examples& set, const Trace* trace, int l) const {
-    return l == 0 ? set.inputs : trace[l - 1].value;
+    return l > 0 ? trace[l - 1].value : is_query(set) ? query_x : support_x;
   }
-  S rate(int k, int tensor) const { return data.rates[k * 2 * depth + tensor]; }
+  // use(parameter of a block, its place among the P numbers of all)
+  template <class Use>
+  void parameters(int64_t block, Use use) {
+    int64_t place = 0;
+    for (int l = 0; l < depth; ++l) {
+      for (int i = 0; i < kTensors; ++i) {
+        if (!network.layers[l].has[i]) continue;
+        const View p = layer(l).tensor(i, block);
+        if (!is_dual(l, i)) use(p, place);
+        place += int64_t(p.rows) * p.cols;
+      }
+    }
+  }
+  void sum_tasks(int64_t start, int64_t block) {
+    parameters(block, [&](View p, int64_t place) { e.sum_tasks(start + place, p); });
+  }
+  void load_rates(int k) {
+    const auto rates = data.elementwise_rates.at(k * layout.parameters);
+    parameters(layout.rate, [&](View p, int64_t place) { e.load(p, rates.at(place)); });
+  }
+  S rate(int k, int l, int tensor) const { return data.rates[(k * depth + l) * kTensors + tensor]; }
 
   void load() {
+    e.map([](Num& one, Num& zero) { one = Num{} + S(1), zero = Num{}; }, layout.one, layout.zero);
     for (int l = 0; l < depth; ++l) {
-      e.load(layer(l).weight(theta(0)), data.parameters[2 * l]);
-      if (network.layers[l].bias) e.load(layer(l).bias(theta(0)), data.parameters[2 * l + 1]);
+      const Dense& d = network.layers[l];
+      for (int i = 0; i < kTensors; ++i) {
+        if (!d.has[i]) continue;
+        e.load(is_dual(l, i) ? layout.dual.weight : layer(l).tensor(i, theta(0)),
+               data.parameters[l * kTensors + i]);
+      }
+      if (d.norm == Norm::running) {
+        e.load(layout.layers[l].mean, data.statistics[2 * l]);
+        e.load(layout.layers[l].inverse, data.statistics[2 * l + 1]);
+      }
     }
-    load(layout.support, data.support_x, data.support_y, data.support_labels,
-         data.support_weights);
+    support_x = e.inputs(layout.support.inputs, data.support_x);
+    load(layout.support, data.support_y, data.support_labels,
+         data.support_weights, data.support_loss_weights);
     if (network.query > 0) {
-      load(layout.query, data.query_x, data.query_y, data.query_labels, data.query_weights);
+      query_x = e.inputs(layout.query.inputs, data.query_x);
+      load(layout.query, data.query_y, data.query_labels, data.query_weights,
+           data.query_loss_weights);
     }
+    if (network.dual) dual().start(support_x, query_x, layout.dual.weight);
   }
 
-  void load(const Examples& set, Global<const S> x, Global<const S> y,
-            Global<const int64_t> labels, Global<const S> weights) {
-    e.load(set.inputs, x);
+  void load(const Examples& set, Global<const S> y,
+            Global<const int64_t> labels, Global<const S> weights, Global<const S> loss_weights) {
     if (weights.given()) {
       e.load(set.weights, weights);
     } else {
       const S each = S(1) / S(set.weights.rows);
       e.map([each](Num& w) { w = Num{} + each; }, set.weights);
     }
-    if (labels.given()) {
-      e.load_labels(set.targets, set.weights, labels, network.loss.ignore_index,
-                    S(network.loss.option));
-    } else {
-      e.load(set.targets, y);
-    }
+    load_targets(e, network.loss, set, y, labels, loss_weights);
   }
 
   void store_adapted() {
     for (int l = 0; l < depth; ++l) {
-      const Dense& d = network.layers[l];
-      if (d.adapts_weight) {
-        e.store(data.adapted[2 * l], layer(l).weight(theta(network.steps)));
-      }
-      if (d.adapts_bias) {
-        e.store(data.adapted[2 * l + 1], layer(l).bias(theta(network.steps)));
+      for (int i = 0; i < kTensors; ++i) {
+        if (!network.layers[l].adapts[i]) continue;
+        e.store(data.adapted[l * kTensors + i], layer(l).tensor(i, theta(network.steps)));
       }
     }
   }
 
   void forward(const Examples& set, const Trace* trace, int k) {
     for (int l = 0; l < depth; ++l) {
-      layer(l).forward(input(set, trace, l), trace[l], weight_of(l, k), bias_of(l, k));
+      const Blocks at = blocks(l, k);
+      if (is_dual(l, kWeight)) {
+        const View bias = layer(l).row(kBias, at.of[kBias]);
+        dual().forward(is_query(set), k, trace[l].product, network.layers[l].has[kBias] ? &bias : nullptr);
+        layer(l).after_product(trace[l], at);
+      } else {
+        layer(l).forward(input(set, trace, l), trace[l], at);
+      }
     }
   }
 
-  // From the loss down to the first layer, leaving every layer's delta before its activation.
+  // From the loss down to the first layer, leaving every layer's delta at its product.
   void backward(const Examples& set, const Trace* trace, int k) {
     loss_backward(e, network.loss, set, trace[depth - 1]);
     for (int l = depth - 1; l >= 0; --l) {
-      layer(l).backward(trace[l]);
-      if (l > 0) layer(l).backward_input(trace[l], trace[l - 1].delta, weight_of(l, k));
+      layer(l).backward(trace[l], blocks(l, k));
+      if (l > 0) layer(l).backward_input(trace[l], trace[l - 1].delta, blocks(l, k));
     }
   }
 
@@ -136,9 +178,7 @@ class MetaStep {
     loss_forward(e, network.loss, layout.support, trace[depth - 1], layout.scalar);
     e.store(data.support_losses.at(k * data.tasks), layout.scalar);
     backward(layout.support, trace, k);
-    if (network.elementwise_rates) {
-      e.load(block(layout.rate), data.elementwise_rates.at(k * layout.parameters));
-    }
+    if (network.elementwise_rates) load_rates(k);
     for (int l = 0; l < depth; ++l) descend(l, k, input(layout.support, trace, l), trace[l]);
   }
 
@@ -149,11 +189,12 @@ class MetaStep {
       const auto move = [prox](Num g, Num& next, Num p, Num anchor, Num a) {
         next = p - a * (g + prox * (p - anchor));
       };
-      if (d.adapts_weight) {
+      if (d.adapts[kWeight]) {
         layer(l).weight_gradient(move, t, x, theta(k + 1), theta(k), theta(0), layout.rate);
       }
-      if (d.adapts_bias) {
-        layer(l).bias_gradient(move, t, theta(k + 1), theta(k), theta(0), layout.rate);
+      for (Tensor row : kRows) {
+        if (!d.adapts[row]) continue;
+        layer(l).row_gradient(row, move, t, theta(k + 1), theta(k), theta(0), layout.rate);
       }
       return;
     }
@@ -162,11 +203,15 @@ class MetaStep {
         next = p - a * (g + prox * (p - anchor));
       };
     };
-    if (d.adapts_weight) {
-      layer(l).weight_gradient(move(rate(k, 2 * l), prox), t, x, theta(k + 1), theta(k), theta(0));
+    if (d.adapts[kWeight] && is_dual(l, kWeight)) {
+      dual().descend(k, rate(k, l, kWeight), t.product_delta);
+    } else if (d.adapts[kWeight]) {
+      layer(l).weight_gradient(move(rate(k, l, kWeight), prox), t, x, theta(k + 1), theta(k),
+                               theta(0));
     }
-    if (d.adapts_bias) {
-      layer(l).bias_gradient(move(rate(k, 2 * l + 1), prox), t, theta(k + 1), theta(k), theta(0));
+    for (Tensor row : kRows) {
+      if (!d.adapts[row]) continue;
+      layer(l).row_gradient(row, move(rate(k, l, row), prox), t, theta(k + 1), theta(k), theta(0));
     }
   }
 
@@ -188,15 +233,21 @@ class MetaStep {
     backward(layout.query, trace, k);
     const auto add = [w](Num g, Num& out) { out = out + w * g; };
     for (int l = 0; l < depth; ++l) {
-      layer(l).weight_gradient(add, trace[l], input(layout.query, trace, l), layout.lambda);
-      if (network.layers[l].bias) layer(l).bias_gradient(add, trace[l], layout.lambda);
+      if (is_dual(l, kWeight)) {
+        dual().add_query(w, trace[l].product_delta);
+      } else {
+        layer(l).weight_gradient(add, trace[l], input(layout.query, trace, l), layout.lambda);
+      }
+      for (Tensor row : kRows) {
+        if (network.layers[l].has[row]) layer(l).row_gradient(row, add, trace[l], layout.lambda);
+      }
     }
   }
 
   void through_step(int k) {
-    if (network.elementwise_rates) {
-      e.load(block(layout.rate), data.elementwise_rates.at(k * layout.parameters));
-    }
+    if (network.elementwise_rates) load_rates(k);
+    const bool along = network.learned_rates || !network.first_order;
+    if (network.dual && network.layers[0].adapts[kWeight] && along) dual().find_along();
     if (network.learned_rates) add_rate_gradients(k);
     if (network.first_order) return;
     scale_by_rates(k);
@@ -211,24 +262,23 @@ class MetaStep {
   // The vector a_k * lambda_{k+1}, zero where nothing adapts.
   void scale_by_rates(int k) {
     for (int l = 0; l < depth; ++l) {
-      const Dense& d = network.layers[l];
       const DenseLayer<E> at = layer(l);
-      scale(d.adapts_weight, k, 2 * l, at.weight(layout.vector), at.weight(layout.lambda),
-            at.weight(layout.rate));
-      if (d.bias) {
-        scale(d.adapts_bias, k, 2 * l + 1, at.bias(layout.vector), at.bias(layout.lambda),
-              at.bias(layout.rate));
+      for (int i = 0; i < kTensors; ++i) {
+        if (network.layers[l].has[i] && !is_dual(l, i)) {
+          scale(l, k, i, at.tensor(i, layout.vector), at.tensor(i, layout.lambda),
+                at.tensor(i, layout.rate));
+        }
       }
     }
   }
 
-  void scale(bool adapts, int k, int tensor, View vector, View lambda, View rates) {
-    if (!adapts) {
+  void scale(int l, int k, int tensor, View vector, View lambda, View rates) {
+    if (!network.layers[l].adapts[tensor]) {
       e.map([](Num& v) { v = Num{}; }, vector);
     } else if (network.elementwise_rates) {
       e.map([](Num& v, Num l, Num a) { v = a * l; }, vector, lambda, rates);
     } else {
-      const S a = rate(k, tensor);
+      const S a = rate(k, l, tensor);
       e.map([a](Num& v, Num l) { v = a * l; }, vector, lambda);
     }
   }
@@ -243,24 +293,35 @@ class MetaStep {
     for (int l = 0; l < depth; ++l) {
       const Dense& d = network.layers[l];
       DenseLayer<E> at = layer(l);
-      at.weight_gradient(keep, trace[l], input(layout.support, trace, l), layout.gradient,
-                         weight_of(l, k), theta(0));
-      if (d.bias) at.bias_gradient(keep, trace[l], layout.gradient, bias_of(l, k), theta(0));
-      if (network.elementwise_rates) continue;
-      add_dot(start + k * 2 * depth + 2 * l, at.weight(layout.gradient), at.weight(layout.lambda));
-      if (d.bias) {
-        add_dot(start + k * 2 * depth + 2 * l + 1, at.bias(layout.gradient),
-                at.bias(layout.lambda));
+      const Blocks here = blocks(l, k);
+      if (!is_dual(l, kWeight)) {
+        at.weight_gradient(keep, trace[l], input(layout.support, trace, l), layout.gradient,
+                           here.of[kWeight], theta(0));
+      }
+      for (Tensor row : kRows) {
+        if (d.has[row]) {
+          at.row_gradient(row, keep, trace[l], layout.gradient, here.of[row], theta(0));
+        }
+      }
+      for (int i = 0; i < kTensors && !network.elementwise_rates; ++i) {
+        const int64_t place = start + (k * depth + l) * kTensors + i;
+        if (is_dual(l, i)) {
+          if (!d.adapts[i]) continue;
+          dual().rate_gradient(layout.scalar, trace[l].product_delta);
+          add_scalar(place);
+        } else if (d.has[i]) {
+          e.dot(layout.scalar, at.tensor(i, layout.gradient), at.tensor(i, layout.lambda));
+          add_scalar(place);
+        }
       }
     }
     if (network.elementwise_rates) {
       e.map([](Num& g, Num l) { g = -g * l; }, block(layout.gradient), block(layout.lambda));
-      e.sum_tasks(start + k * layout.parameters, block(layout.gradient));
+      sum_tasks(start + k * layout.parameters, layout.gradient);
     }
   }
 
-  void add_dot(int64_t place, View gradient, View lambda) {
-    e.dot(layout.scalar, gradient, lambda);
+  void add_scalar(int64_t place) {
     e.map([](Num& d) { d = -d; }, layout.scalar);
     e.sum_tasks(place, layout.scalar);
   }
@@ -271,9 +332,15 @@ class MetaStep {
     const View* rx = nullptr;
     int first_moved = depth;
     for (int l = 0; l < depth; ++l) {
-      const bool moved = layer(l).tangent_forward(input(layout.support, trace, l), rx, trace[l],
-                                                  layout.tangents[l], weight_of(l, k),
-                                                  layout.vector);
+      const Tangent& r = layout.tangents[l];
+      const Blocks at = blocks(l, k);
+      bool moved = network.layers[l].adapts[kWeight];
+      if (!is_dual(l, kWeight)) {
+        moved = layer(l).tangent_product(input(layout.support, trace, l), rx, r, at, layout.vector);
+      } else if (moved) {
+        dual().tangent_forward(rate(k, l, kWeight), r.value);
+      }
+      moved = layer(l).tangent_forward(moved, trace[l], r, at, layout.vector);
       if (!moved) continue;
       if (first_moved == depth) first_moved = l;
       rx = &layout.tangents[l].value;
@@ -282,12 +349,17 @@ class MetaStep {
                  layout.tangents[depth - 1].value, layout.tangents[depth - 1].delta);
     for (int l = depth - 1; l >= 0; --l) {
       const Tangent& r = layout.tangents[l];
-      layer(l).tangent_backward(trace[l], r, l >= first_moved);
-      layer(l).subtract_hessian(input(layout.support, trace, l),
-                                l > first_moved ? &layout.tangents[l - 1].value : nullptr,
-                                trace[l], r, layout.lambda);
+      layer(l).tangent_backward(trace[l], r, blocks(l, k), layout.vector, l >= first_moved);
+      if (is_dual(l, kWeight)) {
+        dual().subtract_hessian(r.delta);
+      } else {
+        layer(l).subtract_hessian_of_weight(input(layout.support, trace, l),
+                                            l > first_moved ? &layout.tangents[l - 1].value : nullptr,
+                                            trace[l], r, layout.lambda);
+      }
+      layer(l).subtract_hessian_of_rows(r, layout.lambda);
       if (l > 0) {
-        layer(l).tangent_backward_input(trace[l], r, layout.tangents[l - 1].delta, weight_of(l, k),
+        layer(l).tangent_backward_input(trace[l], r, layout.tangents[l - 1].delta, blocks(l, k),
                                         layout.vector);
       }
     }

@@ -9,36 +9,95 @@ namespace {
 
 class Allocator {
  public:
+  explicit Allocator(int width) : width_(width) {}
+
   View matrix(int rows, int cols) {
-    View view{next_, rows, cols, cols, 1};
-    next_ += int64_t(rows) * cols;
+    const int stride = padded(cols);
+    View view{next_, rows, cols, stride, 1};
+    next_ += int64_t(rows) * stride;
     return view;
+  }
+  // A matrix of one column, side by side.
+  View column(int rows) {
+    View view{next_, rows, 1, 1, padded(rows)};
+    next_ += view.col_stride;
+    return view;
+  }
+  // From one row to the next. An odd number of vectors: at a power of two the rows of a narrow
+  // strip would meet in a few sets of the cache.
+  int padded(int cols) const {
+    int vectors = (cols + width_ - 1) / width_;
+    if (width_ > 1 && vectors > 4) vectors |= 1;
+    return vectors * width_;
   }
   int64_t block(int64_t size) {
     const int64_t offset = next_;
     next_ += size;
     return offset;
   }
+  // As long as a weight.
+  int64_t like(View v) {
+    const bool turned = v.row_stride == 1 && v.col_stride > 1;
+    return block(turned ? int64_t(v.cols) * v.col_stride : int64_t(v.rows) * v.row_stride);
+  }
   int64_t size() const { return next_; }
 
  private:
+  int width_;
   int64_t next_ = 0;
 };
 
-Examples examples(Allocator& allocate, const Description& network, int count, int kept) {
+Sums sums(Allocator& allocate, int width) {
+  return {allocate.matrix(1, width), allocate.matrix(1, width)};
+}
+
+// What a layer's norm keeps besides.
+void add_norm(Allocator& allocate, const Dense& layer, const Layout::Layer& place, Trace& trace) {
+  const int count = trace.value.rows;
+  trace.product = allocate.matrix(count, layer.out);
+  trace.product_delta = allocate.matrix(count, layer.out);
+  trace.sums = sums(allocate, layer.out);
+  const bool given = layer.norm == Norm::running;
+  trace.mean = given ? place.mean : allocate.matrix(1, layer.out);
+  trace.inverse = given ? place.inverse : allocate.matrix(1, layer.out);
+}
+
+void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
+  tangent.normalised = allocate.matrix(tangent.value.rows, layer.out);
+  tangent.value_sums = sums(allocate, layer.out);
+  tangent.delta_sums = sums(allocate, layer.out);
+}
+
+Examples examples(Allocator& allocate, const Description& network, const Layout& layout, int count,
+                  int kept, bool copies) {
   const Dense& last = network.layers.back();
-  Examples set{allocate.matrix(count, network.layers.front().in),
+  Examples set{copies ? allocate.matrix(count, network.layers.front().in)
+                      : View{0, count, network.layers.front().in, 0, 0},
                allocate.matrix(count, last.out),
-               allocate.matrix(count, 1),
-               allocate.matrix(count, 1),
-               allocate.matrix(count, 1),
+               allocate.column(count),
+               allocate.column(count),
+               allocate.column(count),
+               {},
+               allocate.matrix(1, 1),
                {}};
+  if (network.loss.weighted) {
+    const bool of_classes = network.loss.kind == LossKind::cross_entropy;
+    set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
+  }
   for (int step = 0; step < kept; ++step) {
-    for (const Dense& layer : network.layers) {
-      Trace trace{allocate.matrix(count, layer.out), allocate.matrix(count, layer.out), {}, {}};
+    for (std::size_t l = 0; l < network.layers.size(); ++l) {
+      const Dense& layer = network.layers[l];
+      Trace trace{};
+      trace.value = trace.product = allocate.matrix(count, layer.out);
+      trace.delta = trace.product_delta = allocate.matrix(count, layer.out);
       if (!follows_from_output(layer.activation)) {
         trace.slope = allocate.matrix(count, layer.out);
         trace.curve = allocate.matrix(count, layer.out);
+      }
+      if (layer.norm != Norm::none) add_norm(allocate, layer, layout.layers[l], trace);
+      trace.softmax = trace.value;
+      if (&layer == &last && layer.activation != Activation::identity) {
+        trace.softmax = allocate.matrix(count, layer.out);
       }
       set.traces.push_back(trace);
     }
@@ -46,47 +105,101 @@ Examples examples(Allocator& allocate, const Description& network, int count, in
   return set;
 }
 
+void add_dual(Allocator& allocate, const Description& network, const Layout::Layer& place,
+              Layout::Dual& dual) {
+  const Dense& layer = network.layers.front();
+  const int n = network.support, q = network.query, h = layer.out;
+  dual.weight = {place.of[kWeight], h, layer.in, place.weight_row_stride, place.weight_col_stride};
+  dual.support = allocate.matrix(n, h);
+  dual.query = allocate.matrix(q, h);
+  dual.steps.resize(network.steps + 1);
+  if (layer.adapts[kWeight]) {
+    dual.gram = allocate.matrix(n, n);
+    dual.cross = allocate.matrix(q, n);
+    for (View& step : dual.steps) step = allocate.matrix(n, h);
+  }
+  if (!network.differentiate) return;
+  dual.gradient = dual.weight;
+  dual.gradient.offset = allocate.like(dual.weight);
+  dual.of_query = allocate.matrix(q, h);
+  dual.of_support = allocate.matrix(n, h);
+  dual.pull = allocate.matrix(n, h);
+  dual.along = allocate.matrix(n, h);
+}
+
 }  // namespace
 
-Layout lay_out(const Description& network) {
+Layout lay_out(const Description& network, int width) {
   Layout layout;
-  Allocator allocate, block;
+  Allocator allocate(width), block(width);
+  layout.one = allocate.matrix(1, 1);
+  layout.zero = allocate.matrix(1, 1);
+  const bool turned = width > 1;
   for (const Dense& layer : network.layers) {
-    Layout::Layer place{block.block(int64_t(layer.in) * layer.out), 0};
-    place.bias = layer.bias ? block.block(layer.out) : 0;
+    const bool is_dual = network.dual && layout.layers.empty();
+    Allocator& of_weight = is_dual ? allocate : block;
+    const View weight = turned ? of_weight.matrix(layer.in, layer.out)
+                               : of_weight.matrix(layer.out, layer.in);
+    Layout::Layer place{};
+    place.of[kWeight] = weight.offset;
+    place.weight_row_stride = turned ? 1 : weight.row_stride;
+    place.weight_col_stride = turned ? weight.row_stride : 1;
+    layout.parameters += int64_t(layer.in) * layer.out;
+    if (is_dual) add_dual(allocate, network, place, layout.dual);
+    for (Tensor row : kRows) {
+      if (!layer.has[row]) continue;
+      place.of[row] = block.matrix(1, layer.out).offset;
+      layout.parameters += layer.out;
+    }
+    if (layer.norm == Norm::running) {
+      place.mean = allocate.matrix(1, layer.out);
+      place.inverse = allocate.matrix(1, layer.out);
+    }
+    place.one = layout.one, place.zero = layout.zero;
     layout.layers.push_back(place);
+    if (turned && network.dual) {
+      const int64_t panel = int64_t(layer.in) * block.padded(network.support);
+      layout.scratch = std::max(layout.scratch, panel);
+    }
+    if (turned && layout.layers.size() > 1) {
+      const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
+      layout.scratch = std::max(layout.scratch, 2 * panel);
+    }
   }
-  layout.parameters = block.size();
+  layout.block = block.size();
   const bool reverses = network.differentiate;
   layout.thetas_kept = reverses ? network.steps + 1 : 3;
   layout.traces_kept = reverses && (!network.first_order || network.learned_rates)
                            ? std::max(1, network.steps)
                            : 1;
-  layout.theta = allocate.block(layout.thetas_kept * layout.parameters);
-  layout.support = examples(allocate, network, network.support, layout.traces_kept);
-  layout.query = examples(allocate, network, network.query, 1);
-  layout.scalar = allocate.matrix(1, 1);
-  if (network.elementwise_rates) layout.rate = allocate.block(layout.parameters);
+  layout.theta = allocate.block(layout.thetas_kept * layout.block);
+  layout.support = examples(allocate, network, layout, network.support, layout.traces_kept, true);
+  layout.query = examples(allocate, network, layout, network.query, 1, width == 1);
+  layout.scalar = allocate.column(1);
+  if (network.elementwise_rates) layout.rate = allocate.block(layout.block);
   if (reverses) {
-    layout.lambda = allocate.block(layout.parameters);
-    layout.vector = allocate.block(layout.parameters);
-    if (network.prox != 0) layout.anchor = allocate.block(layout.parameters);
-    if (network.learned_rates) layout.gradient = allocate.block(layout.parameters);
+    layout.lambda = allocate.block(layout.block);
+    layout.vector = allocate.block(layout.block);
+    if (network.prox != 0) layout.anchor = allocate.block(layout.block);
+    if (network.learned_rates) layout.gradient = allocate.block(layout.block);
     if (!network.first_order) {
       for (const Dense& layer : network.layers) {
-        Tangent tangent{allocate.matrix(network.support, layer.out), {},
-                        allocate.matrix(network.support, layer.out)};
+        Tangent tangent{};
+        tangent.value = allocate.matrix(network.support, layer.out);
+        tangent.delta = allocate.matrix(network.support, layer.out);
         if (is_bent(layer.activation)) tangent.bend = allocate.matrix(network.support, layer.out);
+        if (layer.norm != Norm::none) add_norm(allocate, layer, tangent);
         layout.tangents.push_back(tangent);
       }
     }
   }
+  layout.scratch = allocate.block(layout.scratch);
   layout.size = allocate.size();
   return layout;
 }
 
 int64_t gradient_size(const Description& network, const Layout& layout) {
-  const int64_t each = network.elementwise_rates ? layout.parameters : 2 * layout.layers.size();
+  const int64_t each = network.elementwise_rates ? layout.parameters : kTensors * layout.layers.size();
   return layout.parameters + (network.learned_rates ? network.steps * each : 0);
 }
 

@@ -8,20 +8,29 @@ namespace fastmeta {
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, elu, softplus, silu, gelu, gelu_tanh };
 enum class LossKind { cross_entropy, mse, bce_with_logits, huber, smooth_l1, l1 };
+// Batch norm by the statistics of the set at hand, or by given ones.
+enum class Norm { none, batch, running };
 
-// x W' + b, and an elementwise function of that.
+// A layer's tensors, in the order in which they lie and are passed.
+enum Tensor { kWeight, kBias, kScale, kShift, kTensors };
+// Those that are rows [1, H].
+constexpr Tensor kRows[] = {kBias, kScale, kShift};
+
+// The product x W' + b, maybe a norm, and an elementwise function of that.
 struct Dense {
   int in, out;
-  bool bias;
   Activation activation;
   double option, second_option;  // slope, alpha, or beta and threshold
-  bool adapts_weight, adapts_bias;
+  Norm norm;
+  double eps;
+  bool has[kTensors], adapts[kTensors];
 };
 
 struct Loss {
   LossKind kind;
   double option;  // label smoothing, delta or beta
   int64_t ignore_index;
+  bool weighted;  // classes have weights, or predictions have a factor of their own
 };
 
 struct Description {
@@ -30,6 +39,7 @@ struct Description {
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
+  bool dual;  // whether the first layer's product is in dual form
 };
 
 // A matrix in a task's storage. A stride of 0 repeats a row or a column.
@@ -38,42 +48,74 @@ struct View {
   int rows, cols, row_stride, col_stride;
 };
 
+// Sums over the examples [1, H] of a derivative and of the normalised product times it.
+struct Sums {
+  View plain, along;
+};
+
 // What a layer keeps of a pass over some examples.
 struct Trace {
-  View value;  // the output [N, H]; of the last layer what the loss leaves there
+  View value;  // the output [N, H]
   View delta;  // the loss's derivative before the activation [N, H]
   View slope;  // f'(z), where it can't be had from the output
   View curve;  // f''(z) times the derivative after the activation, likewise
+  // The product and the derivative there [N, H]; of a layer without a norm they lie where `value`
+  // and `delta` do, and a norm leaves the product normalised.
+  View product, product_delta;
+  View mean, inverse;  // of the norm [1, H]: mean and 1 / standard deviation
+  Sums sums;           // of the norm: of `delta`
+  View softmax;        // of the last layer, where `value` lies if no activation needs that
 };
 
 // Scratch of the Hessian-vector product.
 struct Tangent {
-  View value, bend, delta;  // each [N, H]
+  View value, bend, delta;     // each [N, H]
+  View normalised;             // of the norm [N, H]
+  Sums value_sums, delta_sums; // of the norm
 };
 
 struct Examples {
   View inputs, targets, weights;  // [N, D], [N, C], [N, 1]
   View row, second_row;           // scratch columns [N, 1]
+  View loss_weights;              // of the classes [1, C], or of each prediction [N, C]
+  View missing;                   // 0, or no number where no label counts [1, 1]
   std::vector<Trace> traces;           // [steps kept * layers]
 };
 
-// Offsets count numbers of the engine (a vector of tasks, in an engine of lanes).
+// Offsets count numbers of the engine (a vector of tasks, where the lanes are tasks).
 struct Layout {
   struct Layer {
-    int64_t weight, bias;  // within a block of parameters
+    int64_t of[kTensors];  // within a block of parameters
+    int weight_row_stride, weight_col_stride;  // of the weight as torch has it [out, in]
+    View mean, inverse;    // given statistics [1, H]
+    View one, zero;        // in place of what a norm lacks
+  };
+  // Of the first layer's product, where it is in dual form.
+  struct Dual {
+    View weight, gradient;            // [H, D]
+    View support, query;              // X W_0' [N, H], [Q, H]
+    View gram, cross;                 // X X', X_q X' [N, N], [Q, N]
+    std::vector<View> steps;          // S_k [N, H]
+    View of_query, of_support;        // C [Q, H], [N, H]
+    View pull, along;                 // X X_q' C_q, X lambda' [N, H]
   };
   std::vector<Layer> layers;
-  int64_t parameters = 0;  // P, the length of a block
+  Dual dual;
+  int64_t parameters = 0;  // P
+  int64_t block = 0;       // the length of a block of parameters, padding included
   int64_t theta = 0;       // blocks, one a step kept
   int64_t lambda = 0, vector = 0, anchor = 0, gradient = 0, rate = 0;
   int thetas_kept = 0, traces_kept = 0;
   Examples support, query;
   std::vector<Tangent> tangents;  // [layers]
-  View scalar;
+  View scalar, one, zero;  // each [1, 1]
+  int64_t scratch = 0;     // the engine's own, as long as two weights
   int64_t size = 0;
 };
 
-Layout lay_out(const Description&);
+// `width` is how many columns of a matrix the engine takes at a time. Above 1, rows are padded to
+// a multiple of it, and weights lie input by input, so that a product's columns lie side by side.
+Layout lay_out(const Description&, int width);
 
 // Whether f'(z) and f''(z) / f'(z) follow from f(z) at hardly any cost.
 constexpr bool follows_from_output(Activation kind) {
@@ -92,12 +134,13 @@ struct Global {
   Global at(int64_t offset) const { return {data + offset, task_stride}; }
 };
 
-// One call's data. Parameters and adapted ones come in the order weight, bias, weight, ...
+// One call's data. Parameters and adapted ones come layer by layer in the order of `Tensor`.
 template <class Scalar>
 struct Data {
   int64_t tasks;
   std::vector<Global<const Scalar>> parameters;
   std::vector<Global<Scalar>> adapted;  // empty unless asked for
+  std::vector<Global<const Scalar>> statistics;  // mean and inverse of each layer's norm
   const Scalar* rates;                  // [K, tensors], or [K, P] if elementwise; on the host
   Global<const Scalar> elementwise_rates;
   std::vector<Scalar> step_weights;  // [K + 1]
@@ -105,6 +148,7 @@ struct Data {
   const Scalar* task_weights;        // [T]
   Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const int64_t> support_labels, query_labels;
+  Global<const Scalar> support_loss_weights, query_loss_weights;
   Global<Scalar> support_losses;  // [K, T]
   Global<Scalar> step_losses;     // [K + 1, T]
   Global<Scalar> query_outputs;   // [T, Q, C]

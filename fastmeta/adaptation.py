@@ -121,9 +121,10 @@ def adapt(
     **Raises:** `TypeError` or `ValueError` naming the argument, before anything is computed.
     """
     model = plain_module(model)
-    with torch.inference_mode(False), torch.no_grad(), planner.stepping(model):
+    with torch.inference_mode(False), torch.no_grad(), planner.stepping(model) as seen:
         step = plan_step(
             model,
+            seen,
             outside_inference(support),
             None,
             inner_lr=inner_lr,

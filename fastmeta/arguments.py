@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastmeta import inner_loop as loops
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
+from fastmeta.plan.snapshot import Snapshot
 from fastmeta.tasks import (
     RaggedTasks,
     TaskBatch,
@@ -19,10 +21,12 @@ from fastmeta.tasks import (
     map_tensors,
     support_batch,
     task_batch,
+    tensor_batch,
 )
 
 _EXECUTORS = ("auto", "fused", "layered", "generic")
 _MEMORY = ("auto", "low")
+_PLAIN = frozenset((float, int, bool, str, type(None)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,7 @@ class PlannedStep:
 
 def plan_step(
     model: nn.Module,
+    seen: Snapshot,
     support: Any,
     query: Any,
     *,
@@ -58,32 +63,18 @@ def plan_step(
     **Raises** `TypeError` or `ValueError` naming the argument; nothing is changed then.
     """
     _check_choices(loss_fn, memory, executor)
-    tasks = support_batch(support) if query is None else task_batch(support, query)
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        if nn.parameter.is_lazy(parameter):
-            raise ValueError(
-                f"model: {name} is not initialised yet (a lazy module); run the model once first"
-            )
-    inner = loops.inner_loop(
-        parameters,
-        inner_lr,
-        inner_steps,
-        adapt=adapt,
-        step_weights=step_weights,
-        prox=prox,
-        first_order=first_order,
-    )
-    weights = loops.task_weights(task_weights, tasks.tasks, parameters)
+    tasks = _tasks(seen, support, query)
+    inner = _inner_loop(seen, inner_lr, inner_steps, adapt, step_weights, prox, first_order)
+    weights = _weights(seen, task_weights, tasks.tasks)
 
     def prepare(indices: list[int], batch: TaskBatch) -> Planned:
-        for label, examples in zip(("support", "query"), batch.sets(), strict=False):
-            check_model_dtype(examples, label, parameters)
-            if isinstance(tasks, TaskBatch):
-                break  # support and query were found to agree
+        if not isinstance(tasks, TaskBatch):
+            for label, examples in zip(("support", "query"), batch.sets(), strict=False):
+                check_model_dtype(examples, label, seen.parameters)
         whole = len(indices) == tasks.tasks
         return planner.prepare(
             model,
+            seen,
             loss_fn,
             batch,
             inner,
@@ -103,6 +94,54 @@ def plan_step(
         if padded.choice.form in ("vmap", "fused"):
             groups = [(everyone, padded)]
     return PlannedStep(tasks, inner, weights, groups)
+
+
+def _tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | RaggedTasks:
+    """The data, checked by itself and against the model's parameters where it is one batch."""
+    batch = tensor_batch(support, query)
+    if batch is None:
+        return _checked_tasks(seen, support, query)
+    autocasts = any(torch.is_autocast_enabled(kind) for kind in seen.devices)
+    seen.known(("data", batch.signature(), autocasts), lambda: _checked_tasks(seen, support, query))
+    return batch
+
+
+def _checked_tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | RaggedTasks:
+    tasks = support_batch(support) if query is None else task_batch(support, query)
+    if isinstance(tasks, TaskBatch):
+        # Support and query were found to agree.
+        check_model_dtype(tasks.support, "support", seen.parameters)
+    return tasks
+
+
+def _inner_loop(
+    seen: Snapshot, inner_lr: Any, inner_steps: Any, adapt: Any, step_weights: Any, *rest: Any
+) -> InnerLoop:
+    def find() -> InnerLoop:
+        prox, first_order = rest
+        return loops.inner_loop(
+            seen.parameters,
+            inner_lr,
+            inner_steps,
+            adapt=adapt,
+            step_weights=step_weights,
+            prox=prox,
+            first_order=first_order,
+        )
+
+    plain = (inner_lr, inner_steps, adapt, step_weights, *rest)
+    kinds = tuple(map(type, plain))
+    return seen.known((kinds, plain), find) if _PLAIN.issuperset(kinds) else find()
+
+
+def _weights(seen: Snapshot, weights: Any, tasks: int) -> Tensor:
+    def find() -> Tensor:
+        with torch.inference_mode(False):  # it outlives this call
+            return loops.task_weights(None, tasks, seen.parameters)
+
+    if weights is None:
+        return seen.known(("mean", tasks), find)
+    return loops.task_weights(weights, tasks, seen.parameters)
 
 
 def plain_module(model: Any) -> nn.Module:

@@ -27,8 +27,9 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     options.setdefault("inner_steps", 1)
     options.setdefault("loss_fn", nn.functional.cross_entropy)
     module = plain_module(model)
-    with planner.stepping(module):
-        step = plan_step(module, support, query, differentiate=torch.is_grad_enabled(), **options)
+    with planner.stepping(module) as seen:
+        differentiate = torch.is_grad_enabled()
+        step = plan_step(module, seen, support, query, differentiate=differentiate, **options)
     first = step.groups[0][1]
     lines = [
         *_layers(type(module).__name__, first),
@@ -62,13 +63,23 @@ def _inner(step: PlannedStep) -> str:
 
 def _executors(planned: Planned) -> list[str]:
     device = planned.problem.task_weights.device
-    fused = planned.choice.form == "fused"
-    why = planned.not_fused or "a preview in this version; executor='fused' asks for it"
-    return [
-        f"executor: {'fused' if fused else 'generic'} on {device}",
-        *([] if fused else [f"  not fused: {why}"]),
-        "  not layered: the layered kernels are not part of this version",
-    ]
+    kernel = planned.kernel
+    if planned.choice.form == "fused" and kernel is not None:
+        step = kernel.step
+        lines = [
+            f"executor: fused on {device}",
+            f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}",
+        ]
+    else:
+        why = planned.not_fused or "estimated slower"
+        lines = [f"executor: generic on {device}", f"  not fused: {why}"]
+    return [*lines, "  not layered: the layered kernels are not part of this version"]
+
+
+def _workspace(planned: Planned) -> int:
+    if planned.choice.form == "fused" and planned.kernel is not None:
+        return planned.kernel.step.storage_bytes
+    return planned.choice.chunk * cost.task_bytes(planned.plan.profile, planned.sizes)
 
 
 def _group(count: int, planned: Planned, several: bool) -> list[str]:
@@ -78,7 +89,7 @@ def _group(count: int, planned: Planned, several: bool) -> list[str]:
     lines = [
         f"form{f' for {where}' if several else ''}: {choice.form}{at_once} ({choice.reason})",
         f"  arithmetic: {cost.meta_step_flops(profile, sizes):,} FLOP for {where}",
-        f"  workspace: about {choice.chunk * cost.task_bytes(profile, sizes):,} bytes",
+        f"  workspace: about {_workspace(planned):,} bytes",
     ]
     lines += [
         f"  not {form}: {reason}"

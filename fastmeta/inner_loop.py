@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -37,6 +37,18 @@ class InnerLoop:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shared", SHARED in self.rates)
+
+    def signature(self) -> Hashable:
+        """All that a plan and the choice of its executor read of it."""
+        learned = tuple(self.learned_rates())
+        shapes = tuple(
+            (rate.shape, rate.dtype) if isinstance(rate, Tensor) else None
+            for rate in self.rates.values()
+        )
+        return (
+            self.steps, self.adapted, tuple(self.rates), shapes, learned, self.per_step,
+            self.step_weights, self.prox, self.first_order, self.learned_step_weights is None,
+        )  # fmt: skip
 
     def learned_rates(self) -> dict[str, Tensor]:
         """The learning rates that ask for a gradient, by key."""

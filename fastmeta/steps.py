@@ -117,8 +117,8 @@ def maml_step(
             return maml_step(model, *data, **options)
     model = plain_module(model)
     differentiate = torch.is_grad_enabled()
-    with planner.stepping(model):
-        step = plan_step(model, support, query, **options, differentiate=differentiate)
+    with planner.stepping(model) as seen:
+        step = plan_step(model, seen, support, query, **options, differentiate=differentiate)
         outcomes = [(indices, planner.compute(planned)) for indices, planned in step.groups]
     return _meta_step(step, outcomes)
 
@@ -185,7 +185,7 @@ class _MetaGradient(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, scale: Tensor
     ) -> tuple[Tensor | None, ...]:
-        scaled = [g * scale.to(g.dtype) for g in ctx.saved_tensors]
+        scaled = torch._foreach_mul(ctx.saved_tensors, scale)
         if torch.is_grad_enabled():  # create_graph=True
             anchor = torch.zeros((), requires_grad=True)
             scaled = [_NoThirdOrder.apply(g, anchor) for g in scaled]

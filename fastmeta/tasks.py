@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,17 @@ class TaskBatch:
     def tasks(self) -> int:
         """T, the number of tasks."""
         return self.support.tasks
+
+    def signature(self) -> Hashable:
+        """All that checks and plans read of the data but its numbers; None if it is in trees."""
+        known: list[Hashable] = []
+        for examples in self.sets():
+            if not isinstance(examples.inputs, Tensor) or not isinstance(examples.targets, Tensor):
+                return None
+            known.append(examples.weights is None)
+            for leaf in (examples.inputs, examples.targets):
+                known += (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad)
+        return tuple(known)
 
     def sets(self) -> list[Examples]:
         """Support, and query where there is one."""
@@ -117,6 +128,19 @@ def task_batch(support: Any, query: Any) -> TaskBatch | RaggedTasks:
         )
     _agree(*both)
     return TaskBatch(*both)
+
+
+def tensor_batch(support: Any, query: Any) -> TaskBatch | None:
+    """The batch of two pairs of tensors `[T, N, ...]`, unchecked; None for data of another form."""
+    pairs = (support,) if query is None else (support, query)
+    for pair in pairs:
+        if type(pair) not in (tuple, list) or len(pair) != 2:
+            return None
+        for leaf in pair:
+            if not isinstance(leaf, Tensor) or leaf.dim() < 2:
+                return None
+    sets = [Examples(x, y, *x.shape[:2]) for x, y in pairs]
+    return TaskBatch(sets[0], None if query is None else sets[1])
 
 
 def support_batch(support: Any) -> TaskBatch | RaggedTasks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastmeta.plan import cost
+from fastmeta.plan import cost, snapshot
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ def force_form(monkeypatch):
             assert form not in unavailable, unavailable[form]
             return cost.Choice(form, 2, "forced")
 
+        snapshot.forget()
         monkeypatch.setattr(cost, "choose", choose)
-        monkeypatch.setattr(cost, "AUTO_FUSED", form == "fused")
 
     return force

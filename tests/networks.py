@@ -290,23 +290,24 @@ def _conv4() -> nn.Sequential:
 
 
 LOOPS = ("loop", "sweep")
+ALL = ("vmap", "loop", "sweep", "fused")
 
 CASES = [
-    Case("linear", lambda: nn.Linear(5, 3)),
-    Case("relu", lambda: _mlp(nn.ReLU(), nn.ReLU())),
-    Case("tanh-no-bias", lambda: _mlp(nn.Tanh(), bias=False)),
-    Case("smooth-mix", lambda: _mlp(nn.GELU(), nn.SiLU(), nn.ELU(), nn.Softplus())),
-    Case("leaky-sigmoid", lambda: _mlp(nn.LeakyReLU(0.2), nn.Sigmoid())),
+    Case("linear", lambda: nn.Linear(5, 3), forms=ALL),
+    Case("relu", lambda: _mlp(nn.ReLU(), nn.ReLU()), forms=ALL),
+    Case("tanh-no-bias", lambda: _mlp(nn.Tanh(), bias=False), forms=ALL),
+    Case("smooth-mix", lambda: _mlp(nn.GELU(), nn.SiLU(), nn.ELU(), nn.Softplus()), forms=ALL),
+    Case("leaky-sigmoid", lambda: _mlp(nn.LeakyReLU(0.2), nn.Sigmoid()), forms=ALL),
     Case("prelu", lambda: _mlp(nn.PReLU(), nn.PReLU(7))),
     Case("regression", lambda: nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 1)),
-         classes=None),
+         classes=None, forms=ALL),
     Case("batch-norm", lambda: _affine(nn.Sequential(
-        nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)))),
+        nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3))), forms=ALL),
     Case("batch-norm-plain", lambda: nn.Sequential(
         nn.Linear(5, 7), nn.BatchNorm1d(7, affine=False, track_running_stats=False), nn.Tanh(),
-        nn.Linear(7, 3))),
+        nn.Linear(7, 3)), forms=ALL),
     Case("batch-norm-eval", lambda: _with_statistics(_affine(nn.Sequential(
-        nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3))))),
+        nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)))), forms=ALL),
     Case("layer-norm", lambda: nn.Sequential(
         nn.Linear(5, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))),
     Case("group-norm", lambda: nn.Sequential(
@@ -333,7 +334,7 @@ CASES = [
     Case("gru", lambda: Recurrent(nn.GRU), sequence(4, 3), forms=LOOPS),
     Case("gru-cells", Cells, sequence(3, 3)),
     Case("tied", Tied),
-    Case("frozen", Frozen),
+    Case("frozen", Frozen, forms=ALL),
     Case("buffers", Buffers),
     Case("weight-norm", _weight_norm, forms=LOOPS),
     Case("embedding-dict", Embedded, tokens),

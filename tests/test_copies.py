@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fastmeta
 from fastmeta.arguments import plan_step
 from fastmeta.modules import LEARNED
+from fastmeta.plan.snapshot import snapshot
 
 STEPS = 2
 
@@ -176,7 +177,10 @@ def test_a_meta_step_without_gradient(duplicate: Duplicate) -> None:
     ],
 )
 def test_a_plan(loss_fn: Any, duplicate: Duplicate) -> None:
-    step = plan_step(_model(), *_tasks(), inner_lr=0.1, inner_steps=STEPS, loss_fn=loss_fn)
+    model = _model()
+    step = plan_step(
+        model, snapshot(model), *_tasks(), inner_lr=0.1, inner_steps=STEPS, loss_fn=loss_fn
+    )
     plan = step.groups[0][1].plan
     twin = duplicate(plan)
     assert twin.profile == plan.profile

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.plan import cost
+from fastmeta.plan import cost, snapshot
 
 STATUS = Path("/proc/self/status")
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -91,6 +91,7 @@ def test_steps_leak_nothing(
     def choose(profile, sizes, unavailable) -> cost.Choice:
         return cost.Choice("loop" if form in unavailable else form, 4, "forced")
 
+    snapshot.forget()
     monkeypatch.setattr(cost, "choose", choose)
     model, tasks = _sinusoid_network(), _tasks()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)

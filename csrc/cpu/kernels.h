@@ -5,21 +5,28 @@
 
 namespace fastmeta::cpu {
 
-// Runs the meta-step of one group of tasks in `storage`; its sums over tasks go to `partial`.
+// Runs the meta-step of tasks `first` to `last` - 1 in `storage`, in their order; adds their sums
+// to `partial`.
 template <class T>
-using Group = void (*)(const Description&, const Layout&, const Data<T>&, int64_t group,
-                       void* storage, T* partial);
+using Group = void (*)(const Description&, const Layout&, const Data<T>&, int64_t first,
+                       int64_t last, void* storage, T* partial);
 
 template <class T>
 struct Kernel {
   Group<T> run;
-  int tasks;  // in a group
+  int tasks;  // side by side
+  int width;  // columns side by side
+};
+
+struct Engine {
+  const char* name;
+  Kernel<float> of_float;
+  Kernel<double> of_double;
 };
 
 struct InstructionSet {
   const char* name;
-  Kernel<float> of_float;
-  Kernel<double> of_double;
+  Engine tasks, features;  // what the lanes of a vector are
 };
 
 InstructionSet plain();

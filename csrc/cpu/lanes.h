@@ -14,10 +14,11 @@ class Lanes {
  public:
   using Scalar = T;
   using Num = typename Vector<T>::type;
-  static constexpr int count = sizeof(Num) / sizeof(T);
+  static constexpr int count = sizeof(Num) / sizeof(T), width = 1;
 
-  // `storage` is this group's, aligned to a vector; `partial` takes its sums over tasks.
-  Lanes(void* storage, int64_t first_task, const Data<T>& data, T* partial)
+  // `storage` is this group's, aligned to a vector; its sums over tasks are added to
+  // `partial`.
+  Lanes(void* storage, const Layout&, int64_t first_task, const Data<T>& data, T* partial)
       : storage_(static_cast<Num*>(storage)), first_(first_task), data_(data), partial_(partial) {
     const int64_t left = data.tasks - first_task;
     live_ = left < count ? int(left) : count;
@@ -27,6 +28,10 @@ class Lanes {
     }
   }
 
+  View inputs(View to, Global<const T> from) {
+    load(to, from);
+    return to;
+  }
   void load(View to, Global<const T> from) {
     Num* out = storage_ + to.offset;
     const int64_t size = int64_t(to.rows) * to.cols;
@@ -84,7 +89,7 @@ class Lanes {
 #pragma GCC unroll 16
         for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
       }
-      partial_[place + i] = parts[0];
+      partial_[place + i] += parts[0];
     }
   }
 

@@ -5,14 +5,16 @@
 #define FASTMETA_TILE_ROWS 5
 #define FASTMETA_TILE_COLUMNS 5
 
+#include "feature_lanes.h"
 #include "lanes.h"
 #include "unit.h"
 
 namespace fastmeta::cpu {
 
 InstructionSet avx512() {
-  using fastmeta::avx512::Lanes;
-  return fastmeta::avx512::instruction_set<Lanes<float>, Lanes<double>>("avx512");
+  using namespace fastmeta::avx512;
+  return {"avx512", engine<Lanes<float>, Lanes<double>>("tasks"),
+          engine<FeatureLanes<float>, FeatureLanes<double>>("features")};
 }
 
 }  // namespace fastmeta::cpu

@@ -5,14 +5,16 @@
 #define FASTMETA_TILE_ROWS 3
 #define FASTMETA_TILE_COLUMNS 4
 
+#include "feature_lanes.h"
 #include "lanes.h"
 #include "unit.h"
 
 namespace fastmeta::cpu {
 
 InstructionSet baseline() {
-  using fastmeta::baseline::Lanes;
-  return fastmeta::baseline::instruction_set<Lanes<float>, Lanes<double>>("baseline");
+  using namespace fastmeta::baseline;
+  return {"baseline", engine<Lanes<float>, Lanes<double>>("tasks"),
+          engine<FeatureLanes<float>, FeatureLanes<double>>("features")};
 }
 
 }  // namespace fastmeta::cpu

@@ -70,6 +70,17 @@ template <class Num>
 Num minimum(Num a, Num b) {
   return select(b < a, b, a);
 }
+// A loop that the compiler turns into one instruction, with -fno-math-errno.
+template <class Num>
+Num sqrt(Num x) {
+  using S = Lane<Num>;
+  constexpr int count = sizeof(Num) / sizeof(S);
+  S parts[count];
+  __builtin_memcpy(parts, &x, sizeof parts);
+  for (int i = 0; i < count; ++i) parts[i] = S(__builtin_sqrt(parts[i]));
+  __builtin_memcpy(&x, parts, sizeof parts);
+  return x;
+}
 template <class Num>
 Num absolute(Num x) {
   using Bits = typename Format<Num>::Bits;

@@ -3,13 +3,15 @@
 #define FASTMETA_NAMESPACE plain
 
 #include "plain.h"
+
 #include "unit.h"
 
 namespace fastmeta::cpu {
 
 InstructionSet plain() {
-  using fastmeta::plain::Plain;
-  return fastmeta::plain::instruction_set<Plain<float>, Plain<double>>("plain");
+  using namespace fastmeta::plain;
+  const Engine only = engine<Plain<float>, Plain<double>>("plain");
+  return {"plain", only, only};
 }
 
 }  // namespace fastmeta::cpu

@@ -18,6 +18,7 @@ using std::erf;
 using std::exp;
 using std::expm1;
 using std::log;
+using std::sqrt;
 using std::tanh;
 
 template <class T>
@@ -25,11 +26,15 @@ class Plain {
  public:
   using Scalar = T;
   using Num = T;
-  static constexpr int count = 1;
+  static constexpr int count = 1, width = 1;
 
-  Plain(void* storage, int64_t task, const Data<T>& data, T* partial)
+  Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}
 
+  View inputs(View to, Global<const T> from) {
+    load(to, from);
+    return to;
+  }
   void load(View to, Global<const T> from) {
     for (int64_t i = 0; i < int64_t(to.rows) * to.cols; ++i) {
       storage_[to.offset + i] = from.data[task_ * from.task_stride + i];
@@ -59,7 +64,7 @@ class Plain {
 
   void sum_tasks(int64_t place, View from) {
     for (int64_t i = 0; i < int64_t(from.rows) * from.cols; ++i) {
-      partial_[place + i] = storage_[from.offset + i] * data_.task_weights[task_];
+      partial_[place + i] += storage_[from.offset + i] * data_.task_weights[task_];
     }
   }
 

@@ -8,6 +8,10 @@
 #include <new>
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "features.h"
 #include "pool.h"
 
@@ -15,6 +19,8 @@ namespace fastmeta::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 4096;
+constexpr std::size_t kHugePage = 2 << 20;
+constexpr int64_t kFewestGroups = 16, kMostGroups = 64, kBytesOfSums = 8 << 20;
 
 // Memory that grows and is kept, one for each thread.
 class Arena {
@@ -27,9 +33,14 @@ class Arena {
     if (bytes > size_) {
       std::free(data_);
       size_ = 0;
-      const std::size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-      data_ = std::aligned_alloc(kAlignment, whole);
+      const std::size_t page = bytes < kHugePage ? kAlignment : kHugePage;
+      const std::size_t whole = (bytes + page - 1) / page * page;
+      data_ = std::aligned_alloc(page, whole);
       if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+      // Only asked for: without huge pages it is as right, and slower.
+      if (page == kHugePage) madvise(data_, whole, MADV_HUGEPAGE);
+#endif
       size_ = whole;
     }
     return data_;
@@ -40,7 +51,7 @@ class Arena {
   std::size_t size_ = 0;
 };
 
-thread_local Arena arena;
+thread_local Arena arena, arena_of_sums;
 
 }  // namespace
 
@@ -73,24 +84,28 @@ InstructionSet instruction_set(const std::string& name) {
                               names);
 }
 
-int64_t storage_bytes(const InstructionSet& set, const Layout& layout, bool is_double) {
-  return layout.size * (is_double ? set.of_double.tasks * 8 : set.of_float.tasks * 4);
-}
-
 template <class T>
 void run(const Kernel<T>& kernel, const Description& network, const Layout& layout,
          const Data<T>& data, int threads) {
-  const int64_t groups = (data.tasks + kernel.tasks - 1) / kernel.tasks;
+  // The same groups for any number of threads. Not too many: each has its own sums.
   const int64_t sums = network.differentiate ? gradient_size(network, layout) : 0;
-  std::unique_ptr<T[]> partials(new T[groups * sums + 1]);
+  const int64_t most = std::clamp<int64_t>(kBytesOfSums / (sizeof(T) * (sums + 1)), kFewestGroups,
+                                           kMostGroups);
+  const int64_t vectors = (data.tasks + kernel.tasks - 1) / kernel.tasks;
+  const int64_t group_tasks = (vectors + most - 1) / most * kernel.tasks;
+  const int64_t groups = (data.tasks + group_tasks - 1) / group_tasks;
+  T* const partials = static_cast<T*>(arena_of_sums.at_least((groups * sums + 1) * sizeof(T)));
+  std::fill_n(partials, groups * sums, T(0));
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T);
   for_each(groups, threads, [&](int64_t group) {
-    kernel.run(network, layout, data, group, arena.at_least(bytes), partials.get() + group * sums);
+    const int64_t first = group * group_tasks;
+    kernel.run(network, layout, data, first, std::min(first + group_tasks, data.tasks),
+               arena.at_least(bytes), partials + group * sums);
   });
   // In the order of the groups, whoever computed them.
-  if (sums > 0) std::copy_n(partials.get(), sums, data.gradient);
+  if (sums > 0) std::copy_n(partials, sums, data.gradient);
   for (int64_t group = 1; group < groups; ++group) {
-    const T* partial = partials.get() + group * sums;
+    const T* partial = partials + group * sums;
     for (int64_t i = 0; i < sums; ++i) data.gradient[i] += partial[i];
   }
 }

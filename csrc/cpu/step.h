@@ -14,11 +14,21 @@ std::vector<InstructionSet> instruction_sets();
 // The one named; an empty name is the best. Throws std::invalid_argument where there is none.
 InstructionSet instruction_set(const std::string& name);
 
-// The storage of one group, in bytes.
-int64_t storage_bytes(const InstructionSet&, const Layout&, bool is_double);
+struct Chosen {
+  Engine engine;
+  double seconds;  // what the step may take on one core, roughly
+};
+
+// The engine of that name, or, where the name is empty, the faster one for so many tasks: the same
+// for any number of threads. Throws std::invalid_argument where there is none.
+Chosen choose_engine(const InstructionSet&, const std::string& name, const Description&,
+                     int64_t tasks, bool is_double);
 
 // Runs all groups on up to `threads` threads; the same bits for any number of them.
 template <class T>
 void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&, int threads);
+
+// Whether the first layer's product is taken in dual form; a name forces one, where it can serve.
+bool dual(const std::string& name, const Description&);
 
 }  // namespace fastmeta::cpu

@@ -14,39 +14,56 @@ from fastmeta.inner_loop import InnerLoop
 from fastmeta.tasks import TaskBatch, Tree
 
 
+class Slots:
+    """The places in a module where its parameters and buffers hang; holds no module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        canonical: dict[int, str] = {}
+        self.trainable: dict[str, Tensor] = {}
+        self.parameters: dict[str, Tensor] = {}
+        self.filled: list[tuple[dict[str, Any], str, str]] = []
+        """(dictionary, key, name); tied tensors go by the first of their names."""
+        self.empty: list[tuple[dict[str, Any], str]] = []
+        self.small_buffers: set[str] = set()
+        for prefix, part in module.named_modules(remove_duplicate=False):
+            for tensors in (part._parameters, part._buffers):
+                for key, tensor in tensors.items():
+                    if tensor is None:
+                        self.empty.append((tensors, key))
+                        continue
+                    name = canonical.setdefault(id(tensor), f"{prefix}.{key}".lstrip("."))
+                    self.filled.append((tensors, key, name))
+                    if tensors is part._buffers and tensor.numel() <= _SMALL:
+                        self.small_buffers.add(name)
+                    elif tensors is part._parameters:
+                        self.parameters[name] = tensor
+                        if tensor.requires_grad:
+                            self.trainable[name] = tensor
+
+
 class StatelessModel:
     """A module as a function of its parameters: a pass leaves the module as it was.
 
     `written` names the buffers that a pass writes in place (running statistics); each pass writes
     to a copy that is thrown away. What `torch.func.functional_call` does, at a third of its cost:
-    the places to swap are looked up once a step rather than once a pass.
+    the places to swap are looked up once, and kept as long as the caller keeps `slots`.
     """
 
-    def __init__(self, module: nn.Module, written: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, written: tuple[str, ...] = (), slots: Slots | None = None
+    ) -> None:
         self.module = module
         self.written = written
-        canonical: dict[int, str] = {}
-        self._trainable: dict[str, Tensor] = {}
-        self._empty: list[tuple[dict[str, Any], str]] = []
-        self._may_write: list[bool] = []
-        self._slots: list[tuple[dict[str, Any], str, str]] = []
-        for prefix, part in module.named_modules(remove_duplicate=False):
-            for tensors in (part._parameters, part._buffers):
-                for key, tensor in tensors.items():
-                    if tensor is None:
-                        self._empty.append((tensors, key))
-                    else:
-                        # Tied tensors go by the first of their names.
-                        name = canonical.setdefault(id(tensor), f"{prefix}.{key}".lstrip("."))
-                        self._slots.append((tensors, key, name))
-                        if tensors is part._parameters and tensor.requires_grad:
-                            self._trainable[name] = tensor
-                        small = tensors is part._buffers and tensor.numel() <= _SMALL
-                        self._may_write.append(small and name not in written)
+        self._slots = Slots(module) if slots is None else slots
+        self._may_write = self._slots.small_buffers.difference(written)
 
     def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters by name, tied ones once."""
-        return self._trainable
+        return self._slots.trainable
+
+    def all_parameters(self) -> dict[str, Tensor]:
+        """The parameters by name, frozen ones too."""
+        return self._slots.parameters
 
     def scratch(self) -> dict[str, Tensor]:
         """The buffers that a pass writes, cut off from autograd."""
@@ -56,14 +73,15 @@ class StatelessModel:
         self, tensors: Mapping[str, Tensor], inputs: Tree, scratch: Mapping[str, Tensor]
     ) -> Any:
         """The prediction with these parameters and buffers in place of the module's own."""
-        before = [place[key] for place, key, _ in self._slots]
+        filled, may_write = self._slots.filled, self._may_write
+        before = [place[key] for place, key, _ in filled]
         try:
-            for (place, key, name), may_write in zip(self._slots, self._may_write, strict=True):
+            for place, key, name in filled:
                 if name in scratch:
                     place[key] = scratch[name].clone()
                 elif name in tensors:
                     place[key] = tensors[name]
-                elif may_write:  # on other data than the plan was made on
+                elif name in may_write:  # on other data than the plan was made on
                     place[key] = place[key].clone()
             if isinstance(inputs, Mapping):
                 return self.module(**inputs)
@@ -72,9 +90,9 @@ class StatelessModel:
             return self.module(inputs)
         finally:
             # Of every tensor, because a forward may also have bound a buffer anew.
-            for (place, key, _), tensor in zip(self._slots, before, strict=True):
+            for (place, key, _), tensor in zip(filled, before, strict=True):
                 place[key] = tensor
-            for place, key in self._empty:
+            for place, key in self._slots.empty:
                 place[key] = None
 
 

@@ -5,12 +5,9 @@ The constants were fitted to `python -m bench.crossover` (docs/design.md, "Choos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastmeta.plan.profile import Profile
-
-AUTO_FUSED = False
-"""The fused kernels are a preview: taken only where `executor="fused"` asks for them."""
 
 CHUNK_BYTES = 1 << 26
 """What one chunk of tasks under `vmap` may keep alive, by estimate."""
@@ -34,8 +31,7 @@ _VMAP = _Rates(operator=9.6e-6, flop=5.5e-12, byte=3.9e-10, weight_byte=1.17e-10
 
 
 _FUSED_CALL = 1e-4
-_FUSED_FLOP = 1.3e-10
-"""Over the number of tasks in a group: wider vectors take less."""
+"""What the fused kernels' Python side takes."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,8 @@ class Sizes:
     steps: int
     second_order: bool
     low_memory: bool
-    group: tuple[int, int] = (0, 0)
-    """Of the fused kernels: how many tasks at a time, and their storage in bytes."""
+    group: tuple[int, int, float] = (0, 0, 0.0)
+    """Of the fused kernels: how many tasks at a time, their storage in bytes, their seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     if sizes.low_memory:
         return _flat(unavailable)
     chunk = chunk_size(profile, sizes)
-    if AUTO_FUSED and "fused" not in unavailable:
-        fused = fused_seconds(profile, sizes)
+    if "fused" not in unavailable:
+        fused = _FUSED_CALL + sizes.group[2]
         loop, vmap = seconds(profile, sizes, chunk)
         if fused < min(loop, vmap):
             return Choice(
@@ -106,14 +102,6 @@ def meta_step_flops(profile: Profile, sizes: Sizes) -> int:
     inner = 9 if sizes.second_order else 3
     examples = inner * sizes.steps * sizes.support + 3 * sizes.query
     return sizes.tasks * profile.flops * examples
-
-
-def fused_seconds(profile: Profile, sizes: Sizes) -> float:
-    """Estimated time of the fused kernels, where a group costs the same however full it is."""
-    tasks = sizes.group[0]
-    groups = -(-sizes.tasks // tasks)
-    full = meta_step_flops(profile, replace(sizes, tasks=groups * tasks))
-    return _FUSED_CALL + full * _FUSED_FLOP / tasks
 
 
 def _flat(unavailable: dict[str, str]) -> Choice:

@@ -27,10 +27,10 @@ from fastmeta.plan import cost, losses, reader
 from fastmeta.plan.layers import Network
 from fastmeta.plan.plan import Plan, objective
 from fastmeta.plan.profile import profile
+from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
 
 _KEPT_PER_MODEL = 64
-_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(eq=False)
@@ -49,24 +49,23 @@ _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.We
 
 
 @contextmanager
-def stepping(model: nn.Module) -> Generator[None, None, None]:
-    """One thread at a time per model, and torch.compile'd parts of it run as they are written.
+def stepping(model: nn.Module) -> Generator[Snapshot, None, None]:
+    """The model's snapshot, for one thread at a time; its torch.compile'd parts run as written.
 
     A pass swaps the module's parameters while it runs, and differentiates twice, which compiled
     code can't.
     """
     with _lock:
-        lock = _model_locks.setdefault(model, threading.RLock())
+        lock = _model_locks.get(model)
+        if lock is None:
+            lock = _model_locks[model] = threading.RLock()
     with lock:
-        if not any(_compiled(module) for module in model.modules()):
-            yield
+        seen = snapshot(model)
+        if not seen.compiled:
+            yield seen
             return
         with torch.compiler.set_stance("force_eager"):
-            yield
-
-
-def _compiled(module: nn.Module) -> bool:
-    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+            yield seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +78,13 @@ class Planned:
     sizes: cost.Sizes
     not_fused: str | None = None
     """Why the fused kernels can't serve."""
+    kernel: fused.Kernel | None = None
+    """The fused one, where it can."""
 
 
 def prepare(
     model: nn.Module,
+    seen: Snapshot,
     loss_fn: Callable[[Any, Any], Tensor],
     tasks: TaskBatch,
     inner: InnerLoop,
@@ -98,30 +100,73 @@ def prepare(
     where the executor that was asked for can't serve.
     """
     loss = losses.recognise(loss_fn)
-    entry = _entry(model, loss_fn, loss, tasks, inner, differentiate)
-    plan = entry.plan
-    _check_targets(loss, tasks, plan.profile.prediction)
-    problem = Problem(
-        model=StatelessModel(model, plan.profile.written_buffers),
-        objective=objective(loss_fn, loss),
-        tasks=tasks,
-        inner=inner,
-        task_weights=task_weights,
-        differentiate=differentiate,
-        may_capture=plan.may_capture,
-        draws_random=plan.profile.draws_random,
-        keep_adapted=tasks.query is None,
-        has_attention=plan.profile.has_attention,
+    device = task_weights.device.type
+    asked = (
+        loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn)),
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        task_weights.dtype, inner.signature(), differentiate, low_memory, executor,
+        fused.environment(),
+    )  # fmt: skip
+
+    def problem(plan: Plan) -> Problem:
+        return Problem(
+            model=StatelessModel(model, plan.profile.written_buffers, seen.slots),
+            objective=objective(loss_fn, loss),
+            tasks=tasks,
+            inner=inner,
+            task_weights=task_weights,
+            differentiate=differentiate,
+            may_capture=plan.may_capture,
+            draws_random=plan.profile.draws_random,
+            keep_adapted=tasks.query is None,
+            has_attention=plan.profile.has_attention,
+        )
+
+    def find() -> _Chosen:
+        entry = _entry(model, _fingerprint(seen, tasks, inner, asked), loss_fn, loss, tasks)
+        _check_targets(loss, tasks, entry.plan.profile.prediction)
+        return _choose(entry, problem(entry.plan), seen.unpinned, low_memory, executor)
+
+    signature = tasks.signature()
+    chosen = find() if signature is None else seen.known((signature, asked), find)
+    _check_targets(loss, tasks, chosen.plan.profile.prediction)  # labels may be others by now
+    return Planned(
+        problem(chosen.plan),
+        chosen.plan,
+        chosen.choice,
+        chosen.sizes,
+        chosen.not_fused,
+        chosen.kernel,
     )
-    not_fused = _not_fused(problem, plan, low_memory, executor)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """A `Planned` without its data: found once for a model, a loss, sizes and options."""
+
+    plan: Plan
+    choice: cost.Choice
+    sizes: cost.Sizes
+    not_fused: str | None
+    kernel: fused.Kernel | None
+
+
+def _choose(
+    entry: _Entry, problem: Problem, unpinned: str, low_memory: bool, executor: str
+) -> _Chosen:
+    plan, tasks, inner = entry.plan, problem.tasks, problem.inner
+    not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
+    kernel: fused.Kernel | None = None
+    if not not_fused and isinstance(plan.recipe, fused.Recipe):
+        kernel = fused.kernel(problem, plan.recipe)
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
         tasks.query.count if tasks.query else 0,
         inner.steps,
-        differentiate and not inner.first_order,
+        problem.differentiate and not inner.first_order,
         low_memory,
-        (0, 0) if not_fused or isinstance(plan.recipe, str) else fused.group(problem, plan.recipe),
+        kernel.group if kernel else (0, 0, 0.0),
     )
     while True:
         unavailable = entry.plan.unavailable
@@ -136,7 +181,7 @@ def prepare(
             fused_out = {"fused": not_fused} if not_fused else {}
             choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **fused_out})
         if choice.form == "loop" or choice.form in entry.trusted:
-            return Planned(problem, entry.plan, choice, sizes, not_fused)
+            return _Chosen(entry.plan, choice, sizes, not_fused, kernel)
         reason = _trial(problem, entry.plan, choice.form)
         if reason is None:
             entry.trusted.add(choice.form)
@@ -144,23 +189,25 @@ def prepare(
             entry.plan = entry.plan.without(choice.form, reason)
 
 
-def _not_fused(problem: Problem, plan: Plan, low_memory: bool, executor: str) -> str | None:
+def _not_fused(
+    problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
+) -> str | None:
     if executor == "generic":
         return "executor='generic' was asked for"
     if low_memory:
         return "memory='low' was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
-    if executor == "auto" and not cost.AUTO_FUSED:
-        return "a preview in this version; executor='fused' asks for it"
+    if unpinned:
+        return unpinned
     return fused.declines(problem, plan.recipe)
 
 
-def _run(problem: Problem, plan: Plan, form: str, chunk: int) -> Outcome:
-    if form == "fused":
-        assert isinstance(plan.recipe, fused.Recipe)
-        return fused.run(problem, plan.recipe)
-    return generic.run(problem, form, chunk)
+def _run(problem: Problem, kernel: fused.Kernel | None, form: str, chunk: int) -> Outcome:
+    if form != "fused":
+        return generic.run(problem, form, chunk)
+    assert kernel is not None
+    return fused.run(problem, kernel)
 
 
 def _check_targets(
@@ -177,7 +224,7 @@ def compute(planned: Planned) -> Outcome:
     """Runs the chosen form; the loop takes over where a capture turns up."""
     problem, choice = planned.problem, planned.choice
     try:
-        outcome = _run(problem, planned.plan, choice.form, choice.chunk)
+        outcome = _run(problem, planned.kernel, choice.form, choice.chunk)
     except FormUnavailable:
         outcome = generic.run(problem, "loop", 1)
     except RuntimeError as error:
@@ -218,13 +265,11 @@ def still_reads(planned: Planned) -> bool:
 
 def _entry(
     model: nn.Module,
+    key: Hashable,
     loss_fn: Callable[..., Any],
     loss: losses.Loss | None,
     tasks: TaskBatch,
-    inner: InnerLoop,
-    differentiate: bool,
 ) -> _Entry:
-    key = _fingerprint(model, loss_fn, loss, tasks, inner, differentiate)
     with _lock:
         kept = _plans.setdefault(model, OrderedDict())
         entry = kept.get(key)
@@ -240,36 +285,18 @@ def _entry(
 
 
 def _fingerprint(
-    model: nn.Module,
-    loss_fn: Callable[..., Any],
-    loss: losses.Loss | None,
-    tasks: TaskBatch,
-    inner: InnerLoop,
-    differentiate: bool,
+    seen: Snapshot, tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]
 ) -> Hashable:
     """What a plan depends on; a plan with another fingerprint is stale."""
-    modules: list[Hashable] = []
-    for m in model.modules():
-        modules += (id(m), bool(m._forward_hooks), bool(m._forward_pre_hooks))
-        # Plain attributes by value, others by type: a forward may branch on them.
-        for attribute, value in vars(m).items():
-            kind = type(value)
-            modules += (attribute, value if kind in _PLAIN else kind)
-        for p in m._parameters.values():
-            if p is not None:
-                modules += (p.shape, p.dtype, p.requires_grad)
+    loss, autocast, _, _, differentiate, *_ = asked
     data = tuple(
         (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
         for examples in tasks.sets()
         for leaf in examples.leaves()
     )
-    loss_key: Hashable = loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn))
-    device = tasks.support.leaves()[0].device.type
-    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     masked = tasks.support.weights is not None
     return (
-        tuple(modules), data, loss_key, autocast, masked,
-        inner.adapted, inner.first_order, differentiate,
+        seen.key, data, loss, autocast, masked, inner.adapted, inner.first_order, differentiate,
     )  # fmt: skip
 
 
@@ -317,11 +344,14 @@ def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
     small = replace(
         problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
     )
+    kernel: fused.Kernel | None = None
+    if form == "fused" and isinstance(plan.recipe, fused.Recipe):
+        kernel = fused.kernel(small, plan.recipe)
     with same_random_numbers(problem.task_weights.device), warnings.catch_warnings():
         # The slow batching fallback announces itself so; it is a loop with overhead.
         warnings.filterwarnings("error", message=".*performance drop.*")
         try:
-            outcome = _run(small, plan, form, 2)
+            outcome = _run(small, kernel, form, 2)
         except Exception as error:  # a missing rule shows as any exception
             lines = str(error).strip().splitlines()
             return lines[0][:160] if lines else type(error).__name__

@@ -33,6 +33,11 @@ def by_set(units: list[Path]) -> dict[str, Path]:
     return {name: unit for name, unit in found.items() if name in SETS}
 
 
+def in_namespace(symbol: str, name: str) -> bool:
+    """Also of a symbol that is too deep for the demangler, which leaves it as it was."""
+    return f"fastmeta::{name}::" in symbol or f"8fastmeta{len(name)}{name}" in symbol
+
+
 def weak_symbols(unit: Path) -> set[str]:
     lines = output("nm", "--demangle", "--defined-only", str(unit)).splitlines()
     fields = [line.split(maxsplit=2) for line in lines]
@@ -46,7 +51,7 @@ def test_what_a_unit_shares_with_others_bears_its_name(name: str, by_set) -> Non
         pytest.skip(f"{name} is not built on this machine")
     symbols = weak_symbols(by_set[name])
     assert symbols, "no weak symbols: the test does not see any more what it was written for"
-    assert [s for s in symbols if f"fastmeta::{name}::" not in s] == []
+    assert [s for s in symbols if not in_namespace(s, name)] == []
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -74,7 +79,7 @@ def functions() -> dict[str, list[str]]:
 
 
 def belongs_to(function: str, name: str) -> bool:
-    return f"fastmeta::{name}::" in function or f"fastmeta::cpu::{name}()" in function
+    return in_namespace(function, name) or f"fastmeta::cpu::{name}()" in function
 
 
 def test_wide_instructions_stand_in_functions_of_their_set_alone(functions) -> None:

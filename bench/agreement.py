@@ -1,0 +1,77 @@
+"""Who may be timed: a step whose loss and meta-gradient agree with the plain loop in float64.
+
+A float32 step must agree to what rounding explains. One thing more may happen: where a ReLU's input
+is zero but for rounding, or two pixels tie in a pooling window, rounding decides which way the
+gradient of that example goes. A step that is off by no more than one example's share is therefore
+asked again in float64, where ties don't come up, and has to agree to float64's rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench import loops
+from bench.peers.peer import Result
+from bench.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The float64 loss and meta-gradient, and how far rounding may take a step from them."""
+
+    loss: float
+    gradients: list[Tensor]
+    roundings: float
+    """The root of their number on the longest way: see `roundings`."""
+    tie: float
+    """What one example's share of the meta-gradient comes to."""
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        return torch.finfo(dtype).eps * self.roundings
+
+    def error(self, result: Result) -> float:
+        """The larger relative error: of the loss, or of the worst parameter's gradient.
+
+        A gradient that is nearly zero has no relative error of its own: none is measured against
+        less than a hundredth of the whole meta-gradient.
+        """
+        loss, gradients = result
+        if [g.shape for g in gradients] != [g.shape for g in self.gradients]:
+            return math.inf
+        whole = torch.cat([g.flatten() for g in self.gradients]).norm()
+        errors = [abs(loss - self.loss) / abs(self.loss)] + [
+            float((found.double() - true).norm() / torch.maximum(true.norm(), whole / 100))
+            for found, true in zip(gradients, self.gradients, strict=True)
+        ]
+        # NaN compares false with everything: it must not pass for small.
+        return max(math.inf if math.isnan(error) else error for error in errors)
+
+
+def reference(workload: Workload) -> Reference:
+    model, support, query = workload.make(dtype=torch.float64)
+    loss = loops.backward_at_end(
+        model, support, query, workload.loss_fn, workload.steps, workload.inner_lr
+    )
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    tie = 1 / (workload.tasks * min(workload.support, workload.query))
+    return Reference(float(loss), gradients, roundings(workload, model), tie)
+
+
+def roundings(workload: Workload, model: nn.Module) -> float:
+    """The root of the number of roundings on the longest way: random errors add up by roots.
+
+    The depth counts products one after another: forward and backward through L layers, for K
+    inner steps and the query set, and as much again on the way back through the inner loop. The
+    longest sum within a product is over a layer's inputs, or over all tasks' examples in the
+    gradient of a parameter.
+    """
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    depth = 4 * len(weights) * (workload.steps + 1)
+    examples = workload.tasks * max(workload.support, workload.query)
+    positions = math.prod(workload.shape[1:])  # a convolution's weight meets every pixel
+    longest = max(examples * positions, *(p[0].numel() for p in weights))
+    return math.sqrt(depth * longest)

@@ -1,0 +1,131 @@
+// Batch norm between a layer's product and its activation: the four rules.
+//
+// Of the product u [N, H], with m the mean over the examples and s = (m((u - m(u))^2) + eps)^(-1/2):
+//   forward              n = s (u - m(u)),  z = g n + b
+//   backward             du = g s e,  e = dz - m(dz) - n m(n dz)
+//   tangent of forward   n' = s (u' - m(u') - n m(n u')),  z' = g' n + g n' + b'
+//   tangent of backward  du' = s ((g' - g q) e + g e'),  q = s m(n u'), because s' = -q s
+//                        e' = dz' - m(dz') - n' m(n dz) - n m(n' dz + n dz')
+// Where the statistics are given they are constants: every m is zero, and s does not move.
+#pragma once
+
+#include "network.h"
+#include "views.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE {
+
+// The blocks where a layer's tensors are found.
+struct Blocks {
+  int64_t of[kTensors];
+};
+
+template <class E>
+class BatchNorm {
+ public:
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+
+  BatchNorm(E& engine, const Dense& layer, const Layout::Layer& place, int rows)
+      : e(engine), layer(layer), place(place), rows(rows), share(S(1) / S(rows)) {}
+
+  // Normalises the product in its place. `then(f, in...)` is to take z = f(in...) on.
+  template <class Then>
+  void forward(const Trace& t, const Blocks& at, Then then) {
+    if (layer.norm == Norm::batch) find_statistics(t);
+    const auto normalise = [](Num& n, Num mean, Num s, Num g, Num b) {
+      n = (n - mean) * s;
+      return g * n + b;
+    };
+    then(normalise, t.product, repeated(t.mean, rows), repeated(t.inverse, rows),
+         scale(at.of[kScale]), shift(at.of[kShift]));
+  }
+
+  void backward(const Trace& t, const Blocks& at) {
+    backward(t, at, t.delta, t.product_delta, t.sums);
+  }
+
+  // `r.value` holds u'; `then(f, in...)` is to take z' = f(in...) on.
+  template <class Then>
+  void tangent_forward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v, Then then) {
+    find_sums(t, r.value, r.value_sums);
+    const auto move = [share = share](Num u, Num& rn, Num n, Num s, Num g, Num rg, Num rb, Num sum,
+                                      Num along) {
+      rn = s * (u - share * (sum + n * along));
+      return rg * n + g * rn + rb;
+    };
+    then(move, r.value, r.normalised, t.product, repeated(t.inverse, rows), scale(at.of[kScale]),
+         layer.has[kScale] ? scale(v) : zero(), shift(v), moving(r.value_sums.plain),
+         moving(r.value_sums.along));
+  }
+
+  // `r.delta` from dz' to du'; `moved`: tangent_forward found a tangent.
+  void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v,
+                        bool moved) {
+    if (!moved) return backward(t, at, r.delta, r.delta, r.delta_sums);
+    e.sum_rows([](Num sum, Num& out) { out = sum; }, r.delta_sums.plain, r.delta);
+    e.fold_rows(
+        r.delta_sums.along,
+        [](Num& sum, Num n, Num rd, Num rn, Num d) { sum += n * rd + rn * d; }, S(0), t.product,
+        r.delta, r.normalised, t.delta);
+    e.map(
+        [share = share](Num& rd, Num d, Num n, Num rn, Num s, Num g, Num rg, Num sum, Num along,
+                        Num rsum, Num ralong, Num stretch) {
+          const Num centred = d - share * (sum + n * along);
+          const Num moved = rd - share * (rsum + rn * along + n * ralong);
+          rd = s * ((rg - g * s * share * stretch) * centred + g * moved);
+        },
+        r.delta, t.delta, t.product, r.normalised, repeated(t.inverse, rows),
+        scale(at.of[kScale]), layer.has[kScale] ? scale(v) : zero(), moving(t.sums.plain),
+        moving(t.sums.along), moving(r.delta_sums.plain), moving(r.delta_sums.along),
+        moving(r.value_sums.along));
+  }
+
+ private:
+  E& e;
+  const Dense& layer;
+  const Layout::Layer& place;
+  const int rows;
+  const S share;
+
+  View constant(View number) const { return {number.offset, rows, layer.out, 0, 0}; }
+  View zero() const { return constant(place.zero); }
+  View of(Tensor tensor, int64_t block) const {
+    return {block + place.of[tensor], rows, layer.out, 0, 1};
+  }
+  View scale(int64_t block) const {
+    return layer.has[kScale] ? of(kScale, block) : constant(place.one);
+  }
+  View shift(int64_t block) const { return layer.has[kShift] ? of(kShift, block) : zero(); }
+  // Sums by which the statistics move.
+  View moving(View sums) const {
+    return layer.norm == Norm::batch ? repeated(sums, rows) : zero();
+  }
+
+  // The mean first: a variance by the sum of squares loses what the mean is larger by.
+  void find_statistics(const Trace& t) {
+    const S eps = S(layer.eps);
+    e.sum_rows([share = share](Num sum, Num& mean) { mean = share * sum; }, t.mean, t.product);
+    e.fold_rows(
+        t.inverse, [](Num& sum, Num u, Num mean) { sum += (u - mean) * (u - mean); }, S(0),
+        t.product, repeated(t.mean, rows));
+    e.map([share = share, eps](Num& s) { s = S(1) / sqrt(share * s + eps); }, t.inverse);
+  }
+
+  void find_sums(const Trace& t, View derivative, const Sums& sums) {
+    e.sum_rows([](Num sum, Num& out) { out = sum; }, sums.plain, derivative);
+    e.fold_rows(
+        sums.along, [](Num& sum, Num n, Num d) { sum += n * d; }, S(0), t.product, derivative);
+  }
+
+  void backward(const Trace& t, const Blocks& at, View after, View before, const Sums& sums) {
+    find_sums(t, after, sums);
+    e.map(
+        [share = share](Num& du, Num dz, Num n, Num s, Num g, Num sum, Num along) {
+          du = g * s * (dz - share * (sum + n * along));
+        },
+        before, after, t.product, repeated(t.inverse, rows), scale(at.of[kScale]),
+        moving(sums.plain), moving(sums.along));
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE

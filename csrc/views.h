@@ -1,0 +1,23 @@
+// Other looks at a matrix that lies somewhere.
+#pragma once
+
+#include "network.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE {
+
+inline View transposed(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
+
+// A row [1, C] as a matrix of `rows` such.
+inline View repeated(View row, int rows) { return {row.offset, rows, row.cols, 0, row.col_stride}; }
+
+// A column [N, 1] beside a matrix [N, C].
+inline View beside(View column, View matrix) {
+  return {column.offset, matrix.rows, matrix.cols, column.row_stride, 0};
+}
+
+// A number [1, 1] beside a matrix.
+inline View throughout(View number, View matrix) {
+  return {number.offset, matrix.rows, matrix.cols, 0, 0};
+}
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -1,0 +1,126 @@
+"""A network and a loss in the terms of the fused kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from fastmeta.plan.layers import Activation, BatchNorm, Flatten, Linear, Network, Reshape
+from fastmeta.plan.losses import Loss
+
+# In the order of csrc/network.h.
+_ACTIVATIONS = (
+    "identity", "relu", "leaky_relu", "tanh", "sigmoid", "elu", "softplus", "silu", "gelu",
+    "gelu_tanh",
+)  # fmt: skip
+_LOSSES = (
+    "cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "huber_loss",
+    "smooth_l1_loss", "l1_loss",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer with what follows it: maybe a norm, maybe an activation."""
+
+    weight: str
+    bias: str | None
+    inputs: int
+    outputs: int
+    norm: BatchNorm | None = None
+    activation: int | None = None
+    options: tuple[float, float] = (0.0, 0.0)
+
+    def tensors(self) -> tuple[str | None, ...]:
+        """The names of weight, bias, scale and shift, as the kernels order them."""
+        norm = self.norm
+        return (self.weight, self.bias, norm and norm.weight, norm and norm.bias)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network and a loss as the kernels take them."""
+
+    layers: tuple[Dense, ...]
+    loss: int
+    loss_option: float
+    ignore_index: int
+    weighted: bool = False
+    """Whether the loss has weights."""
+    weight: Tensor | None = field(default=None, compare=False)
+    pos_weight: Tensor | None = field(default=None, compare=False)
+
+
+class Declined(Exception):
+    """What the fused kernels can't serve; the message says why."""
+
+
+def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> Recipe:
+    """The network in the kernels' terms; **raises** `Declined`."""
+    if network is None:
+        raise Declined(f"the model could not be read into layers: {unreadable}")
+    if loss is None:
+        raise Declined("the loss is not a standard one")
+    layers: list[Dense] = []
+    for i, node in enumerate(network.nodes):
+        if node.inputs != (i - 1,):
+            raise Declined(f"{node.name} does not follow the layer before it")
+        if len(node.shape) != 1:
+            raise Declined(f"{node.name} gives {list(node.shape)} an example, not a row")
+        width = node.shape[0]
+        if isinstance(node.layer, Linear):
+            # Of Linear, FLOPs are 2 * in * out.
+            inputs = node.flops // (2 * width)
+            layers.append(Dense(node.layer.weight, node.layer.bias, inputs, width))
+        elif isinstance(node.layer, BatchNorm):
+            if not layers or layers[-1].norm or layers[-1].activation is not None:
+                raise Declined(f"{node.name} is a BatchNorm that does not follow a Linear")
+            layers[-1] = replace(layers[-1], norm=node.layer)
+        elif isinstance(node.layer, Activation):
+            if not layers or layers[-1].activation is not None:
+                raise Declined(f"{node.name} is an activation that does not follow a Linear")
+            layers[-1] = _with_activation(layers[-1], node.layer)
+        elif not isinstance(node.layer, (Flatten, Reshape)):
+            raise Declined(f"{node.name} is a {type(node.layer).__name__}")
+    if not layers or network.output != len(network.nodes) - 1:
+        raise Declined("it is no chain of linear layers")
+    names = [name for layer in layers for name in layer.tensors() if name]
+    if len(set(names)) != len(names):
+        raise Declined("a parameter is used twice")
+    return Recipe(tuple(layers), *_loss(loss))
+
+
+def _with_activation(layer: Dense, activation: Activation) -> Dense:
+    kind, options = activation.kind, dict(activation.options)
+    options.pop("inplace", None)
+    values = (0.0, 0.0)
+    if kind == "leaky_relu":
+        values = (float(options.get("negative_slope", 0.01)), 0.0)
+    elif kind == "elu":
+        values = (float(options.get("alpha", 1.0)), 0.0)
+    elif kind == "softplus":
+        values = (float(options.get("beta", 1.0)), float(options.get("threshold", 20.0)))
+    elif kind == "gelu" and options.get("approximate", "none") != "none":
+        kind = "gelu_tanh"
+    if kind not in _ACTIVATIONS:
+        raise Declined(f"{kind} is no activation of the kernels")
+    if kind in ("leaky_relu", "elu") and values[0] < 0:
+        raise Declined(f"{kind} has a negative slope, so its output does not tell its side")
+    if kind == "softplus" and values[0] <= 0:
+        raise Declined("softplus has a beta that is not positive")
+    return replace(layer, activation=_ACTIVATIONS.index(kind), options=values)
+
+
+def _loss(loss: Loss) -> tuple[Any, ...]:
+    options = loss.options
+    if loss.kind == "smooth_l1_loss" and options.get("beta", 1.0) == 0:
+        raise Declined("smooth_l1_loss has beta=0")
+    option = options.get("label_smoothing", options.get("delta", options.get("beta")))
+    default = 0.0 if loss.kind == "cross_entropy" else 1.0
+    value = default if option is None else float(option)
+    weight, pos_weight = options.get("weight"), options.get("pos_weight")
+    weighted = weight is not None or pos_weight is not None
+    ignore = int(options.get("ignore_index", -100))
+    return _LOSSES.index(loss.kind), value, ignore, weighted, weight, pos_weight

@@ -1,0 +1,150 @@
+"""What a forward reads beside its input: seen when it changes, or not trusted to kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastmeta
+from fastmeta.plan import pinned
+
+pytest.importorskip("fastmeta._C", reason="the extension was not built here")
+
+SLOPE = 0.1
+act = F.relu
+
+
+def helper(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+@dataclasses.dataclass
+class Settings:
+    slope: float = 0.1
+
+
+class Net(nn.Module):
+    slope = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(3, 8).double(), nn.Linear(8, 2).double()
+        self.own = 0.1
+        self.settings = Settings()
+        self.activation = F.relu
+        self.listed = [0.1]
+
+    def middle(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.middle(self.first(x)))
+
+
+class ByGlobal(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, SLOPE)
+
+    def change(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(globals(), "SLOPE", 0.4)
+
+
+class ByHelper(ByGlobal):
+    def middle(self, x: Tensor) -> Tensor:
+        return helper(x)
+
+
+class ByGlobalFunction(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return act(x)
+
+    def change(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(globals(), "act", torch.tanh)
+
+
+class ByClass(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope)
+
+    def change(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Net, "slope", 0.4)
+
+
+class ByInstance(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.own)
+
+    def change(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.own = 0.4
+
+
+class ByFunctionAttribute(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return self.activation(x)
+
+    def change(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.activation = torch.tanh
+
+
+class ByMethod(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+    def change(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ByMethod, "middle", lambda self, x: torch.tanh(x))
+
+
+class BySettings(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.settings.slope)
+
+
+class ByList(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.listed[0])
+
+
+class ByChance(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(x) if random.random() < 2 else x
+
+
+def _data() -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    return [(torch.randn(2, 4, 3).double(), torch.randint(2, (2, 4))) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ByGlobal, ByHelper, ByGlobalFunction, ByClass, ByInstance, ByFunctionAttribute, ByMethod],
+)
+def test_what_changes_is_seen(kind: type[Net], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = kind(), _data()
+    before = fastmeta.maml_step(model, *data)
+    assert before.executor == "fused-cpu"
+    model.change(monkeypatch)
+    after = fastmeta.maml_step(model, *data)
+    right = fastmeta.maml_step(model, *data, executor="generic")
+    assert abs(before.loss - right.loss) > 1e-4
+    torch.testing.assert_close(after.loss, right.loss, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("kind", [BySettings, ByList, ByChance])
+def test_what_can_not_be_seen_is_not_trusted(kind: type[Net]) -> None:
+    with pytest.raises(pinned.Unpinned):
+        pinned.watches(kind())
+    assert fastmeta.maml_step(kind(), *_data()).executor == "generic"
+
+
+def test_hooks_put_on_later_are_seen() -> None:
+    model, data, calls = ByInstance(), _data(), []
+    fastmeta.maml_step(model, *data)
+    model.second.register_full_backward_hook(lambda *_: calls.append(1))
+    assert fastmeta.maml_step(model, *data).executor == "generic"
+    assert calls
