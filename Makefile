@@ -20,6 +20,9 @@ format:
 sanitize:  ## the fused step in C++ under address, undefined-behaviour and thread sanitizers
 	python tests/sanitize.py
 
+fuzz:  ## the fused step over 2,000 drawn networks and options, against the float64 oracle
+	FASTMETA_FUZZ=2000 pytest -q --timeout=0 tests/executors/test_fuzz.py
+
 demo:
 	python -m fastmeta demo
 

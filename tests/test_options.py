@@ -6,10 +6,12 @@ from typing import Any
 
 import oracle
 import pytest
+import rates
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rates import learned
 from torch import Tensor, nn
 
 import fastmeta
@@ -25,15 +27,15 @@ def network() -> nn.Sequential:
     ).double()
 
 
+def shapes(names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in network().named_parameters() if name in names}
+
+
 def data(tasks: int = 3, support: int = 4, query: int = 5) -> tuple[Any, Any]:
     def pair(count: int) -> tuple[Tensor, Tensor]:
         return torch.randn(tasks, count, 3).double(), torch.randint(2, (tasks, count))
 
     return pair(support), pair(query)
-
-
-def learned(*shape: int) -> Tensor:
-    return (0.1 + 0.1 * torch.rand(shape, dtype=torch.float64)).requires_grad_()
 
 
 def agree(
@@ -59,47 +61,15 @@ def agree(
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
-def rates_by_kind(kind: str, steps: int, names: tuple[str, ...]) -> tuple[Any, Any, list[Tensor]]:
-    """`(inner_lr, the oracle's rate function, leaves)`."""
-    shapes = {name: tuple(p.shape) for name, p in network().named_parameters()}
-    if kind == "number":
-        return 0.2, lambda name, step: 0.2, []
-    if kind == "scalar":
-        rate = learned()
-        return rate, lambda name, step: rate, [rate]
-    if kind == "per-step":
-        rate = learned(steps)
-        return rate, lambda name, step: rate[step], [rate]
-    make = {
-        "layer": lambda shape: learned(),
-        "element": lambda shape: learned(*shape),
-        "row": lambda shape: learned(*shape[:-1], 1),
-        "layer-step": lambda shape: learned(steps, *(1,) * len(shape)),
-        "element-step": lambda shape: learned(steps, *shape),
-    }[kind]
-    rates = {name: make(shapes[name]) for name in names}
-    per_step = kind.endswith("-step")
-    return (
-        rates,
-        lambda name, step: rates[name][step] if per_step else rates[name],
-        list(rates.values()),
-    )
-
-
-RATE_KINDS = (
-    "number", "scalar", "per-step", "layer", "element", "row", "layer-step", "element-step",
-)  # fmt: skip
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("kind", RATE_KINDS)
+@pytest.mark.parametrize("kind", rates.KINDS)
 def test_learning_rates(kind: str, first_order: bool, form: str, force_form) -> None:
     force_form(form)
-    inner_lr, rate, leaves = rates_by_kind(kind, 3, NAMES)
+    inner_lr = rates.by_kind(kind, 3, shapes(NAMES))
     agree(
-        network(), *data(), leaves,
-        {"rate": rate, "steps": 3, "first_order": first_order},
+        network(), *data(), rates.leaves(inner_lr),
+        {"rate": rates.reader(kind, inner_lr), "steps": 3, "first_order": first_order},
         inner_lr=inner_lr, inner_steps=3, first_order=first_order,
     )  # fmt: skip
 
@@ -180,7 +150,7 @@ def test_losses_and_outputs_of_every_step(form: str, force_form) -> None:
 @given(
     form=st.sampled_from(FORMS),
     sizes=st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 4)),
-    kind=st.sampled_from(RATE_KINDS),
+    kind=st.sampled_from(rates.KINDS),
     head_only=st.booleans(),
     first_order=st.booleans(),
     prox=st.sampled_from([0.0, 0.4]),
@@ -195,7 +165,8 @@ def test_options_drawn_together(
     force_form(form)
     model, (support, query) = network(), data(tasks, support_count, query_count)
     names = HEAD if head_only else NAMES
-    inner_lr, rate, leaves = rates_by_kind(kind, steps, names)
+    inner_lr = rates.by_kind(kind, steps, shapes(names))
+    leaves = rates.leaves(inner_lr)
     step_weights = learned(steps + 1) if multi_step else None
     task_weights = learned(tasks) if weighted else None
     leaves += [leaf for leaf in (step_weights, task_weights) if leaf is not None]
@@ -204,7 +175,7 @@ def test_options_drawn_together(
     agree(
         model, support, query, leaves,
         {
-            "rate": rate, "steps": steps, "adapted": list(names), "first_order": first_order,
+            "rate": rates.reader(kind, inner_lr), "steps": steps, "adapted": list(names), "first_order": first_order,
             "step_weights": step_weights, "task_weights": task_weights, "prox": prox,
         },
         inner_lr=inner_lr, inner_steps=steps, adapt="4" if head_only else None,

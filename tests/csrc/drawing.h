@@ -20,13 +20,25 @@ inline bool has_corners(const Description& network) {
   return network.loss.kind >= LossKind::huber;
 }
 
-inline Dense dense(Random& random, int in, int out, Activation activation) {
-  Dense layer{in, out, random.below(4) > 0, activation, 0, 0, true, true};
+inline Dense dense(Random& random, int in, int out, Activation activation, bool may_have_norm) {
+  Dense layer{};
+  layer.in = in, layer.out = out, layer.activation = activation;
   if (activation == Activation::leaky_relu) layer.option = 0.2;
   if (activation == Activation::elu) layer.option = random.of<double>({0, 0.7, 1});
   if (activation == Activation::softplus) layer.option = 2, layer.second_option = 1;
-  if (random.below(3) == 0) layer.adapts_weight = random.coin(), layer.adapts_bias = random.coin();
-  layer.adapts_bias = layer.adapts_bias && layer.bias;
+  // Large, or a norm over two examples that are nearly alike would magnify every rounding error.
+  layer.eps = 0.1;
+  if (may_have_norm && random.below(3) == 0) {
+    layer.norm = random.coin() ? Norm::batch : Norm::running;
+  }
+  layer.has[kWeight] = true;
+  layer.has[kBias] = random.below(4) > 0;
+  layer.has[kScale] = layer.norm != Norm::none && random.coin();
+  layer.has[kShift] = layer.norm != Norm::none && random.coin();
+  const bool in_part = random.below(3) == 0;
+  for (int tensor = 0; tensor < kTensors; ++tensor) {
+    layer.adapts[tensor] = layer.has[tensor] && (!in_part || random.coin());
+  }
   return layer;
 }
 
@@ -38,20 +50,25 @@ inline Problem draw(int number) {
   Random random(number);
   Problem problem{};
   problem.seed = number;
+  problem.ragged = random.coin();
   Description& network = problem.network;
   const std::vector<int>& shape = widths[number % widths.size()];
   for (std::size_t l = 0; l + 1 < shape.size(); ++l) {
     const Activation activation = Activation((number / 3 + l * 3) % kActivations);
     const bool last = l + 2 == shape.size();
     network.layers.push_back(dense(random, shape[l], shape[l + 1],
-                                   last && random.below(4) ? Activation::identity : activation));
+                                   last && random.below(4) ? Activation::identity : activation,
+                                   !problem.ragged));
   }
   // One parameter at least adapts; the face in Python sees to that.
-  network.layers[random.below(int(network.layers.size()))].adapts_weight = true;
+  network.layers[random.below(int(network.layers.size()))].adapts[kWeight] = true;
   const LossKind loss = LossKind(number % kLosses);
   const double option = loss == LossKind::cross_entropy ? random.of<double>({0, 0.1})
                                                         : random.of<double>({0.3, 1});
-  network.loss = {loss, option, random.of<int64_t>({-100, 0})};
+  const bool classes = loss == LossKind::cross_entropy;
+  const bool weighted = (classes || loss == LossKind::bce_with_logits) && random.coin();
+  network.loss = {loss, option, random.of<int64_t>({-100, 0}), weighted};
+  problem.labels = classes && random.below(3) > 0;
   network.steps = number / 5 % 4;
   network.support = random.of(example_counts);
   network.query = random.of(example_counts);
@@ -62,7 +79,6 @@ inline Problem draw(int number) {
   network.prox = random.of<double>({0, 0.4});
   problem.keep_adapted = !network.differentiate && random.coin();
   if (problem.keep_adapted) network.query = 0;
-  problem.ragged = random.coin();
   problem.tasks = random.of(task_counts);
   for (int k = 0; k <= network.steps; ++k) {
     const bool last = k == network.steps;
@@ -77,12 +93,16 @@ inline std::string describe(const Problem& problem) {
   const Description& network = problem.network;
   std::string text = "number " + std::to_string(problem.seed) + ":";
   for (const Dense& layer : network.layers) {
-    text += " " + std::to_string(layer.in) + (layer.bias ? "+" : "-") +
-            std::to_string(int(layer.activation)) + (layer.adapts_weight ? "w" : "") +
-            (layer.adapts_bias ? "b" : "");
+    text += " " + std::to_string(layer.in) + " (" + std::to_string(int(layer.activation));
+    text += ", norm " + std::to_string(int(layer.norm)) + ", ";
+    for (int tensor = 0; tensor < kTensors; ++tensor) {
+      text += !layer.has[tensor] ? '-' : layer.adapts[tensor] ? "WBGS"[tensor] : "wbgs"[tensor];
+    }
+    text += ")";
   }
   text += " " + std::to_string(network.layers.back().out);
   text += ", loss " + std::to_string(int(network.loss.kind));
+  if (network.loss.weighted) text += " weighted";
   text += ", T " + std::to_string(problem.tasks) + ", N " + std::to_string(network.support);
   text += ", Q " + std::to_string(network.query) + ", K " + std::to_string(network.steps);
   if (!network.differentiate) text += ", no gradient";
@@ -90,6 +110,7 @@ inline std::string describe(const Problem& problem) {
   if (network.elementwise_rates) text += ", elementwise";
   if (network.learned_rates) text += ", learned rates";
   if (network.prox != 0) text += ", prox";
+  if (network.dual) text += ", dual";
   if (problem.ragged) text += ", ragged";
   return text;
 }

@@ -1,5 +1,5 @@
-// Every engine gives what the plain one gives, over drawn networks, and the same bits by any number
-// of threads: `engines_agree [COUNT]`.
+// Every engine of every instruction set gives what the plain one gives, in primal and dual form, and
+// the same bits on any number of threads: `engines_agree [COUNT]`.
 
 #include <cstdio>
 #include <cstdlib>
@@ -13,27 +13,41 @@ namespace {
 constexpr double kTolerance[] = {2e-4, 1e-11};
 
 template <class T>
-bool agree(const Problem& problem) {
-  const Inputs<T> in = inputs<T>(problem);
-  const Results<double> exact =
-      run(cpu::instruction_set("plain"), problem, inputs<double>(problem), kAlone);
+bool agree(const std::string& name, const cpu::Engine& engine, const Problem& problem,
+           const Inputs<T>& in, const Results<double>& exact) {
   const bool wide = sizeof(T) == 8;
   bool good = true;
-  for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
-    const Results<T> alone = run(set, problem, in, kAlone);
-    for (int threads : {1, 3}) {
-      if (same(alone, run(set, problem, in, threads))) continue;
-      std::printf("%s, %d threads: other bits than alone: %s\n", set.name, threads,
-                  describe(problem).c_str());
-      good = false;
+  const Results<T> alone = run(engine, problem, in, kAlone);
+  for (int threads : {1, 3}) {
+    if (same(alone, run(engine, problem, in, threads))) continue;
+    std::printf("%s, %d threads: other bits than alone: %s\n", name.c_str(), threads,
+                describe(problem).c_str());
+    good = false;
+  }
+  if (!wide && has_corners(problem.network)) return good;
+  const double apart = distance(widened(alone), exact);
+  if (apart <= kTolerance[wide]) return good;
+  std::printf("%s, %s: %g apart from the plain engine: %s\n", name.c_str(),
+              wide ? "double" : "float", apart, describe(problem).c_str());
+  return false;
+}
+
+template <class T>
+bool agree(Problem problem) {
+  const cpu::Engine plain = cpu::instruction_set("plain").tasks;
+  const Results<double> exact = run(plain, problem, inputs<double>(problem), kAlone);
+  const Inputs<T> in = inputs<T>(problem);
+  bool good = true;
+  for (const char* form : {"primal", "dual"}) {
+    problem.network.dual = cpu::dual(form, problem.network);
+    for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+      for (const cpu::Engine& engine : {set.tasks, set.features}) {
+        const std::string name = std::string(set.name) + " over " + engine.name;
+        good = agree(name, engine, problem, in, exact) && good;
+        if (std::string(set.name) == "plain") break;  // it has one
+      }
     }
-    if (!wide && has_corners(problem.network)) continue;
-    const double apart = distance(widened(alone), exact);
-    if (!(apart <= kTolerance[wide])) {
-      std::printf("%s, %s: %g apart from the plain engine: %s\n", set.name,
-                  wide ? "double" : "float", apart, describe(problem).c_str());
-      good = false;
-    }
+    if (!cpu::dual("dual", problem.network)) break;
   }
   return good;
 }

@@ -37,7 +37,7 @@ class Random {
 struct Problem {
   Description network;
   int64_t tasks;
-  bool ragged, keep_adapted;
+  bool labels, ragged, keep_adapted;
   std::vector<double> step_weights;  // [K + 1]
   std::vector<char> evaluates;       // [K + 1]
   uint64_t seed;
@@ -46,9 +46,10 @@ struct Problem {
 // Every array has its own memory of exactly its size, so that a step past its end is seen.
 template <class T>
 struct Inputs {
-  std::vector<std::vector<T>> parameters;
+  std::vector<std::vector<T>> parameters, statistics;
   std::vector<T> rates, task_weights;
   std::vector<T> support_x, query_x, support_y, query_y, support_weights, query_weights;
+  std::vector<T> support_loss_weights, query_loss_weights;
   std::vector<int64_t> support_labels, query_labels;
 };
 
@@ -58,9 +59,9 @@ struct Results {
   std::vector<std::vector<T>> adapted;
 };
 
-inline int64_t parameters_of(const Dense& layer, bool bias) {
-  if (bias) return layer.bias ? layer.out : 0;
-  return int64_t(layer.in) * layer.out;
+inline int64_t size_of(const Dense& layer, int tensor) {
+  if (!layer.has[tensor]) return 0;
+  return tensor == kWeight ? int64_t(layer.in) * layer.out : layer.out;
 }
 
 template <class T>
@@ -76,63 +77,78 @@ Inputs<T> inputs(const Problem& problem) {
   Inputs<T> in;
   for (const Dense& layer : network.layers) {
     const double scale = 1 / std::sqrt(double(layer.in));
-    in.parameters.push_back(numbers(parameters_of(layer, false), -scale, scale));
-    in.parameters.push_back(numbers(parameters_of(layer, true), -scale, scale));
+    for (int tensor = 0; tensor < kTensors; ++tensor) {
+      const double low = tensor == kScale ? 0.5 : -scale;
+      in.parameters.push_back(numbers(size_of(layer, tensor), low, low + 2 * scale));
+    }
+    const int64_t given = layer.norm == Norm::running ? layer.out : 0;
+    in.statistics.push_back(numbers(given, -0.5, 0.5));
+    in.statistics.push_back(numbers(given, 0.5, 2));
   }
   for (int k = 0; k < network.steps; ++k) {
     for (const Dense& layer : network.layers) {
-      for (bool bias : {false, true}) {
-        const bool adapts = bias ? layer.adapts_bias : layer.adapts_weight;
-        const int64_t count = network.elementwise_rates ? parameters_of(layer, bias) : 1;
-        for (T rate : numbers(count, 0.05, 0.3)) in.rates.push_back(adapts ? rate : T(0));
+      for (int tensor = 0; tensor < kTensors; ++tensor) {
+        const int64_t count = network.elementwise_rates ? size_of(layer, tensor) : 1;
+        for (T rate : numbers(count, 0.05, 0.3)) {
+          in.rates.push_back(layer.adapts[tensor] ? rate : T(0));
+        }
       }
     }
   }
   in.task_weights = numbers(problem.tasks, 0, 1);
   const int d = network.layers.front().in, c = network.layers.back().out;
   const bool classes = network.loss.kind == LossKind::cross_entropy;
+  if (network.loss.weighted && classes) {
+    in.support_loss_weights = in.query_loss_weights = numbers(c, 0.5, 2);
+  }
   const auto fill = [&](int count, std::vector<T>& x, std::vector<T>& y,
-                        std::vector<int64_t>& labels, std::vector<T>& weights) {
+                        std::vector<int64_t>& labels, std::vector<T>& weights,
+                        std::vector<T>& loss_weights) {
     const int64_t examples = problem.tasks * count;
     x = numbers(examples * d, -1, 1);
-    if (classes) {
+    if (problem.labels) {
       for (int64_t i = 0; i < examples; ++i) {
         labels.push_back(random.below(5) == 0 ? network.loss.ignore_index : random.below(c));
       }
     } else {
       y = numbers(examples * c, 0, 1);
     }
+    if (network.loss.weighted && !classes) loss_weights = numbers(examples * c, 0.5, 2);
     for (int64_t t = 0; problem.ragged && count > 0 && t < problem.tasks; ++t) {
       const int real = 1 + random.below(count);
       for (int i = 0; i < count; ++i) weights.push_back(i < real ? T(1) / T(real) : T(0));
     }
   };
-  fill(network.support, in.support_x, in.support_y, in.support_labels, in.support_weights);
-  fill(network.query, in.query_x, in.query_y, in.query_labels, in.query_weights);
+  fill(network.support, in.support_x, in.support_y, in.support_labels, in.support_weights,
+       in.support_loss_weights);
+  fill(network.query, in.query_x, in.query_y, in.query_labels, in.query_weights,
+       in.query_loss_weights);
   return in;
 }
 
-inline const cpu::Kernel<float>& kernel(const cpu::InstructionSet& set, float) {
-  return set.of_float;
+inline const cpu::Kernel<float>& kernel(const cpu::Engine& engine, float) {
+  return engine.of_float;
 }
-inline const cpu::Kernel<double>& kernel(const cpu::InstructionSet& set, double) {
-  return set.of_double;
+inline const cpu::Kernel<double>& kernel(const cpu::Engine& engine, double) {
+  return engine.of_double;
 }
 
-// What cpu::run does, but each group in memory of its own, of exactly its size and full of NaN.
+// What cpu::run does for few tasks, but each group in memory of its own, of exactly its size and
+// full of NaN.
 template <class T>
 void run_alone(const cpu::Kernel<T>& kernel, const Description& network, const Layout& layout,
                const Data<T>& data) {
   const std::size_t sums = network.differentiate ? gradient_size(network, layout) : 0;
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T), alignment = 64;
-  for (int64_t group = 0; group * kernel.tasks < data.tasks; ++group) {
+  for (int64_t first = 0; first < data.tasks; first += kernel.tasks) {
     void* storage = nullptr;
     if (posix_memalign(&storage, alignment, bytes) != 0) throw std::bad_alloc();
     std::memset(storage, 0xff, bytes);
-    std::vector<T> partial(sums, T(NAN));
-    kernel.run(network, layout, data, group, storage, partial.data());
+    std::vector<T> partial(sums);
+    const int64_t last = std::min<int64_t>(first + kernel.tasks, data.tasks);
+    kernel.run(network, layout, data, first, last, storage, partial.data());
     for (std::size_t i = 0; i < sums; ++i) {
-      data.gradient[i] = group == 0 ? partial[i] : data.gradient[i] + partial[i];
+      data.gradient[i] = first == 0 ? partial[i] : data.gradient[i] + partial[i];
     }
     std::free(storage);
   }
@@ -142,10 +158,11 @@ constexpr int kAlone = 0;
 
 // On so many threads, or alone. What nothing writes is not a number.
 template <class T>
-Results<T> run(const cpu::InstructionSet& set, const Problem& problem, const Inputs<T>& in,
+Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T>& in,
                int threads) {
   const Description& network = problem.network;
-  const Layout layout = lay_out(network);
+  const cpu::Kernel<T>& chosen = kernel(engine, T());
+  const Layout layout = lay_out(network, chosen.width);
   const int64_t d = network.layers.front().in, c = network.layers.back().out;
   const int64_t n = network.support, q = network.query;
   const T nothing = T(NAN);
@@ -161,15 +178,15 @@ Results<T> run(const cpu::InstructionSet& set, const Problem& problem, const Inp
   Data<T> data{};
   data.tasks = problem.tasks;
   for (const auto& parameter : in.parameters) data.parameters.push_back({given(parameter), 0});
+  for (const auto& statistic : in.statistics) data.statistics.push_back({given(statistic), 0});
   if (problem.keep_adapted) {
     out.adapted.resize(in.parameters.size());
     for (std::size_t i = 0; i < in.parameters.size(); ++i) {
-      const Dense& layer = network.layers[i / 2];
       const int64_t size = in.parameters[i].size();
-      if (i % 2 ? layer.adapts_bias : layer.adapts_weight) {
+      if (network.layers[i / kTensors].adapts[i % kTensors]) {
         out.adapted[i].assign(problem.tasks * size, nothing);
       }
-      data.adapted.push_back({given(out.adapted[i]) ? out.adapted[i].data() : nullptr, size});
+      data.adapted.push_back({out.adapted[i].empty() ? nullptr : out.adapted[i].data(), size});
     }
   }
   data.rates = given(in.rates);
@@ -185,22 +202,17 @@ Results<T> run(const cpu::InstructionSet& set, const Problem& problem, const Inp
   data.query_y = {given(in.query_y), q * c};
   data.query_labels = {given(in.query_labels), q};
   data.query_weights = {given(in.query_weights), q};
+  const bool of_classes = network.loss.kind == LossKind::cross_entropy;
+  data.support_loss_weights = {given(in.support_loss_weights), of_classes ? 0 : n * c};
+  data.query_loss_weights = {given(in.query_loss_weights), of_classes ? 0 : q * c};
   data.support_losses = {out.support_losses.data(), 1};
   data.step_losses = {out.step_losses.data(), 1};
   data.query_outputs = {out.query_outputs.data(), q * c};
   data.gradient = out.gradient.data();
   if (threads == kAlone) {
-    run_alone(kernel(set, T()), network, layout, data);
+    run_alone(chosen, network, layout, data);
   } else {
-    cpu::run(kernel(set, T()), network, layout, data, threads);
-  }
-  if (network.learned_rates && !network.elementwise_rates) {
-    // A bias that is not there has a place for its rate, in which nothing is written.
-    const int64_t tensors = 2 * network.layers.size();
-    for (int64_t i = 0; i < network.steps * tensors; ++i) {
-      const bool missing = i % 2 && !network.layers[i % tensors / 2].bias;
-      if (missing) out.gradient[layout.parameters + i] = 0;
-    }
+    cpu::run(chosen, network, layout, data, threads);
   }
   return out;
 }

@@ -10,36 +10,15 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from mlps import ACTIVATIONS, LOSSES, TAKE_LABELS, examples, mlp
 from torch import Tensor, nn
 
 import fastmeta
+from fastmeta.executors import fused
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
 from fused_kernels import KERNELS
-
-ACTIVATIONS = {
-    "identity": nn.Identity(),
-    "relu": nn.ReLU(),
-    "leaky_relu": nn.LeakyReLU(0.2),
-    "tanh": nn.Tanh(),
-    "sigmoid": nn.Sigmoid(),
-    "elu": nn.ELU(0.7),
-    "softplus": nn.Softplus(beta=2.0, threshold=1.0),
-    "silu": nn.SiLU(),
-    "gelu": nn.GELU(),
-    "gelu_tanh": nn.GELU(approximate="tanh"),
-}
-LOSSES = {
-    "cross_entropy": F.cross_entropy,
-    "label_smoothing": nn.CrossEntropyLoss(label_smoothing=0.1),
-    "ignore_index": nn.CrossEntropyLoss(ignore_index=1),
-    "mse": F.mse_loss,
-    "bce": F.binary_cross_entropy_with_logits,
-    "huber": nn.HuberLoss(delta=0.5),
-    "smooth_l1": nn.SmoothL1Loss(beta=0.5),
-    "l1": F.l1_loss,
-}
 
 
 @pytest.fixture(params=KERNELS)
@@ -47,21 +26,6 @@ def instruction_set(request, monkeypatch) -> str:
     for name, value in KERNELS[request.param].items():
         monkeypatch.setenv(name, value)
     return request.param
-
-
-def mlp(*widths: int, activation: nn.Module, bias: bool = True) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i in range(len(widths) - 1):
-        layers += [nn.Linear(widths[i], widths[i + 1], bias=bias), activation]
-    return nn.Sequential(*layers[:-1]).double()
-
-
-def examples(tasks: int, count: int, model: nn.Sequential, labels: bool) -> tuple[Tensor, Tensor]:
-    x = torch.randn(tasks, count, model[0].in_features).double()
-    outputs = model[-1].out_features
-    if labels:
-        return x, torch.randint(outputs, (tasks, count))
-    return x, torch.rand(tasks, count, outputs).double()
 
 
 def agrees(
@@ -101,7 +65,7 @@ def test_activations(activation: str, loss: str, instruction_set: str) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses(loss: str, instruction_set: str) -> None:
     model = mlp(3, 7, 4, activation=nn.Tanh())
-    labels = loss in ("cross_entropy", "label_smoothing", "ignore_index")
+    labels = loss in TAKE_LABELS
     data = [examples(5, count, model, labels) for count in (4, 6)]
     if loss == "ignore_index":
         for _, y in data:
@@ -266,6 +230,23 @@ def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch) -> None:
     data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
     with pytest.raises(ValueError, match="FASTMETA_ISA: 'abacus'"):
         fastmeta.maml_step(nn.Linear(3, 2), *data, executor="fused")
+
+
+def test_the_instruction_set_that_is_forced_runs(instruction_set: str, monkeypatch) -> None:
+    made: list[Any] = []
+    kernel = fused._kernel
+
+    def record(*arguments: Any) -> Any:
+        made.append(kernel(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(fused, "_kernel", record)
+    data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
+    fastmeta.maml_step(nn.Linear(3, 2), *data, executor="fused")
+    assert {step.instruction_set for step in made} == {instruction_set}
+    monkeypatch.setenv("FASTMETA_ISA", "")
+    fastmeta.maml_step(nn.Linear(3, 2), *data, executor="fused")
+    assert made[-1].instruction_set == INSTRUCTION_SETS[0]
 
 
 def test_it_is_taken_unasked() -> None:

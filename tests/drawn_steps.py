@@ -1,0 +1,194 @@
+"""Meta-steps drawn by hypothesis: an MLP, a loss, data, and every option that the kernels serve."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import oracle
+import rates
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from mlps import ACTIVATIONS
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Case:
+    """What hypothesis draws; the numbers in the tensors follow from the seed."""
+
+    widths: list[int]
+    activations: list[str]
+    bias: bool
+    ends_in_activation: bool
+    frozen: bool
+    loss: str
+    loss_option: float
+    ignore_index: int
+    tasks: int
+    support: int
+    query: int
+    ragged: bool
+    steps: int
+    rate_kind: str
+    adapt: int
+    """Bit i: whether parameter i adapts; 0 stands for all."""
+    first_order: bool
+    prox: float
+    step_weights: str
+    task_weights: str
+    seed: int
+
+
+WEIGHTS = ("none", "given", "learned")
+cases = st.builds(
+    Case,
+    widths=st.lists(st.integers(1, 11), min_size=2, max_size=5),
+    activations=st.lists(st.sampled_from([*ACTIVATIONS]), min_size=4, max_size=4),
+    bias=st.booleans(),
+    ends_in_activation=st.booleans(),
+    frozen=st.booleans(),
+    loss=st.sampled_from(["cross_entropy", "mse", "bce", "huber", "smooth_l1", "l1"]),
+    loss_option=st.sampled_from([0.0, 0.1, 0.5, 2.0]),
+    ignore_index=st.sampled_from([-100, 0]),
+    tasks=st.sampled_from([1, 2, 3, 8, 9, 17]),
+    support=st.integers(1, 6),
+    query=st.integers(1, 6),
+    ragged=st.booleans(),
+    steps=st.integers(0, 4),
+    rate_kind=st.sampled_from(rates.KINDS),
+    adapt=st.integers(0, 255),
+    first_order=st.booleans(),
+    prox=st.sampled_from([0.0, 0.4]),
+    step_weights=st.sampled_from(WEIGHTS),
+    task_weights=st.sampled_from(WEIGHTS),
+    seed=st.integers(0, 2**31),
+)
+
+
+def network(case: Case) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(zip(case.widths, case.widths[1:], strict=False)):
+        layers.append(nn.Linear(inputs, outputs, bias=case.bias))
+        layers.append(copy.deepcopy(ACTIVATIONS[case.activations[i]]))
+    if not case.ends_in_activation:
+        layers.pop()
+    model = nn.Sequential(*layers).double()
+    if case.frozen and len(case.widths) > 2:
+        model[0].requires_grad_(False)
+    return model
+
+
+def loss_function(case: Case) -> Callable[[Any, Any], Tensor]:
+    if case.loss == "cross_entropy":
+        smoothing = case.loss_option if case.loss_option < 1 else 0.0
+        ignore = case.ignore_index if case.widths[-1] > 1 else -100
+        return nn.CrossEntropyLoss(ignore_index=ignore, label_smoothing=smoothing)
+    option = case.loss_option or 1.0
+    return {
+        "mse": F.mse_loss,
+        "bce": F.binary_cross_entropy_with_logits,
+        "huber": functools.partial(F.huber_loss, delta=option),
+        "smooth_l1": nn.SmoothL1Loss(beta=option),
+        "l1": F.l1_loss,
+    }[case.loss]
+
+
+def examples(case: Case, count: int) -> tuple[Tensor, Tensor]:
+    """[T, N, D] and [T, N] or [T, N, C]."""
+    x = torch.randn(case.tasks, count, case.widths[0]).double()
+    outputs = case.widths[-1]
+    if case.loss != "cross_entropy":
+        return x, torch.rand(case.tasks, count, outputs).double()
+    y = torch.randint(outputs, (case.tasks, count))
+    y[:, 0] = outputs - 1  # never the one that is ignored: no mean is of nothing
+    return x, y
+
+
+def weights(kind: str, count: int) -> Tensor | None:
+    if kind == "none":
+        return None
+    drawn = rates.learned(count)
+    if kind == "learned":
+        return drawn
+    # Zeros are special: what they weigh may be left out.
+    return torch.where(torch.arange(count) % 2 == 0, drawn.detach(), 0.0)
+
+
+def ragged(data: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    x, y = data
+    counts = [int(torch.randint(1, x.shape[1] + 1, ())) for _ in range(len(x))]
+    return [(x[i, :n], y[i, :n]) for i, n in enumerate(counts)]
+
+
+@dataclass
+class Drawn:
+    """A case's tensors; what is drawn in float64 is the same in float32."""
+
+    case: Case
+    model: nn.Sequential
+    support: Any
+    query: Any
+    inner_lr: Any
+    step_weights: Tensor | None
+    task_weights: Tensor | None
+    adapt: list[str] | None
+
+    def to(self, dtype: torch.dtype) -> Drawn:
+        def convert(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                return leaf
+            return leaf.detach().to(dtype).requires_grad_(leaf.requires_grad)
+
+        parts = (self.support, self.query, self.inner_lr, self.step_weights, self.task_weights)
+        converted = pytree.tree_map(convert, parts)
+        return Drawn(self.case, copy.deepcopy(self.model).to(dtype), *converted, self.adapt)
+
+    def tasks(self) -> list[tuple[Any, Any, Any, Any]]:
+        if isinstance(self.support, list):
+            return [(*s, *q) for s, q in zip(self.support, self.query, strict=True)]
+        return oracle.split(self.support, self.query)
+
+    def leaves(self) -> list[Tensor]:
+        given = pytree.tree_leaves((self.inner_lr, self.step_weights, self.task_weights))
+        learned = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.requires_grad]
+        return [p for p in self.model.parameters() if p.requires_grad] + learned
+
+    def reference(self, loss_fn: Callable[[Any, Any], Tensor]) -> oracle.Reference:
+        case = self.case
+        return oracle.maml(
+            self.model, self.tasks(), self.leaves(),
+            rate=rates.reader(case.rate_kind, self.inner_lr), steps=case.steps, loss_fn=loss_fn,
+            adapted=self.adapt, first_order=case.first_order, step_weights=self.step_weights,
+            task_weights=self.task_weights, prox=case.prox,
+        )  # fmt: skip
+
+    def options(self) -> dict[str, Any]:
+        case = self.case
+        return {
+            "inner_lr": self.inner_lr, "inner_steps": case.steps, "adapt": self.adapt,
+            "loss_fn": loss_function(case), "first_order": case.first_order, "prox": case.prox,
+            "step_weights": self.step_weights, "task_weights": self.task_weights,
+        }  # fmt: skip
+
+
+def draw(case: Case) -> Drawn:
+    """The case's tensors, in float64."""
+    torch.manual_seed(case.seed)
+    model = network(case)
+    trainable = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    chosen = [name for i, name in enumerate(trainable) if case.adapt >> i & 1]
+    adapted = chosen or [*trainable]
+    inner_lr = rates.by_kind(case.rate_kind, case.steps, {n: trainable[n] for n in adapted})
+    support, query = examples(case, case.support), examples(case, case.query)
+    return Drawn(
+        case, model,
+        ragged(support) if case.ragged else support, ragged(query) if case.ragged else query,
+        inner_lr, weights(case.step_weights, case.steps + 1),
+        weights(case.task_weights, case.tasks), chosen or None,
+    )  # fmt: skip
