@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("experiment", nargs="?", choices=["sinusoid", "omniglot"], default="sinusoid")
     add("--iterations", type=_count, metavar="N", help="meta-steps (sinusoid 8000, omniglot 20000)")
+    add("--full", action="store_true", help="the paper's meta-steps (70000, omniglot 60000)")
     add("--inner-lr", type=_positive, metavar="A", help="inner step size (0.01; omniglot 0.4)")
     add("--inner-steps", type=_count, metavar="K", help="inner steps in meta-training (1)")
     add("--seed", type=int, default=0, help="of weights and tasks (0)")
@@ -60,6 +61,8 @@ def _prepare(args: argparse.Namespace) -> Callable[[], None]:
         args.output = Path(f"fastmeta-{args.experiment}.png")
     if not args.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: there is no folder {args.output.absolute().parent}")
+    if args.full and args.iterations is not None:
+        raise ValueError("--full and --iterations: both say how many meta-steps; give one of them")
     _require_device(args.device)
     if args.experiment == "omniglot":
         from fastmeta.demo import omniglot
