@@ -10,39 +10,79 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
+// The products that several tasks share, so that the weight is read once for all of them.
+template <class E>
+class TogetherDual {
+ public:
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+
+  TogetherDual(E& engine, const Description& network, const Layout& layout, const Data<S>& data,
+               int tasks)
+      : e(engine), place(layout.dual), differentiates(network.differentiate) {
+    const int n = tasks * network.support, q = tasks * network.query;
+    support = e.inputs_together(layout.support.inputs, n, data.support_x);
+    query = e.inputs_together(layout.query.inputs, q, data.query_x);
+    e.load(place.weight, data.parameters[kWeight]);
+    const auto keep = [](Num sum, Num& out) { out = sum; };
+    const View w = transposed(place.weight);
+    e.mm(keep, part(place.support, n, 0), support, w);
+    e.mm(keep, part(place.query, q, 0), query, w);
+  }
+
+  // The weight's gradient, of cotangents that are weighted by task already.
+  void finish() {
+    if (!differentiates) return;
+    e.mm2([](Num sum, Num& out) { out = sum; }, place.gradient,
+          transposed(part(place.of_query, query.rows, 0)), query,
+          transposed(part(place.of_support, support.rows, 0)), support);
+    e.sum_tasks(0, place.gradient, Num{} + S(1));
+  }
+
+ private:
+  E& e;
+  const Layout::Dual& place;
+  const bool differentiates;
+  View support, query;  // the inputs [G N, D], [G Q, D]
+};
+
+// One task's own part; `slot` is its number among those together.
 template <class E>
 class DualProduct {
  public:
   using S = typename E::Scalar;
   using Num = typename E::Num;
 
-  DualProduct(E& engine, const Dense& layer, const Layout::Dual& place)
-      : e(engine), layer(layer), place(place) {}
+  DualProduct(E& engine, const Description& network, const Layout::Dual& place, int slot)
+      : e(engine),
+        layer(network.layers.front()),
+        place(place),
+        of_query(part(place.of_query, network.query, slot)),
+        of_support(part(place.of_support, network.support, slot)),
+        support_start(part(place.support, network.support, slot)),
+        query_start(part(place.query, network.query, slot)) {}
 
-  void start(View support, View query, View weight) {
-    const auto keep = [](Num sum, Num& out) { out = sum; };
-    const View w = transposed(weight);
-    e.mm(keep, place.support, support, w);
-    e.mm(keep, place.query, query, w);
+  void find_grams(View support, View query) {
     if (!layer.adapts[kWeight]) return;
+    const auto keep = [](Num sum, Num& out) { out = sum; };
     e.mm(keep, place.gram, support, transposed(support));
     e.mm(keep, place.cross, query, transposed(support));
   }
   void start_cotangent() {
-    clear(place.of_query);
-    clear(place.of_support);
+    clear(of_query);
+    clear(of_support);
     clear(place.pull);
   }
 
   // X W_k' + b of the support or the query set; b is the row `bias`, maybe null.
-  void forward(bool of_query, int k, View out, const View* bias) {
-    const View start = of_query ? place.query : place.support;
+  void forward(bool is_query, int k, View out, const View* bias) {
+    const View start = is_query ? query_start : support_start;
     const bool moved = k > 0 && layer.adapts[kWeight];
     if (moved && bias) {
-      e.mm([](Num sum, Num& z, Num start, Num b) { z = start - sum + b; }, out, gram(of_query),
+      e.mm([](Num sum, Num& z, Num start, Num b) { z = start - sum + b; }, out, gram(is_query),
            place.steps[k], start, repeated(*bias, out.rows));
     } else if (moved) {
-      e.mm([](Num sum, Num& z, Num start) { z = start - sum; }, out, gram(of_query),
+      e.mm([](Num sum, Num& z, Num start) { z = start - sum; }, out, gram(is_query),
            place.steps[k], start);
     } else if (bias) {
       e.map([](Num& z, Num start, Num b) { z = start + b; }, out, start,
@@ -64,7 +104,7 @@ class DualProduct {
 
   // lambda += w delta' X_q
   void add_query(S w, View delta) {
-    e.map([w](Num& c, Num d) { c = c + w * d; }, place.of_query, delta);
+    e.map([w](Num& c, Num d) { c = c + w * d; }, of_query, delta);
     if (!layer.adapts[kWeight]) return;
     e.mm([w](Num sum, Num& out) { out = out + w * sum; }, place.pull, transposed(place.cross),
          delta);
@@ -73,7 +113,7 @@ class DualProduct {
   // X lambda', which both the rate's gradient and the tangent of forward are made of.
   void find_along() {
     e.mm([](Num sum, Num& out, Num pull) { out = pull + sum; }, place.along, place.gram,
-         place.of_support, place.pull);
+         of_support, place.pull);
   }
   void tangent_forward(S a, View out) {
     e.map([a](Num& r, Num along) { r = a * along; }, out, place.along);
@@ -83,21 +123,22 @@ class DualProduct {
 
   // lambda -= r_delta' X
   void subtract_hessian(View r_delta) {
-    e.map([](Num& c, Num d) { c = c - d; }, place.of_support, r_delta);
+    e.map([](Num& c, Num d) { c = c - d; }, of_support, r_delta);
   }
 
-  // lambda itself, in the place of the weight's gradient.
-  void finish(View support, View query, View gradient) {
-    e.mm2([](Num sum, Num& out) { out = sum; }, gradient, transposed(place.of_query), query,
-          transposed(place.of_support), support);
+  void weigh() {
+    const Num weight = e.weight();
+    e.map([weight](Num& c) { c = c * weight; }, of_query);
+    e.map([weight](Num& c) { c = c * weight; }, of_support);
   }
 
  private:
   E& e;
   const Dense& layer;
   const Layout::Dual& place;
+  const View of_query, of_support, support_start, query_start;
 
-  View gram(bool of_query) const { return of_query ? place.cross : place.gram; }
+  View gram(bool is_query) const { return is_query ? place.cross : place.gram; }
   void clear(View v) {
     e.map([](Num& out) { out = Num{}; }, v);
   }

@@ -47,6 +47,7 @@ class FusedStep {
     network_.learned_rates = learned_rates;
     network_.prox = prox;
     network_.dual = cpu::dual(form, network_);
+    network_.together = cpu::together(network_, tasks);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
     layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);

@@ -16,8 +16,14 @@ class MetaStep {
   using S = typename E::Scalar;
   using Num = typename E::Num;
 
-  MetaStep(E& engine, const Description& network, const Layout& layout, const Data<S>& data)
-      : e(engine), network(network), layout(layout), data(data), depth(int(network.layers.size())) {}
+  MetaStep(E& engine, const Description& network, const Layout& layout, const Data<S>& data,
+           int slot)
+      : e(engine),
+        network(network),
+        layout(layout),
+        data(data),
+        depth(int(network.layers.size())),
+        slot(slot) {}
 
   void run() {
     load();
@@ -41,10 +47,7 @@ class MetaStep {
     if (network.prox != 0 && !network.first_order) {  // (5)
       e.map([](Num& l, Num a) { l = l + a; }, block(layout.lambda), block(layout.anchor));
     }
-    if (network.dual) {
-      dual().finish(support_x, query_x, layout.dual.gradient);
-      e.sum_tasks(0, layout.dual.gradient);
-    }
+    if (network.dual) dual().weigh();
     sum_tasks(0, layout.lambda);
   }
 
@@ -53,14 +56,14 @@ class MetaStep {
   const Description& network;
   const Layout& layout;
   const Data<S>& data;
-  const int depth;
+  const int depth, slot;  // slot: of this task among those together
   View support_x{}, query_x{};  // where the inputs lie
 
   View block(int64_t offset) const {
     return {offset, 1, int(layout.block), int(layout.block), 1};
   }
   DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
-  DualProduct<E> dual() { return {e, network.layers[0], layout.dual}; }
+  DualProduct<E> dual() { return {e, network, layout.dual, slot}; }
   bool is_dual(int l, int tensor) const { return network.dual && l == 0 && tensor == kWeight; }
   bool is_query(const Examples& set) const { return &set == &layout.query; }
 
@@ -97,7 +100,7 @@ class MetaStep {
     }
   }
   void sum_tasks(int64_t start, int64_t block) {
-    parameters(block, [&](View p, int64_t place) { e.sum_tasks(start + place, p); });
+    parameters(block, [&](View p, int64_t place) { e.sum_tasks(start + place, p, e.weight()); });
   }
   void load_rates(int k) {
     const auto rates = data.elementwise_rates.at(k * layout.parameters);
@@ -110,9 +113,8 @@ class MetaStep {
     for (int l = 0; l < depth; ++l) {
       const Dense& d = network.layers[l];
       for (int i = 0; i < kTensors; ++i) {
-        if (!d.has[i]) continue;
-        e.load(is_dual(l, i) ? layout.dual.weight : layer(l).tensor(i, theta(0)),
-               data.parameters[l * kTensors + i]);
+        if (!d.has[i] || is_dual(l, i)) continue;
+        e.load(layer(l).tensor(i, theta(0)), data.parameters[l * kTensors + i]);
       }
       if (d.norm == Norm::running) {
         e.load(layout.layers[l].mean, data.statistics[2 * l]);
@@ -127,7 +129,7 @@ class MetaStep {
       load(layout.query, data.query_y, data.query_labels, data.query_weights,
            data.query_loss_weights);
     }
-    if (network.dual) dual().start(support_x, query_x, layout.dual.weight);
+    if (network.dual) dual().find_grams(support_x, query_x);
   }
 
   void load(const Examples& set, Global<const S> y,
@@ -323,7 +325,7 @@ class MetaStep {
 
   void add_scalar(int64_t place) {
     e.map([](Num& d) { d = -d; }, layout.scalar);
-    e.sum_tasks(place, layout.scalar);
+    e.sum_tasks(place, layout.scalar, e.weight());
   }
 
   // lambda -= H_k v, forward over reverse, on what the inner step left.

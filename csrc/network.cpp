@@ -108,10 +108,10 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
 void add_dual(Allocator& allocate, const Description& network, const Layout::Layer& place,
               Layout::Dual& dual) {
   const Dense& layer = network.layers.front();
-  const int n = network.support, q = network.query, h = layer.out;
+  const int n = network.support, q = network.query, h = layer.out, together = network.together;
   dual.weight = {place.of[kWeight], h, layer.in, place.weight_row_stride, place.weight_col_stride};
-  dual.support = allocate.matrix(n, h);
-  dual.query = allocate.matrix(q, h);
+  dual.support = allocate.matrix(together * n, h);
+  dual.query = allocate.matrix(together * q, h);
   dual.steps.resize(network.steps + 1);
   if (layer.adapts[kWeight]) {
     dual.gram = allocate.matrix(n, n);
@@ -121,8 +121,8 @@ void add_dual(Allocator& allocate, const Description& network, const Layout::Lay
   if (!network.differentiate) return;
   dual.gradient = dual.weight;
   dual.gradient.offset = allocate.like(dual.weight);
-  dual.of_query = allocate.matrix(q, h);
-  dual.of_support = allocate.matrix(n, h);
+  dual.of_query = allocate.matrix(together * q, h);
+  dual.of_support = allocate.matrix(together * n, h);
   dual.pull = allocate.matrix(n, h);
   dual.along = allocate.matrix(n, h);
 }

@@ -39,7 +39,8 @@ struct Description {
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
-  bool dual;  // whether the first layer's product is in dual form
+  bool dual;      // whether the first layer's product is in dual form
+  int together;   // how many tasks share that form's products with the weight
 };
 
 // A matrix in a task's storage. A stride of 0 repeats a row or a column.
@@ -93,10 +94,10 @@ struct Layout {
   // Of the first layer's product, where it is in dual form.
   struct Dual {
     View weight, gradient;            // [H, D]
-    View support, query;              // X W_0' [N, H], [Q, H]
+    View support, query;              // X W_0' of the tasks together [G N, H], [G Q, H]
     View gram, cross;                 // X X', X_q X' [N, N], [Q, N]
     std::vector<View> steps;          // S_k [N, H]
-    View of_query, of_support;        // C [Q, H], [N, H]
+    View of_query, of_support;        // C of the tasks together [G Q, H], [G N, H]
     View pull, along;                 // X X_q' C_q, X lambda' [N, H]
   };
   std::vector<Layer> layers;

@@ -175,8 +175,9 @@ def test_options_drawn_together(
     agree(
         model, support, query, leaves,
         {
-            "rate": rates.reader(kind, inner_lr), "steps": steps, "adapted": list(names), "first_order": first_order,
-            "step_weights": step_weights, "task_weights": task_weights, "prox": prox,
+            "rate": rates.reader(kind, inner_lr), "steps": steps, "adapted": list(names),
+            "first_order": first_order, "step_weights": step_weights,
+            "task_weights": task_weights, "prox": prox,
         },
         inner_lr=inner_lr, inner_steps=steps, adapt="4" if head_only else None,
         first_order=first_order, step_weights=step_weights, task_weights=task_weights, prox=prox,

@@ -132,7 +132,14 @@ bool dual(const std::string& name, const Description& network) {
   const double outer = network.differentiate ? 2 : 1;
   const double primal = inner * steps * n + outer * q;
   const double gram = steps > 0 ? n / h * (n + q) : 0;
-  return outer * (n + q) + gram < primal;
+  const double with_grams = steps > 0 ? n / first.in * (steps * inner / 2 * n + outer * q) : 0;
+  return outer * (n + q) + gram + with_grams < primal;
+}
+
+int together(const Description& network, int64_t tasks) {
+  const int rows = network.support + network.query;
+  const int64_t most = std::max<int64_t>(1, tasks / 8);
+  return int(std::clamp<int64_t>(64 / rows, 1, most));
 }
 
 }  // namespace fastmeta::cpu

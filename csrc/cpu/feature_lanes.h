@@ -18,6 +18,7 @@ class FeatureLanes {
   using Scalar = T;
   using Num = typename Vector<T>::type;
   static constexpr int count = 1, width = width_of<Num>;
+  static constexpr bool takes_together = true;
 
   // `storage` is aligned to a vector; the sums over tasks are added to `partial`.
   FeatureLanes(void* storage, const Layout& layout, int64_t task, const Data<T>& data, T* partial)
@@ -36,6 +37,12 @@ class FeatureLanes {
     }
     const T* source = from.data + task_ * from.task_stride;
     return {source - storage_, to.rows, to.cols, to.cols, 1};
+  }
+
+  // The inputs [G N, D] of tasks that follow each other, where they are.
+  View inputs_together(View one, int rows, Global<const T> from) {
+    const T* source = from.data + task_ * from.task_stride;
+    return {source - storage_, rows, one.cols, one.cols, 1};
   }
 
   void load(View to, Global<const T> from) {
@@ -76,11 +83,12 @@ class FeatureLanes {
     for (int i = 0; counted > 0 && i < rows.rows; ++i) weight[i] /= T(counted);
   }
 
-  void sum_tasks(int64_t start, View from) {
+  Num weight() const { return Num{} + weight_; }
+  void sum_tasks(int64_t start, View from, Num weight) {
     T* out = partial_ + start;
     rows_of(from, [&](int64_t place, Num part, int live) {
       T* to = out + place;
-      store_part(to, load_part<Num>(to, live) + part * weight_, live);
+      store_part(to, load_part<Num>(to, live) + part * weight, live);
     });
   }
 

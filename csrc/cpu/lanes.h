@@ -15,6 +15,7 @@ class Lanes {
   using Scalar = T;
   using Num = typename Vector<T>::type;
   static constexpr int count = sizeof(Num) / sizeof(T), width = 1;
+  static constexpr bool takes_together = false;
 
   // `storage` is this group's, aligned to a vector; its sums over tasks are added to
   // `partial`.
@@ -28,6 +29,7 @@ class Lanes {
     }
   }
 
+  View inputs_together(View to, int, Global<const T> from) { return inputs(to, from); }
   View inputs(View to, Global<const T> from) {
     load(to, from);
     return to;
@@ -77,11 +79,12 @@ class Lanes {
     }
   }
 
-  void sum_tasks(int64_t place, View from) {
+  Num weight() const { return weights_; }
+  void sum_tasks(int64_t place, View from, Num weight) {
     const Num* numbers = storage_ + from.offset;
     const int64_t size = int64_t(from.rows) * from.cols;
     for (int64_t i = 0; i < size; ++i) {
-      Num weighted = numbers[i] * weights_;
+      Num weighted = numbers[i] * weight;
       T parts[count];
       __builtin_memcpy(parts, &weighted, sizeof parts);
 #pragma GCC unroll 8

@@ -27,10 +27,12 @@ class Plain {
   using Scalar = T;
   using Num = T;
   static constexpr int count = 1, width = 1;
+  static constexpr bool takes_together = false;
 
   Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}
 
+  View inputs_together(View to, int, Global<const T> from) { return inputs(to, from); }
   View inputs(View to, Global<const T> from) {
     load(to, from);
     return to;
@@ -62,9 +64,10 @@ class Plain {
     for (int i = 0; counted > 0 && i < rows.rows; ++i) at(weights, i, 0) /= counted;
   }
 
-  void sum_tasks(int64_t place, View from) {
+  Num weight() const { return data_.task_weights[task_]; }
+  void sum_tasks(int64_t place, View from, Num weight) {
     for (int64_t i = 0; i < int64_t(from.rows) * from.cols; ++i) {
-      partial_[place + i] += storage_[from.offset + i] * data_.task_weights[task_];
+      partial_[place + i] += storage_[from.offset + i] * weight;
     }
   }
 

@@ -92,7 +92,9 @@ void run(const Kernel<T>& kernel, const Description& network, const Layout& layo
   const int64_t most = std::clamp<int64_t>(kBytesOfSums / (sizeof(T) * (sums + 1)), kFewestGroups,
                                            kMostGroups);
   const int64_t vectors = (data.tasks + kernel.tasks - 1) / kernel.tasks;
-  const int64_t group_tasks = (vectors + most - 1) / most * kernel.tasks;
+  const int64_t least = network.dual ? network.together : 1;
+  const int64_t group_tasks =
+      ((vectors + most - 1) / most + least - 1) / least * least * kernel.tasks;
   const int64_t groups = (data.tasks + group_tasks - 1) / group_tasks;
   T* const partials = static_cast<T*>(arena_of_sums.at_least((groups * sums + 1) * sizeof(T)));
   std::fill_n(partials, groups * sums, T(0));

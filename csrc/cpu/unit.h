@@ -10,9 +10,22 @@ template <class Engine>
 void run_group(const Description& network, const Layout& layout,
                const Data<typename Engine::Scalar>& data, int64_t first, int64_t last,
                void* storage, typename Engine::Scalar* partial) {
-  for (int64_t task = first; task < last; task += Engine::count) {
+  const auto run = [&](int64_t task, int slot) {
     Engine engine(storage, layout, task, data, partial);
-    MetaStep<Engine>(engine, network, layout, data).run();
+    MetaStep<Engine>(engine, network, layout, data, slot).run();
+  };
+  if (!network.dual) {
+    for (int64_t task = first; task < last; task += Engine::count) run(task, 0);
+    return;
+  }
+  const int64_t together = Engine::takes_together ? network.together : Engine::count;
+  for (int64_t task = first; task < last; task += together) {
+    const int64_t left = last - task;
+    const int tasks = Engine::takes_together ? int(left < together ? left : together) : 1;
+    Engine engine(storage, layout, task, data, partial);
+    TogetherDual<Engine> shared(engine, network, layout, data, tasks);
+    for (int slot = 0; slot < tasks; ++slot) run(task + slot, slot);
+    shared.finish();
   }
 }
 

@@ -14,7 +14,7 @@ from mlps import ACTIVATIONS, LOSSES, TAKE_LABELS, examples, mlp
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.executors import fused
+from fastmeta.executors.fused import extension
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -232,21 +232,16 @@ def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch) -> None:
         fastmeta.maml_step(nn.Linear(3, 2), *data, executor="fused")
 
 
-def test_the_instruction_set_that_is_forced_runs(instruction_set: str, monkeypatch) -> None:
-    made: list[Any] = []
-    kernel = fused._kernel
-
-    def record(*arguments: Any) -> Any:
-        made.append(kernel(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(fused, "_kernel", record)
+@pytest.mark.usefixtures("instruction_set")
+def test_the_kernel_that_is_forced_runs(monkeypatch) -> None:
     data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
-    fastmeta.maml_step(nn.Linear(3, 2), *data, executor="fused")
-    assert {step.instruction_set for step in made} == {instruction_set}
+    text = fastmeta.explain(nn.Linear(3, 2), *data, executor="fused")
+    forced = os.environ["FASTMETA_ISA"]
+    assert f"kernel: {forced}, lanes over {os.environ['FASTMETA_ENGINE']}" in text
     monkeypatch.setenv("FASTMETA_ISA", "")
-    fastmeta.maml_step(nn.Linear(3, 2), *data, executor="fused")
-    assert made[-1].instruction_set == INSTRUCTION_SETS[0]
+    best = extension().instruction_sets()[0]
+    text = fastmeta.explain(nn.Linear(3, 2), *data, executor="fused")
+    assert f"kernel: {best}, " in text
 
 
 def test_it_is_taken_unasked() -> None:
