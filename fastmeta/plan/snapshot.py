@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from operator import is_
+from operator import attrgetter
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -20,35 +19,23 @@ _PLAIN = (bool, int, float, str, type(None))
 T = TypeVar("T")
 
 
-@dataclass(eq=False)
-class _Part:
-    """One module of the model, and what it held."""
-
-    module: weakref.ref[nn.Module]  # the model's own life must not depend on what is kept of it
-    attributes: list[int]
-    """Their identities."""
-    plain: list[Any]
-    """Those that are plain, kept so that no other can take their identity."""
-    held: list[Any]
-    """Parameters, buffers and children."""
-
-    def holds(self) -> bool:
-        module = self.module()
-        if module is None or [*map(id, vars(module).values())] != self.attributes:
-            return False
-        held = _held(module)
-        return len(held) == len(self.held) and all(map(is_, held, self.held))
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that torch never binds anew."""
 
 
-def _held(module: nn.Module) -> list[Any]:
+def _identities(module: nn.Module, names: list[str]) -> list[int]:
+    """Of the named attributes, parameters, buffers and children; how many attributes and hooks."""
+    own = module.__dict__
     return [
-        *module._parameters.values(),
-        *module._buffers.values(),
-        *module._modules.values(),
-        not module._forward_hooks,
-        not module._forward_pre_hooks,
-        not module._backward_hooks,
-        not module._backward_pre_hooks,
+        len(own),
+        *map(id, map(own.get, names)),
+        *map(id, own["_parameters"].values()),
+        *map(id, own["_buffers"].values()),
+        *map(id, own["_modules"].values()),
+        len(own["_forward_hooks"]),
+        len(own["_forward_pre_hooks"]),
+        len(own["_backward_hooks"]),
+        len(own["_backward_pre_hooks"]),
     ]
 
 
@@ -56,18 +43,24 @@ class Snapshot:
     """The modules, parameters and plain attributes of a model, and what follows from them alone."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._parts: list[_Part] = []
+        # The model's own life must not depend on what is kept of it; but what is known by its
+        # identity, and could be gone, is kept, so that no other takes that identity.
+        self._modules: list[tuple[weakref.ref[nn.Module], list[str]]] = []
+        self._identities: list[int] = []
+        self._kept: list[Any] = []
         identity: list[Hashable] = []
         for module in model.modules():
             attributes = vars(module)
             # Plain attributes by value, others by type: a forward may branch on them.
             kinds = [type(value) for value in attributes.values()]
             plain = [value for value in attributes.values() if type(value) in _PLAIN]
-            held = _held(module)
-            self._parts.append(
-                _Part(weakref.ref(module), [*map(id, attributes.values())], plain, held)
-            )
-            identity += (id(module), *attributes, *kinds, *plain, *module._parameters, *held[-4:])
+            names = [name for name in attributes if name not in _INTERNAL]
+            found = _identities(module, names)
+            self._modules.append((weakref.ref(module), names))
+            self._identities += found
+            self._kept += [*plain, *module._parameters.values(), *module._buffers.values()]
+            hooks = [bool(count) for count in found[-4:]]
+            identity += (id(module), *attributes, *kinds, *plain, *module._parameters, *hooks)
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         for name, parameter in self.parameters.items():
             if nn.parameter.is_lazy(parameter):
@@ -96,9 +89,14 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Whether the model is still the one that was looked at."""
-        for part in self._parts:
-            if not part.holds():
+        identities: list[int] = []
+        for reference, names in self._modules:
+            module = reference()
+            if module is None:
                 return False
+            identities += _identities(module, names)
+        if identities != self._identities:
+            return False
         for watch in self._watches:
             if not watch.holds():
                 return False
@@ -121,8 +119,11 @@ def _by_value(value: Any) -> Hashable:
     return value if isinstance(value, (*_PLAIN, tuple)) else (type(value), id(value))
 
 
+_state = attrgetter("shape", "dtype", "requires_grad", "device")
+
+
 def _states(tensors: list[Tensor]) -> list[Hashable]:
-    return [(t.shape, t.dtype, t.requires_grad, t.device) for t in tensors]
+    return [*map(_state, tensors)]
 
 
 _snapshots: weakref.WeakKeyDictionary[nn.Module, Snapshot] = weakref.WeakKeyDictionary()

@@ -30,9 +30,10 @@ def extension() -> ModuleType | None:
     return module if hasattr(module, "FusedStep") else None
 
 
-def environment() -> tuple[str, ...]:
+def environment() -> tuple[str, str, str]:
     """What beside its arguments a step's kernel is chosen by."""
-    return tuple(os.environ.get(f"FASTMETA_{name}", "") for name in ("ISA", "ENGINE", "FORM"))
+    look = os.environ.get
+    return look("FASTMETA_ISA", ""), look("FASTMETA_ENGINE", ""), look("FASTMETA_FORM", "")
 
 
 @dataclass(frozen=True, eq=False)
