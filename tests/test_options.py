@@ -175,7 +175,8 @@ def test_options_drawn_together(
     agree(
         model, support, query, leaves,
         {
-            "rate": rates.reader(kind, inner_lr), "steps": steps, "adapted": list(names), "first_order": first_order,
+            "rate": rates.reader(kind, inner_lr), "steps": steps, "adapted": list(names),
+            "first_order": first_order,
             "step_weights": step_weights, "task_weights": task_weights, "prox": prox,
         },
         inner_lr=inner_lr, inner_steps=steps, adapt="4" if head_only else None,
