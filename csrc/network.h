@@ -39,8 +39,8 @@ struct Description {
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
-  bool dual;      // whether the first layer's product is in dual form
-  int together;   // how many tasks share that form's products with the weight
+  bool dual = false;  // whether the first layer's product is in dual form
+  int together = 1;   // how many tasks share that form's products with the weight
 };
 
 // A matrix in a task's storage. A stride of 0 repeats a row or a column.

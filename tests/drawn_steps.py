@@ -26,10 +26,14 @@ class Case:
     activations: list[str]
     bias: bool
     ends_in_activation: bool
+    norm: str
     frozen: bool
     loss: str
     loss_option: float
     ignore_index: int
+    weighted: bool
+    probabilities: bool
+    """Instead of class labels."""
     tasks: int
     support: int
     query: int
@@ -52,10 +56,13 @@ cases = st.builds(
     activations=st.lists(st.sampled_from([*ACTIVATIONS]), min_size=4, max_size=4),
     bias=st.booleans(),
     ends_in_activation=st.booleans(),
+    norm=st.sampled_from(["none", "none", "batch", "running"]),
     frozen=st.booleans(),
     loss=st.sampled_from(["cross_entropy", "mse", "bce", "huber", "smooth_l1", "l1"]),
     loss_option=st.sampled_from([0.0, 0.1, 0.5, 2.0]),
     ignore_index=st.sampled_from([-100, 0]),
+    weighted=st.booleans(),
+    probabilities=st.sampled_from([False, False, True]),
     tasks=st.sampled_from([1, 2, 3, 8, 9, 17]),
     support=st.integers(1, 6),
     query=st.integers(1, 6),
@@ -75,6 +82,8 @@ def network(case: Case) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(zip(case.widths, case.widths[1:], strict=False)):
         layers.append(nn.Linear(inputs, outputs, bias=case.bias))
+        if case.norm != "none" and (case.seed + i) % 2:
+            layers.append(batch_norm(outputs, case))
         layers.append(copy.deepcopy(ACTIVATIONS[case.activations[i]]))
     if not case.ends_in_activation:
         layers.pop()
@@ -84,15 +93,27 @@ def network(case: Case) -> nn.Sequential:
     return model
 
 
-def loss_function(case: Case) -> Callable[[Any, Any], Tensor]:
+def batch_norm(width: int, case: Case) -> nn.BatchNorm1d:
+    # A large epsilon, or two examples that are nearly alike would magnify every rounding error.
+    norm = nn.BatchNorm1d(width, eps=0.125, affine=case.bias)
+    norm.running_mean = torch.randn(width)
+    norm.running_var = 0.5 + torch.rand(width)
+    norm.num_batches_tracked += 1  # or they would count as never written
+    return norm.train(case.norm == "batch")
+
+
+def loss_function(case: Case, dtype: torch.dtype = torch.float64) -> Callable[[Any, Any], Tensor]:
+    classes = case.widths[-1]
+    weight = torch.linspace(0.5, 2, classes).to(dtype) if case.weighted else None
     if case.loss == "cross_entropy":
         smoothing = case.loss_option if case.loss_option < 1 else 0.0
-        ignore = case.ignore_index if case.widths[-1] > 1 else -100
-        return nn.CrossEntropyLoss(ignore_index=ignore, label_smoothing=smoothing)
+        ignore = case.ignore_index if classes > 1 and not case.probabilities else -100
+        return nn.CrossEntropyLoss(weight, ignore_index=ignore, label_smoothing=smoothing)
     option = case.loss_option or 1.0
+    of_positives = weight.flip(0) if weight is not None and case.loss_option else None
     return {
         "mse": F.mse_loss,
-        "bce": F.binary_cross_entropy_with_logits,
+        "bce": nn.BCEWithLogitsLoss(weight, pos_weight=of_positives),
         "huber": functools.partial(F.huber_loss, delta=option),
         "smooth_l1": nn.SmoothL1Loss(beta=option),
         "l1": F.l1_loss,
@@ -103,7 +124,7 @@ def examples(case: Case, count: int) -> tuple[Tensor, Tensor]:
     """[T, N, D] and [T, N] or [T, N, C]."""
     x = torch.randn(case.tasks, count, case.widths[0]).double()
     outputs = case.widths[-1]
-    if case.loss != "cross_entropy":
+    if case.loss != "cross_entropy" or case.probabilities:
         return x, torch.rand(case.tasks, count, outputs).double()
     y = torch.randint(outputs, (case.tasks, count))
     y[:, 0] = outputs - 1  # never the one that is ignored: no mean is of nothing
@@ -122,7 +143,8 @@ def weights(kind: str, count: int) -> Tensor | None:
 
 def ragged(data: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
     x, y = data
-    counts = [int(torch.randint(1, x.shape[1] + 1, ())) for _ in range(len(x))]
+    fewest = min(2, x.shape[1])  # batch norm takes two
+    counts = [int(torch.randint(fewest, x.shape[1] + 1, ())) for _ in range(len(x))]
     return [(x[i, :n], y[i, :n]) for i, n in enumerate(counts)]
 
 
@@ -172,7 +194,8 @@ class Drawn:
         case = self.case
         return {
             "inner_lr": self.inner_lr, "inner_steps": case.steps, "adapt": self.adapt,
-            "loss_fn": loss_function(case), "first_order": case.first_order, "prox": case.prox,
+            "loss_fn": loss_function(case, self.model[0].weight.dtype),
+            "first_order": case.first_order, "prox": case.prox,
             "step_weights": self.step_weights, "task_weights": self.task_weights,
         }  # fmt: skip
 
@@ -185,7 +208,8 @@ def draw(case: Case) -> Drawn:
     chosen = [name for i, name in enumerate(trainable) if case.adapt >> i & 1]
     adapted = chosen or [*trainable]
     inner_lr = rates.by_kind(case.rate_kind, case.steps, {n: trainable[n] for n in adapted})
-    support, query = examples(case, case.support), examples(case, case.query)
+    more = case.norm == "batch"
+    support, query = examples(case, case.support + more), examples(case, case.query + more)
     return Drawn(
         case, model,
         ragged(support) if case.ragged else support, ragged(query) if case.ragged else query,

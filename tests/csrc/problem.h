@@ -214,6 +214,14 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   } else {
     cpu::run(chosen, network, layout, data, threads);
   }
+  if (network.learned_rates && !network.elementwise_rates) {
+    // Of the rate of what does not adapt nobody reads the gradient.
+    const int64_t tensors = kTensors * network.layers.size();
+    for (int64_t i = 0; i < network.steps * tensors; ++i) {
+      const Dense& layer = network.layers[i % tensors / kTensors];
+      if (!layer.adapts[i % kTensors]) out.gradient[layout.parameters + i] = 0;
+    }
+  }
   return out;
 }
 

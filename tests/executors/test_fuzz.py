@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import fastmeta
 
-extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
+pytest.importorskip("fastmeta._C", reason="the extension was not built here")
+
+from fused_kernels import KERNELS
 
 CASES = int(os.environ.get("FASTMETA_FUZZ", "0"))
-# Where an activation or its slope jumps.
-CORNERS = {"relu": 0.0, "leaky_relu": 0.0, "elu": 0.0, "softplus": 0.5}
 
 
 class Corners:
@@ -40,12 +40,13 @@ class Corners:
         if distance.numel():
             self.nearest = min(self.nearest, float(distance.min()))
 
-    def watch(self, case: Case, model: nn.Sequential) -> None:
-        for name, module in zip(case.activations, model[1::2], strict=False):
-            if name in CORNERS:
-                module.register_forward_pre_hook(
-                    lambda _, z, corner=CORNERS[name]: self.see(z[0] - corner)
-                )
+    def watch(self, model: nn.Sequential) -> None:
+        for module in model:
+            if isinstance(module, nn.ReLU | nn.LeakyReLU | nn.ELU):
+                module.register_forward_pre_hook(lambda _, z: self.see(z[0]))
+            elif isinstance(module, nn.Softplus):
+                corner = module.threshold / module.beta
+                module.register_forward_pre_hook(lambda _, z, at=corner: self.see(z[0] - at))
 
     def watched(self, case: Case) -> Callable[[Any, Any], Tensor]:
         loss_fn = drawn_steps.loss_function(case)
@@ -107,21 +108,22 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     single=st.booleans(),
     differentiate=st.sampled_from([True, True, True, False]),
     threads=st.sampled_from([1, 2]),
-    instruction_set=st.sampled_from(extension.instruction_sets()),
+    kernel=st.sampled_from([*KERNELS]),
+    form=st.sampled_from(["primal", "dual"]),
 )
 def test_drawn_steps_agree_with_the_oracle(
-    case: Case, single: bool, differentiate: bool, threads: int, instruction_set: str, monkeypatch
+    case: Case, single: bool, differentiate: bool, threads: int, kernel: str, form: str, monkeypatch
 ) -> None:
     corners = Corners()
     exact = drawn_steps.draw(case)
     watched = exact.to(torch.float64)
-    corners.watch(case, watched.model)
+    corners.watch(watched.model)
     reference = watched.reference(corners.watched(case))
     assume(corners.nearest > (1e-4 if single else 1e-11))
     expected = compared(watched, reference, filled(reference.gradients, watched.leaves()))
     # What rounding does to this very step is seen in what it does to autograd in float32.
     narrow = exact.to(torch.float32)
-    rounded = narrow.reference(drawn_steps.loss_function(case))
+    rounded = narrow.reference(drawn_steps.loss_function(case, torch.float32))
     spread = max(
         apart(
             compared(narrow, rounded, filled(rounded.gradients, narrow.leaves())), expected
@@ -131,7 +133,8 @@ def test_drawn_steps_agree_with_the_oracle(
     tolerance = (64 + 30 * spread / eps) * (eps if single else torch.finfo(torch.float64).eps)
 
     drawn = narrow if single else exact
-    monkeypatch.setenv("FASTMETA_ISA", instruction_set)
+    for name, value in {**KERNELS[kernel], "FASTMETA_FORM": form}.items():
+        monkeypatch.setenv(name, value)
     torch.set_num_threads(threads)
     try:
         with torch.set_grad_enabled(differentiate):
