@@ -140,12 +140,13 @@ void run_alone(const cpu::Kernel<T>& kernel, const Description& network, const L
                const Data<T>& data) {
   const std::size_t sums = network.differentiate ? gradient_size(network, layout) : 0;
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T), alignment = 64;
-  for (int64_t first = 0; first < data.tasks; first += kernel.tasks) {
+  const int64_t group = kernel.tasks * (network.dual ? network.together : 1);
+  for (int64_t first = 0; first < data.tasks; first += group) {
     void* storage = nullptr;
     if (posix_memalign(&storage, alignment, bytes) != 0) throw std::bad_alloc();
     std::memset(storage, 0xff, bytes);
     std::vector<T> partial(sums);
-    const int64_t last = std::min<int64_t>(first + kernel.tasks, data.tasks);
+    const int64_t last = std::min<int64_t>(first + group, data.tasks);
     kernel.run(network, layout, data, first, last, storage, partial.data());
     for (std::size_t i = 0; i < sums; ++i) {
       data.gradient[i] = first == 0 ? partial[i] : data.gradient[i] + partial[i];
