@@ -364,15 +364,27 @@ def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
 
 def _disagreement(outcome: Outcome, reference: Outcome) -> str | None:
     """Catches a wrong rule, not rounding: a ReLU or a max at a tie may fall either way."""
-    losses_apart = _apart([outcome.step_losses], [reference.step_losses])
-    gradients_apart = _apart([g for _, g in outcome.gradients], [g for _, g in reference.gradients])
+    losses = reference.step_losses
+    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}.get(losses.dtype, 0.25)
+    # A gradient that would be zero but for rounding has no relative error worth the name.
+    rounding = 8 * torch.finfo(losses.dtype).eps * float(losses.nan_to_num(0, 0, 0).abs().max())
+    losses_apart = _apart([outcome.step_losses], [losses])
+    gradients_apart = _apart(
+        [g for _, g in outcome.gradients],
+        [g for _, g in reference.gradients],
+        smallest=rounding / tolerance,
+    )
     error = max(losses_apart, gradients_apart)
-    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}.get(outcome.step_losses.dtype, 0.25)
     return f"it disagrees with autograd by {error:.1e}" if error > tolerance else None
 
 
-def _apart(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> float:
-    """The error relative to the whole; captured leaves, which only the loop has, are left out."""
+def _apart(
+    ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], smallest: float = 0.0
+) -> float:
+    """The error relative to the whole, or to `smallest` if that is more.
+
+    Captured leaves, which only the loop has, are left out.
+    """
     error = scale = 0.0
     for a, b in zip(ours, theirs, strict=False):
         if a is None and b is None:
@@ -382,6 +394,7 @@ def _apart(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> fl
         left, right = left.detach().double().nan_to_num(), right.detach().double().nan_to_num()
         error += float((left - right).square().sum())
         scale += float(right.square().sum())
+    scale = max(scale, smallest**2)
     return (error / scale) ** 0.5 if scale else error**0.5
 
 

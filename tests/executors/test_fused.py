@@ -244,6 +244,17 @@ def test_the_kernel_that_is_forced_runs(monkeypatch) -> None:
     assert f"kernel: {best}, " in text
 
 
+def test_a_gradient_of_nothing_but_rounding_is_no_disagreement() -> None:
+    """Far from two targets, huber's derivatives are alike, and batch norm takes their mean away."""
+    loss_fn = nn.HuberLoss(delta=0.1)
+    for _ in range(20):
+        linear, norm = nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1, eps=0.125, affine=False)
+        model = nn.Sequential(linear, nn.Identity(), norm).double()
+        data = [(torch.randn(1, 2, 1).double(), 3 + torch.rand(1, 2, 1).double()) for _ in "sq"]
+        out = fastmeta.maml_step(model, *data, inner_steps=0, loss_fn=loss_fn, executor="fused")
+        assert out.executor == "fused-cpu"
+
+
 def test_it_is_taken_unasked() -> None:
     data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
     assert fastmeta.maml_step(nn.Linear(3, 2), *data).executor == "fused-cpu"
