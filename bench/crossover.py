@@ -58,7 +58,7 @@ def main() -> None:
             inner_steps=workload.steps, loss_fn=workload.loss_fn,
         )  # fmt: skip
         planned = step.groups[0][1]
-        chunk = cost.chunk_size(planned.plan.profile, planned.sizes)
+        chunk = cost.chunk_size(planned.chosen.plan.profile, planned.chosen.sizes)
         chunks = {"vmap": chunk}
         if args.chunks:
             chunks |= {f"vmap {c}": c for c in (4, 8, 16) if c < chunk}
@@ -73,8 +73,8 @@ def main() -> None:
             args.seconds,
             least=3,
         )
-        loop, vmap = cost.seconds(planned.plan.profile, planned.sizes, chunk)
-        picked = planned.choice.form
+        loop, vmap = cost.seconds(planned.chosen.plan.profile, planned.chosen.sizes, chunk)
+        picked = planned.chosen.choice.form
         lost = times[picked] / min(times["loop"], times["vmap"])
         extra = {k: round(v, 2) for k, v in times.items() if k not in ("loop", "vmap")}
         print(

@@ -22,8 +22,10 @@ from bench.workloads import WORKLOADS, Pair, Workload
 
 STEPS = (1, 5, 10)
 MEMORY_OF = ("W1", "W2", "W3", "W4", "W5", "W5s", "W6")
-CONTENDERS = ("loop, backward at end", "loop, backward per task", "fastmeta")
-MEMORY_CONTENDERS = (*CONTENDERS, 'fastmeta, memory="low"', "torch.func vmap")
+LOOPS = ("loop, backward at end", "loop, backward per task")
+GENERAL = 'fastmeta, executor="generic"'
+CONTENDERS = (*LOOPS, GENERAL, "fastmeta")
+MEMORY_CONTENDERS = (*LOOPS, "fastmeta", 'fastmeta, memory="low"', "torch.func vmap")
 
 
 def step_function(
@@ -37,12 +39,14 @@ def step_function(
         return lambda: loops.backward_per_task(model, support, query, loss_fn, steps, rate)
     if contender == "torch.func vmap":
         return lambda: _functional(workload, model, support, query)
-    memory = "low" if "low" in contender else "auto"
+    choices = {
+        "loss_fn": loss_fn,
+        "memory": "low" if "low" in contender else "auto",
+        "executor": "generic" if contender == GENERAL else "auto",
+    }
 
     def step() -> Tensor:
-        out = fastmeta.maml_step(
-            model, support, query, inner_lr=rate, inner_steps=steps, loss_fn=loss_fn, memory=memory
-        )
+        out = fastmeta.maml_step(model, support, query, inner_lr=rate, inner_steps=steps, **choices)
         out.loss.backward()
         return out.loss.detach()
 
@@ -74,7 +78,7 @@ def check(workload: Workload) -> None:
     """Refuses to time what does not agree with float64 autograd."""
     model, support, query = workload.make(dtype=torch.float64)
     reference: list[Tensor] = []
-    for contender in MEMORY_CONTENDERS:
+    for contender in dict.fromkeys((*CONTENDERS, *MEMORY_CONTENDERS)):
         model.zero_grad()
         step_function(contender, workload, model, support, query)()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -107,12 +111,14 @@ def memory_row(name: str, steps: int) -> dict[str, float]:
 
 
 def _print_times(times: dict[str, dict[str, float]]) -> None:
-    print("\n| workload | at end, ms | per task, ms | fastmeta, ms | faster loop / fastmeta |")
-    print("|---|---|---|---|---|")
+    print("\n| workload | at end, ms | per task, ms | general path, ms | as chosen, ms "
+          "| general path / faster loop | as chosen / faster loop |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
     for name, row in times.items():
-        end, per_task, ours = (row[c] for c in CONTENDERS)
-        print(f"| {name} | {end:.1f} | {per_task:.1f} | {ours:.1f} "
-              f"| {min(end, per_task) / ours:.2f} |")  # fmt: skip
+        faster = min(row[loop] for loop in LOOPS)
+        cells = [f"{row[c]:.{1 if row[c] >= 10 else 2}f}" for c in CONTENDERS]
+        ratios = [f"{row[c] / faster:.3f}" for c in (GENERAL, "fastmeta")]
+        print(f"| {name} | " + " | ".join((*cells, *ratios)) + " |")
 
 
 def _print_memory(memory: dict[str, dict[str, float]]) -> None:

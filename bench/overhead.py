@@ -28,8 +28,8 @@ class _Nothing:
     def __init__(self, step: Any) -> None:
         self.gradients = step.gradients
 
-    def run(self, *_: Any) -> None:
-        pass
+    def run(self, *_: Any) -> bool:
+        return True
 
 
 def parts(workload: Workload) -> dict[str, Callable[[], object]]:
@@ -53,7 +53,7 @@ def parts(workload: Workload) -> dict[str, Callable[[], object]]:
 
     step = plan()
     planned = step.groups[0][1]
-    empty = replace(planned.kernel, step=_Nothing(planned.kernel.step))
+    empty = replace(planned.chosen.kernel, step=_Nothing(planned.chosen.kernel.step))
     outcome = planner.compute(planned)
     seen = snapshot(model)
     return {

@@ -62,12 +62,17 @@ class FusedStep {
   double seconds() const { return seconds_; }
   std::string form() const { return network_.dual ? "dual" : "primal"; }
 
-  void run(int64_t tasks, const std::vector<Address>& parameters,
+  // False, and nothing is computed, where a label is no class.
+  bool run(int64_t tasks, const std::vector<Address>& parameters,
            const std::vector<Address>& adapted, const std::vector<Address>& statistics,
            Address rates, const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
            Address task_weights, const std::vector<Address>& support,
            const std::vector<Address>& query, Address support_losses, Address step_losses,
            Address query_outputs, Address gradient, int threads) const {
+    if (!are_classes(support[2], tasks * network_.support) ||
+        !are_classes(query[2], tasks * network_.query)) {
+      return false;
+    }
     py::gil_scoped_release release;
     if (is_double_) {
       run_as(engine_.of_double, tasks, parameters, adapted, statistics, rates, step_weights,
@@ -78,6 +83,7 @@ class FusedStep {
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
              threads);
     }
+    return true;
   }
 
  private:
@@ -87,6 +93,18 @@ class FusedStep {
   bool is_double_;
   Description network_{};
   Layout layout_;
+
+  bool are_classes(Address address, int64_t count) const {
+    if (address == 0) return true;
+    const auto labels = reinterpret_cast<const int64_t*>(address);
+    const uint64_t classes = network_.layers.back().out;
+    const int64_t ignored = network_.loss.ignore_index;
+    bool wrong = false;
+    for (int64_t i = 0; i < count; ++i) {
+      wrong |= uint64_t(labels[i]) >= classes && labels[i] != ignored;
+    }
+    return !wrong;
+  }
 
   template <class T>
   void run_as(const cpu::Kernel<T>& kernel, int64_t tasks, const std::vector<Address>& parameters,

@@ -149,6 +149,5 @@ def adapt(
         }
         support_losses = in_order([outcome.support_losses for outcome in outcomes], 1)
     first = step.groups[0][1]
-    return AdaptedTasks(
-        first.problem.model, parameters, support_losses, first.choice.form in ("vmap", "fused")
-    )
+    batched = first.chosen.choice.form in ("vmap", "fused")
+    return AdaptedTasks(first.problem.model, parameters, support_losses, batched)

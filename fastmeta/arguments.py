@@ -88,10 +88,10 @@ def plan_step(
     if isinstance(tasks, TaskBatch):
         return PlannedStep(tasks, inner, weights, [(everyone, prepare(everyone, tasks))])
     groups = [(indices, prepare(indices, batch)) for indices, batch in tasks.by_size()]
-    if len(groups) > 1 and groups[0][1].plan.maskable and planner.still_reads(groups[0][1]):
+    if len(groups) > 1 and groups[0][1].chosen.plan.maskable and planner.still_reads(groups[0][1]):
         padded = prepare(everyone, tasks.padded())
         # Only a batched form gains from padding; the loop takes each task at its own size.
-        if padded.choice.form in ("vmap", "fused"):
+        if padded.chosen.choice.form in ("vmap", "fused"):
             groups = [(everyone, padded)]
     return PlannedStep(tasks, inner, weights, groups)
 
@@ -102,7 +102,7 @@ def _tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | RaggedTasks:
     if batch is None:
         return _checked_tasks(seen, support, query)
     autocasts = any(torch.is_autocast_enabled(kind) for kind in seen.devices)
-    seen.known(("data", batch.signature(), autocasts), lambda: _checked_tasks(seen, support, query))
+    seen.known(("data", batch.signature, autocasts), lambda: _checked_tasks(seen, support, query))
     return batch
 
 

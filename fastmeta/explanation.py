@@ -9,7 +9,7 @@ from torch import nn
 
 from fastmeta.arguments import PlannedStep, plain_module, plan_step
 from fastmeta.plan import cost, planner
-from fastmeta.plan.planner import Planned
+from fastmeta.plan.planner import Chosen
 
 
 def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
@@ -30,22 +30,22 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     with planner.stepping(module) as seen:
         differentiate = torch.is_grad_enabled()
         step = plan_step(module, seen, support, query, differentiate=differentiate, **options)
-    first = step.groups[0][1]
+    first = step.groups[0][1].chosen
     lines = [
         *_layers(type(module).__name__, first),
         f"loss: {first.plan.loss or 'not a standard one; taken as it is'}",
         _inner(step),
-        *_executors(first),
+        *_executors(first, step.task_weights.device),
     ]
     for indices, planned in step.groups:
-        lines += _group(len(indices), planned, len(step.groups) > 1)
+        lines += _group(len(indices), planned.chosen, len(step.groups) > 1)
     return "\n".join(lines)
 
 
-def _layers(name: str, planned: Planned) -> list[str]:
-    network = planned.plan.network
+def _layers(name: str, chosen: Chosen) -> list[str]:
+    network = chosen.plan.network
     if network is None:
-        return [f"model: {name}, not read into layers: {planned.plan.unreadable}"]
+        return [f"model: {name}, not read into layers: {chosen.plan.unreadable}"]
     lines = [f"model: {name}, {len(network.nodes)} layers"]
     for node in network.nodes:
         kind = getattr(node.layer, "kind", type(node.layer).__name__)
@@ -61,39 +61,37 @@ def _inner(step: PlannedStep) -> str:
     return f"inner loop: {inner.steps} steps, {order}, {len(inner.adapted)} parameters adapt"
 
 
-def _executors(planned: Planned) -> list[str]:
-    device = planned.problem.task_weights.device
-    kernel = planned.kernel
-    if planned.choice.form == "fused" and kernel is not None:
-        step = kernel.step
+def _executors(chosen: Chosen, device: torch.device) -> list[str]:
+    if chosen.fused:
+        step = chosen.fused.step
         lines = [
             f"executor: fused on {device}",
             f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}",
         ]
     else:
-        why = planned.not_fused or "estimated slower"
+        why = chosen.not_fused or "estimated slower"
         lines = [f"executor: generic on {device}", f"  not fused: {why}"]
     return [*lines, "  not layered: the layered kernels are not part of this version"]
 
 
-def _workspace(planned: Planned) -> int:
-    if planned.choice.form == "fused" and planned.kernel is not None:
-        return planned.kernel.step.storage_bytes
-    return planned.choice.chunk * cost.task_bytes(planned.plan.profile, planned.sizes)
+def _workspace(chosen: Chosen) -> int:
+    if chosen.fused:
+        return chosen.fused.step.storage_bytes
+    return chosen.choice.chunk * cost.task_bytes(chosen.plan.profile, chosen.sizes)
 
 
-def _group(count: int, planned: Planned, several: bool) -> list[str]:
-    choice, sizes, profile = planned.choice, planned.sizes, planned.plan.profile
+def _group(count: int, chosen: Chosen, several: bool) -> list[str]:
+    choice, sizes, profile = chosen.choice, chosen.sizes, chosen.plan.profile
     where = f"{count} tasks of {sizes.support} + {sizes.query} examples"
     at_once = f", {choice.chunk} tasks at a time" if choice.form == "vmap" else ""
     lines = [
         f"form{f' for {where}' if several else ''}: {choice.form}{at_once} ({choice.reason})",
         f"  arithmetic: {cost.meta_step_flops(profile, sizes):,} FLOP for {where}",
-        f"  workspace: about {_workspace(planned):,} bytes",
+        f"  workspace: about {_workspace(chosen):,} bytes",
     ]
     lines += [
         f"  not {form}: {reason}"
-        for form, reason in planned.plan.unavailable.items()
+        for form, reason in chosen.plan.unavailable.items()
         if form != choice.form and reason not in choice.reason
     ]
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
@@ -38,6 +39,7 @@ class InnerLoop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shared", SHARED in self.rates)
 
+    @cached_property
     def signature(self) -> Hashable:
         """All that a plan and the choice of its executor read of it."""
         learned = tuple(self.learned_rates())
@@ -70,7 +72,7 @@ class InnerLoop:
         key = SHARED if self.shared else name
         return rates[key][step] if key in self.per_step else rates[key]
 
-    @property
+    @cached_property
     def last_step_alone(self) -> bool:
         """Whether the loss is that after the last step, as it is by default."""
         return self.step_weights[-1] == 1.0 and not any(self.step_weights[:-1])

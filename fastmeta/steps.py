@@ -144,12 +144,17 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
             leaves, gradients = zip(*reached, strict=True)
             # A leaf that several groups of tasks reach stands there several times; autograd adds.
             loss = _MetaGradient.apply(loss, gradients, *leaves)
-    executors = {"fused-cpu" if p.choice.form == "fused" else "generic" for _, p in step.groups}
+    executors = {"fused-cpu" if p.chosen.fused else "generic" for _, p in step.groups}
     return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(sorted(executors)))
+
+
+_EXACT = (torch.float32, torch.float64)
 
 
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """`weights [N]` times `values [N, ...]`, summed; no matrix product, which autocast rounds."""
+    if values.dim() == 1 and weights.dtype == values.dtype in _EXACT:
+        return torch.dot(weights, values)
     shape = (-1,) + (1,) * (values.dim() - 1)
     return (weights.to(values.dtype).view(shape) * values).sum(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class TaskBatch:
         """T, the number of tasks."""
         return self.support.tasks
 
+    @cached_property
     def signature(self) -> Hashable:
         """All that checks and plans read of the data but its numbers; None if it is in trees."""
         known: list[Hashable] = []

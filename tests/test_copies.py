@@ -181,7 +181,7 @@ def test_a_plan(loss_fn: Any, duplicate: Duplicate) -> None:
     step = plan_step(
         model, snapshot(model), *_tasks(), inner_lr=0.1, inner_steps=STEPS, loss_fn=loss_fn
     )
-    plan = step.groups[0][1].plan
+    plan = step.groups[0][1].chosen.plan
     twin = duplicate(plan)
     assert twin.profile == plan.profile
     assert twin.network == plan.network

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,17 +70,29 @@ def stepping(model: nn.Module) -> Generator[Snapshot, None, None]:
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
-    """A problem with its plan and the form chosen for it."""
+class Chosen:
+    """The plan for a model, a loss, sizes and options, and the form chosen for it: found once."""
 
-    problem: Problem
     plan: Plan
     choice: cost.Choice
     sizes: cost.Sizes
-    not_fused: str | None = None
+    not_fused: str | None
     """Why the fused kernels can't serve."""
-    kernel: fused.Kernel | None = None
+    kernel: fused.Kernel | None
     """The fused one, where it can."""
+
+    @cached_property
+    def fused(self) -> fused.Kernel | None:
+        """The kernel that computes the step, where one does."""
+        return self.kernel if self.choice.form == "fused" else None
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A problem with what was chosen for it."""
+
+    problem: Problem
+    chosen: Chosen
 
 
 def prepare(
@@ -104,8 +117,8 @@ def prepare(
     asked = (
         loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn)),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        task_weights.dtype, inner.signature(), differentiate, low_memory, executor,
-        fused.environment(),
+        task_weights.dtype, inner.signature, differentiate, low_memory, executor,
+        seen.known(("environment",), fused.environment),
     )  # fmt: skip
 
     def problem(plan: Plan) -> Problem:
@@ -117,43 +130,27 @@ def prepare(
             task_weights=task_weights,
             differentiate=differentiate,
             may_capture=plan.may_capture,
+            watched=not seen.unpinned,
             draws_random=plan.profile.draws_random,
             keep_adapted=tasks.query is None,
             has_attention=plan.profile.has_attention,
         )
 
-    def find() -> _Chosen:
+    def find() -> Chosen:
         entry = _entry(model, _fingerprint(seen, tasks, inner, asked), loss_fn, loss, tasks)
         _check_targets(loss, tasks, entry.plan.profile.prediction)
         return _choose(entry, problem(entry.plan), seen.unpinned, low_memory, executor)
 
-    signature = tasks.signature()
+    signature = tasks.signature
     chosen = find() if signature is None else seen.known((signature, asked), find)
-    _check_targets(loss, tasks, chosen.plan.profile.prediction)  # labels may be others by now
-    return Planned(
-        problem(chosen.plan),
-        chosen.plan,
-        chosen.choice,
-        chosen.sizes,
-        chosen.not_fused,
-        chosen.kernel,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Chosen:
-    """A `Planned` without its data: found once for a model, a loss, sizes and options."""
-
-    plan: Plan
-    choice: cost.Choice
-    sizes: cost.Sizes
-    not_fused: str | None
-    kernel: fused.Kernel | None
+    if not chosen.fused:  # a kernel looks at the labels itself
+        _check_targets(loss, tasks, chosen.plan.profile.prediction)
+    return Planned(problem(chosen.plan), chosen)
 
 
 def _choose(
     entry: _Entry, problem: Problem, unpinned: str, low_memory: bool, executor: str
-) -> _Chosen:
+) -> Chosen:
     plan, tasks, inner = entry.plan, problem.tasks, problem.inner
     not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
     kernel: fused.Kernel | None = None
@@ -181,7 +178,7 @@ def _choose(
             fused_out = {"fused": not_fused} if not_fused else {}
             choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **fused_out})
         if choice.form == "loop" or choice.form in entry.trusted:
-            return _Chosen(entry.plan, choice, sizes, not_fused, kernel)
+            return Chosen(entry.plan, choice, sizes, not_fused, kernel)
         reason = _trial(problem, entry.plan, choice.form)
         if reason is None:
             entry.trusted.add(choice.form)
@@ -204,10 +201,7 @@ def _not_fused(
 
 
 def _run(problem: Problem, kernel: fused.Kernel | None, form: str, chunk: int) -> Outcome:
-    if form != "fused":
-        return generic.run(problem, form, chunk)
-    assert kernel is not None
-    return fused.run(problem, kernel)
+    return fused.run(problem, kernel) if kernel else generic.run(problem, form, chunk)
 
 
 def _check_targets(
@@ -222,9 +216,12 @@ def _check_targets(
 
 def compute(planned: Planned) -> Outcome:
     """Runs the chosen form; the loop takes over where a capture turns up."""
-    problem, choice = planned.problem, planned.choice
+    problem, plan, choice = planned.problem, planned.chosen.plan, planned.chosen.choice
     try:
-        outcome = _run(problem, planned.kernel, choice.form, choice.chunk)
+        outcome = _run(problem, planned.chosen.fused, choice.form, choice.chunk)
+    except fused.WrongLabel:
+        _check_targets(plan.loss, problem.tasks, plan.profile.prediction)  # says which
+        raise
     except FormUnavailable:
         outcome = generic.run(problem, "loop", 1)
     except RuntimeError as error:
@@ -232,7 +229,7 @@ def compute(planned: Planned) -> Outcome:
         if "saved tensor hooks" not in str(error):
             raise
         outcome = generic.run(problem, "loop", 1)
-    unreached = planned.plan.profile.unreached
+    unreached = plan.profile.unreached
     if choice.form == "vmap" and unreached:
         # functorch gives zeros where autograd gives nothing: optimizers tell the two apart.
         names = {id(p): name for name, p in problem.model.parameters().items()}
@@ -252,7 +249,7 @@ def still_reads(planned: Planned) -> bool:
 
     Padding relies on that; nothing else of the general path does.
     """
-    network, model = planned.plan.network, planned.problem.model.module
+    network, model = planned.chosen.plan.network, planned.problem.model.module
     example = planned.problem.tasks.support.inputs
     if network is None or not isinstance(example, Tensor):
         return False

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastmeta.executors.fused.kernel import Kernel, environment, extension, kernel
 from fastmeta.executors.fused.recipe import Declined, Recipe, recipe
 from fastmeta.executors.fused.serving import declines
-from fastmeta.executors.fused.step import run
+from fastmeta.executors.fused.step import WrongLabel, run
 
 __all__ = [
-    "Declined", "Kernel", "Recipe", "declines", "environment", "extension", "kernel", "recipe",
-    "run",
+    "Declined", "Kernel", "Recipe", "WrongLabel", "declines", "environment", "extension", "kernel",
+    "recipe", "run",
 ]  # fmt: skip

@@ -15,8 +15,15 @@ from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
 
+class WrongLabel(Exception):
+    """A label is none of the network's classes."""
+
+
 def run(problem: Problem, kernel: Kernel) -> Outcome:
-    """Computes the step; `declines` must have found nothing."""
+    """Computes the step; `declines` must have found nothing.
+
+    **Raises** `WrongLabel`, before anything is computed.
+    """
     inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
     step, recipe, names = kernel.step, kernel.recipe, kernel.names
     named = problem.model.all_parameters()
@@ -36,7 +43,7 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
         for name in (inner.adapted if problem.keep_adapted else ())
     }
     task_weights = _readable(weights)
-    step.run(
+    computed = step.run(
         count,
         [_address(p) for p in parameters],
         [_address(adapted.get(name or "")) for name in names] if adapted else [],
@@ -53,6 +60,8 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
         gradient.data_ptr(),
         torch.get_num_threads(),
     )
+    if not computed:
+        raise WrongLabel
     outcome = Outcome(
         step_losses, support_losses, outputs if tasks.query else None, adapted=adapted
     )

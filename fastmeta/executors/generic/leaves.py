@@ -123,6 +123,16 @@ def filled(
     return steps, torch.stack(list(support_losses)) if support_losses else zero.new_empty(0)
 
 
+def over_tasks(losses: Sequence[Sequence[Tensor | None]], steps: int, like: Tensor) -> Tensor:
+    """`[steps, T]` of the losses of each task, with zero where one was not asked for."""
+    known = next((loss for own in losses for loss in own if loss is not None), None)
+    if known is None:
+        return like.new_zeros(steps, len(losses))
+    zero = torch.zeros_like(known)
+    flat = [zero if own[step] is None else own[step] for step in range(steps) for own in losses]
+    return torch.stack(flat).view(steps, -1)  # pyright: ignore[reportArgumentType]
+
+
 def captured_leaves(root: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
     """The leaves of `root`'s autograd graph that are not below `known`."""
     stop: set[Any] = set()

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, filled
+from fastmeta.executors.generic.leaves import (
+    DataLeaves,
+    SharedLeaves,
+    captured_leaves,
+    over_tasks,
+)
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Tree, detached, stacked
 
@@ -15,10 +20,10 @@ from fastmeta.tasks import Tree, detached, stacked
 def run(problem: Problem) -> Outcome:
     """Computes the step task by task."""
     shared, data = SharedLeaves(problem), DataLeaves(problem)
-    weights = problem.task_weights.unbind(0)
+    weights, steps = problem.task_weights, problem.inner.steps
     task_runs: list[_Task] = []
     with torch.enable_grad():
-        for index, weight in enumerate(weights):
+        for index, weight in enumerate(weights.unbind(0)):
             sets, own = data.task(index)
             task = _Task(problem, shared, sets, own, first=index == 0)
             if problem.differentiate:
@@ -42,8 +47,8 @@ def run(problem: Problem) -> Outcome:
                 task.unroll()
             task_runs.append(task)
     return Outcome(
-        step_losses=torch.stack([task.step_losses for task in task_runs], dim=1),
-        support_losses=torch.stack([task.support_losses for task in task_runs], dim=1),
+        step_losses=over_tasks([task.step_losses for task in task_runs], steps + 1, weights),
+        support_losses=over_tasks([task.support_losses for task in task_runs], steps, weights),
         query_outputs=stacked([task.query_output for task in task_runs]),
         gradients=shared.gradients() + data.gradients(),
         adapted=stacked([task.adapted for task in task_runs]),
@@ -67,8 +72,8 @@ class _Task:
         self._own = own
         self._first = first
         self._scratch = problem.model.scratch()
-        self.step_losses: Tensor = torch.empty(0)  # [K + 1]
-        self.support_losses: Tensor = torch.empty(0)  # [K]
+        self.step_losses: list[Tensor | None] = []
+        self.support_losses: list[Tensor] = []
         self.query_output: Tree = None
         self._prediction: Tree = None
         self.adapted: dict[str, Tensor] = {}
@@ -79,8 +84,6 @@ class _Task:
         theta = self._shared.parameters
         phi = dict(theta)
         total: Tensor | None = None
-        step_losses: list[Tensor | None] = []
-        support_losses: list[Tensor] = []
         for step in range(inner.steps + 1):
             if problem.evaluates(step):
                 weight = inner.step_weights[step]
@@ -88,21 +91,20 @@ class _Task:
                     loss = self._loss(phi, self._query, ends=step == inner.steps)
                 if step == inner.steps:
                     self.query_output = detached(self._prediction)
-                step_losses.append(loss.detach())
+                self.step_losses.append(loss.detach())
                 if weight != 0.0:
                     worth = loss if weight == 1.0 else loss * weight
                     total = worth if total is None else total + worth
             else:
-                step_losses.append(None)
+                self.step_losses.append(None)
             if step < inner.steps:
                 loss = self._loss(phi, self._support, ends=step == 0)
-                support_losses.append(loss.detach())
+                self.support_losses.append(loss.detach())
                 phi = self._descend(loss, phi, step)
         self._prediction = None
         if problem.keep_adapted:
             self.adapted = {name: phi[name].detach() for name in inner.adapted}
-        self.step_losses, self.support_losses = filled(step_losses, support_losses)
-        return self.step_losses.new_zeros(()) if total is None else total
+        return torch.zeros(()) if total is None else total
 
     def _loss(self, phi: dict[str, Tensor], examples: Any, ends: bool) -> Tensor:
         """The loss at `phi`; `ends` marks the first support and the last query pass."""
@@ -111,8 +113,8 @@ class _Task:
         self._prediction = problem.model(phi, inputs, self._scratch)
         loss = problem.objective(self._prediction, targets, weights)
         # Where the plan knows every layer there is nothing to capture, unless the model's Python
-        # state has changed since: one task is looked at all the same.
-        walk = problem.may_capture or (self._first and ends)
+        # state may have changed unseen: then one task is looked at all the same.
+        walk = problem.may_capture or (self._first and ends and not problem.watched)
         if walk and problem.differentiate and loss.requires_grad:
             known = [*self._shared.proxies, *phi.values(), *self._own]
             self._shared.capture(captured_leaves(loss, known))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, filled
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, over_tasks
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Tree, detached, stacked
 
@@ -21,9 +21,10 @@ from fastmeta.tasks import Tree, detached, stacked
 def run(problem: Problem) -> Outcome:
     """Computes the step task by task."""
     shared, data = SharedLeaves(problem), DataLeaves(problem)
+    weights, steps = problem.task_weights, problem.inner.steps
     runs: list[_Task] = []
     with torch.enable_grad():
-        for index, weight in enumerate(problem.task_weights.unbind(0)):
+        for index, weight in enumerate(weights.unbind(0)):
             sets, own = data.task(index)
             task = _Task(problem, shared, sets, own)
             task.forward()
@@ -34,8 +35,8 @@ def run(problem: Problem) -> Outcome:
             task.release()
             runs.append(task)
     return Outcome(
-        step_losses=torch.stack([task.step_losses for task in runs], dim=1),
-        support_losses=torch.stack([task.support_losses for task in runs], dim=1),
+        step_losses=over_tasks([task.step_losses for task in runs], steps + 1, weights),
+        support_losses=over_tasks([task.support_losses for task in runs], steps, weights),
         query_outputs=stacked([task.query_output for task in runs]),
         gradients=shared.gradients() + data.gradients(),
         adapted=stacked([task.adapted for task in runs]),
@@ -63,10 +64,8 @@ class _Task:
         self._path: list[dict[str, Tensor]] = []  # adapted parameters at theta_0 .. theta_K
         self._random: list[Any] = []
         self._lambda: dict[int, Tensor] = {}
-        self._support_losses: list[Tensor] = []
-        self._step_losses: list[Tensor | None] = [None] * (problem.inner.steps + 1)
-        self.step_losses: Tensor = torch.empty(0)  # [K + 1]
-        self.support_losses: Tensor = torch.empty(0)  # [K]
+        self.step_losses: list[Tensor | None] = [None] * (problem.inner.steps + 1)
+        self.support_losses: list[Tensor] = []
         self.query_output: Tree = None
         self.adapted: dict[str, Tensor] = {}
 
@@ -80,7 +79,7 @@ class _Task:
             self._random.append(_generator_state(self._problem))
             point = {name: value.detach().requires_grad_() for name, value in here.items()}
             loss = self._loss(point, self._support)
-            self._support_losses.append(loss.detach())
+            self.support_losses.append(loss.detach())
             gradients = _gradients(loss, list(point.values()), bool(self._shared.captured))
             there: dict[str, Tensor] = {}
             for name, gradient in zip(point, gradients, strict=True):
@@ -111,8 +110,7 @@ class _Task:
             self._add(self._shared.parameters[name], value)
 
     def release(self) -> None:
-        """Keeps the losses, and drops what only the sweep needed."""
-        self.step_losses, self.support_losses = filled(self._step_losses, self._support_losses)
+        """Drops what only the sweep needed."""
         self._path.clear()
         self._random.clear()
         self._lambda.clear()
@@ -188,7 +186,7 @@ class _Task:
 
     def _query_loss(self, step: int, point: Mapping[str, Tensor]) -> Tensor:
         loss = self._loss(point, self._query, last=step == self._problem.inner.steps)
-        self._step_losses[step] = loss.detach()
+        self.step_losses[step] = loss.detach()
         return loss
 
     def _loss(self, point: Mapping[str, Tensor], examples: Any, last: bool = False) -> Tensor:
