@@ -76,6 +76,13 @@ def _executors(planned: Planned) -> list[str]:
     return [*lines, "  not layered: the layered kernels are not part of this version"]
 
 
+def _body(planned: Planned) -> int:
+    """FLOPs of an example forward through what the step runs once."""
+    if planned.choice.form != "fused" or planned.kernel is None:
+        return 0
+    return planned.kernel.body_flops
+
+
 def _workspace(planned: Planned) -> int:
     if planned.choice.form == "fused" and planned.kernel is not None:
         return planned.kernel.step.storage_bytes
@@ -88,7 +95,7 @@ def _group(count: int, planned: Planned, several: bool) -> list[str]:
     at_once = f", {choice.chunk} tasks at a time" if choice.form == "vmap" else ""
     lines = [
         f"form{f' for {where}' if several else ''}: {choice.form}{at_once} ({choice.reason})",
-        f"  arithmetic: {cost.meta_step_flops(profile, sizes):,} FLOP for {where}",
+        f"  arithmetic: {cost.meta_step_flops(profile, sizes, _body(planned)):,} FLOP for {where}",
         f"  workspace: about {_workspace(planned):,} bytes",
     ]
     lines += [

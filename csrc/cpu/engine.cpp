@@ -157,10 +157,14 @@ bool dual(const std::string& name, const Description& network) {
     throw std::invalid_argument("FASTMETA_FORM: '" + name + "', but it must be primal or dual");
   }
   // Weights of their own for each element, an anchor, or adapted ones that are asked for.
-  if (network.elementwise_rates || network.prox != 0 || network.query == 0) return false;
+  const bool frozen = network.body > 0;
+  if (!frozen && (network.elementwise_rates || network.prox != 0)) return false;
+  if (network.query == 0) return false;
   if (!name.empty()) return name == "dual";
   const Dense& first = network.layers.front();
   const double n = network.support, q = network.query, h = first.out;
+  // In the body both multiply as much, but one moves the weight for each task, one the products.
+  if (frozen) return first.in > n + q;
   const double steps = first.adapts[kWeight] ? network.steps : 0;
   // Products of all examples with a weight, in units of D H.
   const double inner = network.first_order || !network.differentiate ? 2 : 4;
