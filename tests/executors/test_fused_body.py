@@ -260,7 +260,8 @@ def test_where_nothing_adapts_all_losses_are_alike() -> None:
     outputs, gradient = torch.empty(tasks, count, 2), torch.empty(compiled.gradients)
     compiled.run(
         tasks,
-        [*addresses[:2], 0, 0, *addresses[2:], 0, 0], [], [0] * 4, rate.data_ptr(), [0.0] * 5 + [1.0], [False] * 5 + [True], weights.data_ptr(),
+        [*addresses[:2], 0, 0, *addresses[2:], 0, 0], [], [0] * 4, rate.data_ptr(),
+        [0.0] * 5 + [1.0], [False] * 5 + [True], weights.data_ptr(),
         *([x.data_ptr(), y.data_ptr(), 0, 0, 0] for x, y in sets),
         support_losses.data_ptr(), step_losses.data_ptr(), outputs.data_ptr(),
         gradient.data_ptr(), 1,
