@@ -99,7 +99,7 @@ class MetaStep {
   View input(const Examples& set, const Trace* trace, int l) const {
     return l > 0 ? trace[l - 1].value : is_query(set) ? query_x : support_x;
   }
-  // The loss's derivative after the body; in the end where its last layer has its delta.
+  // Where the steps sum the derivative by the body's output [N, H]: its last layer's delta.
   View body_cotangent(const Examples& set) const { return set.traces[network.body - 1].delta; }
 
   // use(parameter of a block, its place among the P numbers of all), from that layer on
