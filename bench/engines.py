@@ -39,6 +39,8 @@ class Case:
     support: int
     query: int
     steps: int = 5
+    body: int = 0
+    """Layers in front that do not adapt."""
 
     @property
     def loss(self) -> int:
@@ -51,6 +53,10 @@ class Case:
             # The first layer's input is data: no gradient and no tangent of it.
             step, query = (4, 2) if i == 0 else (9, 3)
             each = self.steps * step * self.support + query * self.query
+            if i < self.body:  # run once
+                each = query * (self.support + self.query)
+            elif i == self.body > 0:  # its input has no tangent
+                each = self.steps * 6 * self.support + query * self.query
             total += 2 * inputs * outputs * each
         return total * self.tasks
 
@@ -62,6 +68,13 @@ def cases() -> Iterator[Case]:
         yield Case("W3", (784, 128, 128, 10), tasks, 50, 150)
     for tasks in (1, 4, 32):
         yield Case("W3 after its first layer", (128, 128, 10), tasks, 50, 150)
+    for widths, tasks, support, query in (
+        ((1, 40, 40, 1), 25, 10, 10),
+        ((784, 64, 64, 10), 32, 50, 150),
+        ((784, 64, 64, 10), 32, 10, 30),
+    ):
+        name = "-".join(map(str, widths))
+        yield Case(f"{name}, last layer adapts", widths, tasks, support, query, body=2)
     for width in (16, 32, 64, 128, 256, 512):
         for tasks in (1, 4, 16):
             yield Case(f"{width} wide", (width, width, width, 10), tasks, 50, 50, 2)
@@ -71,9 +84,12 @@ def kernel(case: Case, engine: str) -> Any:
     """The step's kernel; of the engine that the kernels choose where `engine` is empty."""
     pairs = list(itertools.pairwise(case.widths))
     layers = [
-        (i, o, RELU if at < len(pairs) - 1 else 0, 0.0, 0.0, 0, 0.0, TENSORS, TENSORS)
+        (
+            i, o, RELU if at < len(pairs) - 1 else 0, 0.0, 0.0, 0, 0.0,
+            TENSORS, TENSORS if at >= case.body else [False] * len(TENSORS),
+        )
         for at, (i, o) in enumerate(pairs)
-    ]
+    ]  # fmt: skip
     return extension.FusedStep(
         layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps,
         True, False, False, False, 0.0, False, case.tasks, os.environ.get("FASTMETA_ISA", ""),

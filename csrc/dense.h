@@ -65,9 +65,10 @@ class DenseLayer {
     if (layer.norm != Norm::none) norm(t).backward(t, at);
   }
 
-  // Backward to the input: dx = delta W.
-  void backward_input(const Trace& t, View dx, const Blocks& at) {
-    e.mm([](Num sum, Num& dx) { dx = sum; }, dx, t.product_delta, weight(at.of[kWeight]));
+  // Backward to the input: `use(sum, out)` has delta W.
+  template <class Use>
+  void backward_input(Use use, const Trace& t, View out, const Blocks& at) {
+    e.mm(use, out, t.product_delta, weight(at.of[kWeight]));
   }
 
   // Backward to the parameters: `use(sum, out, in...)` has their gradients.
@@ -140,14 +141,14 @@ class DenseLayer {
     if (layer.norm != Norm::none) norm(t).tangent_backward(t, r, at, v, moved);
   }
 
-  // Tangent of the input's derivative.
-  void tangent_backward_input(const Trace& t, const Tangent& r, View out, const Blocks& at,
-                              int64_t v) {
-    const auto keep = [](Num sum, Num& d) { d = sum; };
+  // Tangent of the input's derivative, for `use(sum, out)`.
+  template <class Use>
+  void tangent_backward_input(Use use, const Trace& t, const Tangent& r, View out,
+                              const Blocks& at, int64_t v) {
     if (layer.adapts[kWeight]) {
-      e.mm2(keep, out, r.delta, weight(at.of[kWeight]), t.product_delta, weight(v));
+      e.mm2(use, out, r.delta, weight(at.of[kWeight]), t.product_delta, weight(v));
     } else {
-      e.mm(keep, out, r.delta, weight(at.of[kWeight]));
+      e.mm(use, out, r.delta, weight(at.of[kWeight]));
     }
   }
 

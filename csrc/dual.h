@@ -19,7 +19,7 @@ class TogetherDual {
 
   TogetherDual(E& engine, const Description& network, const Layout& layout, const Data<S>& data,
                int tasks)
-      : e(engine), place(layout.dual), differentiates(network.differentiate) {
+      : e(engine), network(network), place(layout.dual) {
     const int n = tasks * network.support, q = tasks * network.query;
     support = e.inputs_together(layout.support.inputs, n, data.support_x);
     query = e.inputs_together(layout.query.inputs, q, data.query_x);
@@ -32,17 +32,22 @@ class TogetherDual {
 
   // The weight's gradient, of cotangents that are weighted by task already.
   void finish() {
-    if (!differentiates) return;
-    e.mm2([](Num sum, Num& out) { out = sum; }, place.gradient,
-          transposed(part(place.of_query, query.rows, 0)), query,
-          transposed(part(place.of_support, support.rows, 0)), support);
+    if (!network.differentiate) return;
+    const auto keep = [](Num sum, Num& out) { out = sum; };
+    const View of_query = transposed(part(place.of_query, query.rows, 0));
+    if (network.first_order) {  // then C_s is zero
+      e.mm(keep, place.gradient, of_query, query);
+    } else {
+      e.mm2(keep, place.gradient, of_query, query,
+            transposed(part(place.of_support, support.rows, 0)), support);
+    }
     e.sum_tasks(0, place.gradient, Num{} + S(1));
   }
 
  private:
   E& e;
+  const Description& network;
   const Layout::Dual& place;
-  const bool differentiates;
   View support, query;  // the inputs [G N, D], [G Q, D]
 };
 
@@ -108,6 +113,11 @@ class DualProduct {
     if (!layer.adapts[kWeight]) return;
     e.mm([w](Num sum, Num& out) { out = out + w * sum; }, place.pull, transposed(place.cross),
          delta);
+  }
+
+  // lambda += delta' X, where the weight does not adapt.
+  void add_support(View delta) {
+    e.map([](Num& c, Num d) { c = c + d; }, of_support, delta);
   }
 
   // X lambda', which both the rate's gradient and the tangent of forward are made of.

@@ -46,6 +46,7 @@ class FusedStep {
     network_.elementwise_rates = elementwise_rates;
     network_.learned_rates = learned_rates;
     network_.prox = prox;
+    network_.body = longest_body(network_);
     network_.dual = cpu::dual(form, network_);
     network_.together = cpu::together(network_, tasks);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
@@ -60,6 +61,7 @@ class FusedStep {
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
   double seconds() const { return seconds_; }
+  int body() const { return network_.body; }
   std::string form() const { return network_.dual ? "dual" : "primal"; }
 
   // False, and nothing is computed, where a label is no class.
@@ -174,6 +176,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def_property_readonly("engine", &FusedStep::engine)
       .def_property_readonly("seconds", &FusedStep::seconds)
+      .def_property_readonly("body", &FusedStep::body)
       .def_property_readonly("form", &FusedStep::form)
       .def("run", &FusedStep::run);
 }

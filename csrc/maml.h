@@ -27,6 +27,8 @@ class MetaStep {
 
   void run() {
     load();
+    if (network.steps > 0) forward_body(layout.support);
+    if (network.query > 0) forward_body(layout.query);
     for (int k = 0; k < network.steps; ++k) {
       if (!network.differentiate && data.evaluates[k]) query_forward(k);
       inner_step(k);
@@ -36,19 +38,25 @@ class MetaStep {
       if (!data.adapted.empty()) store_adapted();
       return;
     }
-    e.map([](Num& l) { l = Num{}; }, block(layout.lambda));
-    if (network.prox != 0) e.map([](Num& l) { l = Num{}; }, block(layout.anchor));
+    clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
+    if (network.prox != 0) clear(head(layout.anchor));
     if (network.dual) dual().start_cotangent();
+    if (network.body > 0) {
+      clear(body_cotangent(layout.query));
+      clear(body_cotangent(layout.support));
+    }
     add_query(network.steps);  // (2)
     for (int k = network.steps - 1; k >= 0; --k) {
       through_step(k);  // (3), (4)
       add_query(k);
     }
     if (network.prox != 0 && !network.first_order) {  // (5)
-      e.map([](Num& l, Num a) { l = l + a; }, block(layout.lambda), block(layout.anchor));
+      e.map([](Num& l, Num a) { l = l + a; }, head(layout.lambda), head(layout.anchor));
     }
+    backward_body(layout.query);
+    if (network.steps > 0 && !network.first_order) backward_body(layout.support);
     if (network.dual) dual().weigh();
-    sum_tasks(0, layout.lambda);
+    sum_tasks(0, 0, layout.lambda);
   }
 
  private:
@@ -59,8 +67,13 @@ class MetaStep {
   const int depth, slot;  // slot: of this task among those together
   View support_x{}, query_x{};  // where the inputs lie
 
-  View block(int64_t offset) const {
-    return {offset, 1, int(layout.block), int(layout.block), 1};
+  // What a block holds of the layers after the body.
+  View head(int64_t block) const {
+    const int size = int(layout.block - layout.body);
+    return {block + layout.body, 1, size, size, 1};
+  }
+  void clear(View v) {
+    e.map([](Num& out) { out = Num{}; }, v);
   }
   DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
   DualProduct<E> dual() { return {e, network, layout.dual, slot}; }
@@ -70,7 +83,7 @@ class MetaStep {
   // The block of theta_k. Without a reverse sweep two take turns beside theta_0.
   int64_t theta(int k) const {
     const int slot = network.differentiate || k == 0 ? k : 1 + k % 2;
-    return layout.theta + slot * layout.block;
+    return layout.theta + slot * (layout.block - layout.body);
   }
   // The blocks where theta_k is found: what does not adapt stays in theta_0.
   Blocks blocks(int l, int k) const {
@@ -86,25 +99,30 @@ class MetaStep {
   View input(const Examples& set, const Trace* trace, int l) const {
     return l > 0 ? trace[l - 1].value : is_query(set) ? query_x : support_x;
   }
-  // use(parameter of a block, its place among the P numbers of all)
+  // Where the steps sum the derivative by the body's output [N, H]: its last layer's delta.
+  View body_cotangent(const Examples& set) const { return set.traces[network.body - 1].delta; }
+
+  // use(parameter of a block, its place among the P numbers of all), from that layer on
   template <class Use>
-  void parameters(int64_t block, Use use) {
+  void parameters(int from, int64_t block, Use use) {
     int64_t place = 0;
     for (int l = 0; l < depth; ++l) {
       for (int i = 0; i < kTensors; ++i) {
         if (!network.layers[l].has[i]) continue;
         const View p = layer(l).tensor(i, block);
-        if (!is_dual(l, i)) use(p, place);
+        if (l >= from && !is_dual(l, i)) use(p, place);
         place += int64_t(p.rows) * p.cols;
       }
     }
   }
-  void sum_tasks(int64_t start, int64_t block) {
-    parameters(block, [&](View p, int64_t place) { e.sum_tasks(start + place, p, e.weight()); });
+  void sum_tasks(int from, int64_t start, int64_t block) {
+    parameters(from, block,
+               [&](View p, int64_t place) { e.sum_tasks(start + place, p, e.weight()); });
   }
   void load_rates(int k) {
     const auto rates = data.elementwise_rates.at(k * layout.parameters);
-    parameters(layout.rate, [&](View p, int64_t place) { e.load(p, rates.at(place)); });
+    parameters(network.body, layout.rate,
+               [&](View p, int64_t place) { e.load(p, rates.at(place)); });
   }
   S rate(int k, int l, int tensor) const { return data.rates[(k * depth + l) * kTensors + tensor]; }
 
@@ -152,8 +170,14 @@ class MetaStep {
     }
   }
 
+  void forward_body(const Examples& set) { forward(set, traces(set, 0), 0, 0, network.body); }
+
   void forward(const Examples& set, const Trace* trace, int k) {
-    for (int l = 0; l < depth; ++l) {
+    forward(set, trace, k, network.body, depth);
+  }
+
+  void forward(const Examples& set, const Trace* trace, int k, int from, int to) {
+    for (int l = from; l < to; ++l) {
       const Blocks at = blocks(l, k);
       if (is_dual(l, kWeight)) {
         const View bias = layer(l).row(kBias, at.of[kBias]);
@@ -165,12 +189,39 @@ class MetaStep {
     }
   }
 
-  // From the loss down to the first layer, leaving every layer's delta at its product.
+  // From the loss down to the body, leaving every layer's delta at its product.
   void backward(const Examples& set, const Trace* trace, int k) {
     loss_backward(e, network.loss, set, trace[depth - 1]);
-    for (int l = depth - 1; l >= 0; --l) {
+    backward(trace, k, network.body, depth);
+  }
+
+  void backward(const Trace* trace, int k, int from, int to) {
+    const auto keep = [](Num sum, Num& d) { d = sum; };
+    for (int l = to - 1; l >= from; --l) {
       layer(l).backward(trace[l], blocks(l, k));
-      if (l > 0) layer(l).backward_input(trace[l], trace[l - 1].delta, blocks(l, k));
+      if (l > from) layer(l).backward_input(keep, trace[l], trace[l - 1].delta, blocks(l, k));
+    }
+  }
+
+  // lambda += the body's gradient, of what the steps have summed after it.
+  void backward_body(const Examples& set) {
+    const Trace* trace = traces(set, 0);
+    backward(trace, 0, 0, network.body);
+    for (int l = 0; l < network.body; ++l) add_gradient(S(1), set, trace, l);
+  }
+
+  // lambda += w times the gradient of a layer.
+  void add_gradient(S w, const Examples& set, const Trace* trace, int l) {
+    const auto add = [w](Num g, Num& out) { out = out + w * g; };
+    if (!is_dual(l, kWeight)) {
+      layer(l).weight_gradient(add, trace[l], input(set, trace, l), layout.lambda);
+    } else if (is_query(set)) {
+      dual().add_query(w, trace[l].product_delta);
+    } else {
+      dual().add_support(trace[l].product_delta);
+    }
+    for (Tensor row : kRows) {
+      if (network.layers[l].has[row]) layer(l).row_gradient(row, add, trace[l], layout.lambda);
     }
   }
 
@@ -181,7 +232,9 @@ class MetaStep {
     e.store(data.support_losses.at(k * data.tasks), layout.scalar);
     backward(layout.support, trace, k);
     if (network.elementwise_rates) load_rates(k);
-    for (int l = 0; l < depth; ++l) descend(l, k, input(layout.support, trace, l), trace[l]);
+    for (int l = network.body; l < depth; ++l) {
+      descend(l, k, input(layout.support, trace, l), trace[l]);
+    }
   }
 
   void descend(int l, int k, View x, const Trace& t) {
@@ -233,17 +286,11 @@ class MetaStep {
     if (w == S(0)) return;
     const Trace* trace = traces(layout.query, k);
     backward(layout.query, trace, k);
-    const auto add = [w](Num g, Num& out) { out = out + w * g; };
-    for (int l = 0; l < depth; ++l) {
-      if (is_dual(l, kWeight)) {
-        dual().add_query(w, trace[l].product_delta);
-      } else {
-        layer(l).weight_gradient(add, trace[l], input(layout.query, trace, l), layout.lambda);
-      }
-      for (Tensor row : kRows) {
-        if (network.layers[l].has[row]) layer(l).row_gradient(row, add, trace[l], layout.lambda);
-      }
-    }
+    for (int l = network.body; l < depth; ++l) add_gradient(w, layout.query, trace, l);
+    if (network.body == 0) return;
+    layer(network.body).backward_input([w](Num sum, Num& d) { d = d + w * sum; },
+                                       trace[network.body], body_cotangent(layout.query),
+                                       blocks(network.body, k));
   }
 
   void through_step(int k) {
@@ -256,14 +303,14 @@ class MetaStep {
     if (network.prox != 0) {
       const S prox = S(network.prox);
       e.map([prox](Num& l, Num& anchor, Num v) { l = l - prox * v, anchor = anchor + prox * v; },
-            block(layout.lambda), block(layout.anchor), block(layout.vector));
+            head(layout.lambda), head(layout.anchor), head(layout.vector));
     }
     subtract_hessian_product(k);
   }
 
   // The vector a_k * lambda_{k+1}, zero where nothing adapts.
   void scale_by_rates(int k) {
-    for (int l = 0; l < depth; ++l) {
+    for (int l = network.body; l < depth; ++l) {
       const DenseLayer<E> at = layer(l);
       for (int i = 0; i < kTensors; ++i) {
         if (network.layers[l].has[i] && !is_dual(l, i)) {
@@ -292,7 +339,7 @@ class MetaStep {
       out = g + prox * (p - anchor);
     };
     const int64_t start = layout.parameters;
-    for (int l = 0; l < depth; ++l) {
+    for (int l = network.body; l < depth; ++l) {
       const Dense& d = network.layers[l];
       DenseLayer<E> at = layer(l);
       const Blocks here = blocks(l, k);
@@ -318,8 +365,8 @@ class MetaStep {
       }
     }
     if (network.elementwise_rates) {
-      e.map([](Num& g, Num l) { g = -g * l; }, block(layout.gradient), block(layout.lambda));
-      sum_tasks(start + k * layout.parameters, layout.gradient);
+      e.map([](Num& g, Num l) { g = -g * l; }, head(layout.gradient), head(layout.lambda));
+      sum_tasks(network.body, start + k * layout.parameters, layout.gradient);
     }
   }
 
@@ -333,7 +380,7 @@ class MetaStep {
     const Trace* trace = traces(layout.support, k);
     const View* rx = nullptr;
     int first_moved = depth;
-    for (int l = 0; l < depth; ++l) {
+    for (int l = network.body; l < depth; ++l) {
       const Tangent& r = layout.tangents[l];
       const Blocks at = blocks(l, k);
       bool moved = network.layers[l].adapts[kWeight];
@@ -347,9 +394,12 @@ class MetaStep {
       if (first_moved == depth) first_moved = l;
       rx = &layout.tangents[l].value;
     }
+    if (first_moved == depth) return;  // nothing adapts
     loss_tangent(e, network.loss, layout.support, trace[depth - 1],
                  layout.tangents[depth - 1].value, layout.tangents[depth - 1].delta);
-    for (int l = depth - 1; l >= 0; --l) {
+    const auto keep = [](Num sum, Num& d) { d = sum; };
+    const auto subtract = [](Num sum, Num& d) { d = d - sum; };
+    for (int l = depth - 1; l >= network.body; --l) {
       const Tangent& r = layout.tangents[l];
       layer(l).tangent_backward(trace[l], r, blocks(l, k), layout.vector, l >= first_moved);
       if (is_dual(l, kWeight)) {
@@ -360,9 +410,12 @@ class MetaStep {
                                             trace[l], r, layout.lambda);
       }
       layer(l).subtract_hessian_of_rows(r, layout.lambda);
-      if (l > 0) {
-        layer(l).tangent_backward_input(trace[l], r, layout.tangents[l - 1].delta, blocks(l, k),
-                                        layout.vector);
+      if (l > network.body) {
+        layer(l).tangent_backward_input(keep, trace[l], r, layout.tangents[l - 1].delta,
+                                        blocks(l, k), layout.vector);
+      } else if (l > 0) {
+        layer(l).tangent_backward_input(subtract, trace[l], r, body_cotangent(layout.support),
+                                        blocks(l, k), layout.vector);
       }
     }
   }

@@ -87,6 +87,10 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   for (int step = 0; step < kept; ++step) {
     for (std::size_t l = 0; l < network.layers.size(); ++l) {
       const Dense& layer = network.layers[l];
+      if (step > 0 && int(l) < network.body) {
+        set.traces.push_back(set.traces[l]);
+        continue;
+      }
       Trace trace{};
       trace.value = trace.product = allocate.matrix(count, layer.out);
       trace.delta = trace.product_delta = allocate.matrix(count, layer.out);
@@ -129,6 +133,16 @@ void add_dual(Allocator& allocate, const Description& network, const Layout::Lay
 
 }  // namespace
 
+int longest_body(const Description& network) {
+  const int most = int(network.layers.size()) - 1;
+  int body = 0;
+  const auto adapts = [](const Dense& layer) {
+    return std::any_of(layer.adapts, layer.adapts + kTensors, [](bool each) { return each; });
+  };
+  while (body < most && !adapts(network.layers[body])) ++body;
+  return body;
+}
+
 Layout lay_out(const Description& network, int width) {
   Layout layout;
   Allocator allocate(width), block(width);
@@ -136,6 +150,7 @@ Layout lay_out(const Description& network, int width) {
   layout.zero = allocate.matrix(1, 1);
   const bool turned = width > 1;
   for (const Dense& layer : network.layers) {
+    if (int(layout.layers.size()) == network.body) layout.body = block.size();
     const bool is_dual = network.dual && layout.layers.empty();
     Allocator& of_weight = is_dual ? allocate : block;
     const View weight = turned ? of_weight.matrix(layer.in, layer.out)
@@ -172,18 +187,23 @@ Layout lay_out(const Description& network, int width) {
   layout.traces_kept = reverses && (!network.first_order || network.learned_rates)
                            ? std::max(1, network.steps)
                            : 1;
-  layout.theta = allocate.block(layout.thetas_kept * layout.block);
+  const int64_t head = layout.block - layout.body;
+  layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
   layout.support = examples(allocate, network, layout, network.support, layout.traces_kept, true);
   layout.query = examples(allocate, network, layout, network.query, 1, width == 1);
   layout.scalar = allocate.column(1);
-  if (network.elementwise_rates) layout.rate = allocate.block(layout.block);
+  // A block without the body's part starts where that would.
+  const auto head_block = [&] { return allocate.block(head) - layout.body; };
+  if (network.elementwise_rates) layout.rate = head_block();
   if (reverses) {
     layout.lambda = allocate.block(layout.block);
-    layout.vector = allocate.block(layout.block);
-    if (network.prox != 0) layout.anchor = allocate.block(layout.block);
-    if (network.learned_rates) layout.gradient = allocate.block(layout.block);
+    layout.vector = head_block();
+    if (network.prox != 0) layout.anchor = head_block();
+    if (network.learned_rates) layout.gradient = head_block();
     if (!network.first_order) {
-      for (const Dense& layer : network.layers) {
+      layout.tangents.resize(network.body);  // nothing moves there
+      for (std::size_t l = network.body; l < network.layers.size(); ++l) {
+        const Dense& layer = network.layers[l];
         Tangent tangent{};
         tangent.value = allocate.matrix(network.support, layer.out);
         tangent.delta = allocate.matrix(network.support, layer.out);

@@ -41,7 +41,11 @@ struct Description {
   double prox;
   bool dual = false;  // whether the first layer's product is in dual form
   int together = 1;   // how many tasks share that form's products with the weight
+  int body = 0;       // how many layers in front are run once, because nothing in them adapts
 };
+
+// The longest body there is. Never the last layer: losses may overwrite what it gives.
+int longest_body(const Description&);
 
 // A matrix in a task's storage. A stride of 0 repeats a row or a column.
 struct View {
@@ -80,7 +84,7 @@ struct Examples {
   View row, second_row;           // scratch columns [N, 1]
   View loss_weights;              // of the classes [1, C], or of each prediction [N, C]
   View missing;                   // 0, or no number where no label counts [1, 1]
-  std::vector<Trace> traces;           // [steps kept * layers]
+  std::vector<Trace> traces;           // [steps kept * layers]; the body's are those of step 0
 };
 
 // Offsets count numbers of the engine (a vector of tasks, where the lanes are tasks).
@@ -104,6 +108,7 @@ struct Layout {
   Dual dual;
   int64_t parameters = 0;  // P
   int64_t block = 0;       // the length of a block of parameters, padding included
+  int64_t body = 0;        // how much of that is the body's: there in theta_0 and lambda alone
   int64_t theta = 0;       // blocks, one a step kept
   int64_t lambda = 0, vector = 0, anchor = 0, gradient = 0, rate = 0;
   int thetas_kept = 0, traces_kept = 0;

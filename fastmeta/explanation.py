@@ -83,10 +83,11 @@ def _workspace(chosen: Chosen) -> int:
 def _group(count: int, chosen: Chosen, several: bool) -> list[str]:
     choice, sizes, profile = chosen.choice, chosen.sizes, chosen.plan.profile
     where = f"{count} tasks of {sizes.support} + {sizes.query} examples"
+    once = chosen.fused.body_flops if chosen.fused else 0
     at_once = f", {choice.chunk} tasks at a time" if choice.form == "vmap" else ""
     lines = [
         f"form{f' for {where}' if several else ''}: {choice.form}{at_once} ({choice.reason})",
-        f"  arithmetic: {cost.meta_step_flops(profile, sizes):,} FLOP for {where}",
+        f"  arithmetic: {cost.meta_step_flops(profile, sizes, once):,} FLOP for {where}",
         f"  workspace: about {_workspace(chosen):,} bytes",
     ]
     lines += [

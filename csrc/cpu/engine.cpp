@@ -8,7 +8,7 @@
 namespace fastmeta::cpu {
 namespace {
 
-// Of the step of one task, in vectors of `width` columns.
+// Of a part of one task's step, in vectors of `width` columns.
 struct Work {
   double multiplies = 0;  // multiply-adds of vectors
   double entries = 0;     // vectors of the products' results
@@ -30,6 +30,10 @@ class Counter {
     add(times, examples, layer.in, layer.out);
     add(times, layer.in, examples, layer.out);
   }
+  // Its products back to the layer's input.
+  void back(double times, int examples, const Dense& layer) {
+    add(times, examples, layer.out, layer.in);
+  }
   // The dual form's products with the inputs, then those with Gram matrices.
   void dual(const Description& network, double tangents) {
     const Dense& first = network.layers.front();
@@ -47,31 +51,58 @@ class Counter {
   Work work_;
 };
 
-Work work(const Description& network, int width) {
+double tangents(const Description& network) {
+  return network.differentiate && !network.first_order ? 1 : 0;
+}
+
+// The layers that are run once.
+Work body(const Description& network, int width) {
   Counter counter(width);
-  const double tangents = network.differentiate && !network.first_order ? 1 : 0;
-  if (network.dual) counter.dual(network, 1 + tangents);
-  for (const Dense& layer : network.layers) {
-    // The input of the first layer is data: it has neither derivative nor tangent.
-    if (&layer == &network.layers.front()) {
-      if (network.dual) continue;
-      counter.forward(network.steps * (1 + tangents), network.support, layer);
-      counter.forward(1, network.query, layer);
+  const int support = network.steps > 0 ? network.support : 0;
+  for (int l = 0; l < network.body; ++l) {
+    const Dense& layer = network.layers[l];
+    if (l == 0 && network.dual) {
+      counter.dual(network, 0);
       continue;
     }
-    counter.forward(network.steps * (1 + 2 * tangents), network.support, layer);
+    counter.add(1, support, layer.in, layer.out);
+    counter.add(tangents(network), layer.in, support, layer.out);
     counter.forward(1, network.query, layer);
-    counter.add(network.steps * (1 + 2 * tangents), network.support, layer.out, layer.in);
-    counter.add(1, network.query, layer.out, layer.in);
+    if (l == 0) continue;  // its input is data
+    counter.back(tangents(network), support, layer);
+    counter.back(1, network.query, layer);
   }
   return counter.work();
 }
 
-// The numbers that the largest product reads and writes.
-double largest_product(const Description& network) {
+// The layers after those.
+Work head(const Description& network, int width) {
+  Counter counter(width);
+  const double tangent = tangents(network);
+  for (int l = network.body; l < int(network.layers.size()); ++l) {
+    const Dense& layer = network.layers[l];
+    if (l == 0 && network.dual) {
+      counter.dual(network, 1 + tangent);
+      continue;
+    }
+    // The input of the first one has no tangent. Nor has it a derivative where it is data; else
+    // only one that the body is given.
+    const bool moves = l > network.body;
+    counter.forward(network.steps * (1 + (moves ? 2 : 1) * tangent), network.support, layer);
+    counter.forward(1, network.query, layer);
+    if (l == 0) continue;
+    counter.back(network.steps * ((moves ? 1 : 0) + 2 * tangent), network.support, layer);
+    counter.back(1, network.query, layer);
+  }
+  return counter.work();
+}
+
+// The numbers that the largest product of these layers reads and writes.
+double largest_product(const Description& network, int from, int to) {
   const double examples = std::max(network.support, network.query);
   double most = 0;
-  for (const Dense& d : network.layers) {
+  for (int l = from; l < to; ++l) {
+    const Dense& d = network.layers[l];
     most = std::max(most, examples * (d.in + d.out) + double(d.in) * d.out);
   }
   return most;
@@ -81,17 +112,21 @@ double largest_product(const Description& network) {
 constexpr double kMultiplyAdd = 0.15e-9;
 
 double over_tasks(const Description& network, int64_t tasks, int lanes, int bytes) {
-  const Work one = work(network, 1);
   // A number takes a vector here, and products are slower that do not fit the second cache.
-  const double crowded = largest_product(network) * bytes / 600e3;
+  const auto seconds = [&](const Work& one, int from, int to) {
+    const double crowded = largest_product(network, from, to) * bytes / 600e3;
+    return kMultiplyAdd * 1.45 * (one.multiplies + 5 * one.entries) * std::clamp(crowded, 1.0, 4.0);
+  };
   const double groups = double((tasks + lanes - 1) / lanes);
-  return kMultiplyAdd * groups * 1.45 * (one.multiplies + 5 * one.entries) *
-         std::clamp(crowded, 1.0, 4.0);
+  return groups * (seconds(body(network, 1), 0, network.body) +
+                   seconds(head(network, 1), network.body, int(network.layers.size())));
 }
 
 double over_features(const Description& network, int64_t tasks, int width) {
-  const Work one = work(network, width);
-  return kMultiplyAdd * tasks * (one.multiplies + 17 * one.entries + 600 * one.products);
+  const auto seconds = [](const Work& one) {
+    return kMultiplyAdd * (one.multiplies + 17 * one.entries + 600 * one.products);
+  };
+  return tasks * (seconds(body(network, width)) + seconds(head(network, width)));
 }
 
 template <class T>
@@ -122,10 +157,14 @@ bool dual(const std::string& name, const Description& network) {
     throw std::invalid_argument("FASTMETA_FORM: '" + name + "', but it must be primal or dual");
   }
   // Weights of their own for each element, an anchor, or adapted ones that are asked for.
-  if (network.elementwise_rates || network.prox != 0 || network.query == 0) return false;
+  const bool frozen = network.body > 0;
+  if (!frozen && (network.elementwise_rates || network.prox != 0)) return false;
+  if (network.query == 0) return false;
   if (!name.empty()) return name == "dual";
   const Dense& first = network.layers.front();
   const double n = network.support, q = network.query, h = first.out;
+  // In the body both multiply as much, but one moves the weight for each task, one the products.
+  if (frozen) return first.in > n + q;
   const double steps = first.adapts[kWeight] ? network.steps : 0;
   // Products of all examples with a weight, in units of D H.
   const double inner = network.first_order || !network.differentiate ? 2 : 4;

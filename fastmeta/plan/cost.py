@@ -97,11 +97,15 @@ def task_bytes(profile: Profile, sizes: Sizes) -> int:
     return activations + profile.parameter_bytes * (2 * sizes.steps + 2)
 
 
-def meta_step_flops(profile: Profile, sizes: Sizes) -> int:
-    """Arithmetic of a step: `T (K (3 + 6) F(N) + 3 F(Q))`, F being a forward pass."""
-    inner = 9 if sizes.second_order else 3
-    examples = inner * sizes.steps * sizes.support + 3 * sizes.query
-    return sizes.tasks * profile.flops * examples
+def meta_step_flops(profile: Profile, sizes: Sizes, body: int = 0) -> int:
+    """Arithmetic of a step: `T (K (3 + 6) F(N) + 3 F(Q))`, F being a forward pass.
+
+    Of an example's FLOPs forward, those of a `body` are run once: `T (3 F(N) + 3 F(Q))`.
+    """
+    inner, once = (9, 3) if sizes.second_order else (3, 1)
+    head = inner * sizes.steps * sizes.support + 3 * sizes.query
+    frozen = once * min(sizes.steps, 1) * sizes.support + 3 * sizes.query
+    return sizes.tasks * ((profile.flops - body) * head + body * frozen)
 
 
 def _flat(unavailable: dict[str, str]) -> Choice:

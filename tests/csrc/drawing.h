@@ -60,8 +60,11 @@ inline Problem draw(int number) {
                                    last && random.below(4) ? Activation::identity : activation,
                                    !problem.ragged));
   }
-  // One parameter at least adapts; the face in Python sees to that.
-  network.layers[random.below(int(network.layers.size()))].adapts[kWeight] = true;
+  // Half of them have a body that is drawn too: by itself few would be more than a layer long.
+  const int depth = int(network.layers.size());
+  const int frozen = random.coin() ? random.below(depth + 1) : 0;
+  for (int l = 0; l < frozen; ++l) std::fill_n(network.layers[l].adapts, int(kTensors), false);
+  if (frozen < depth) network.layers[frozen + random.below(depth - frozen)].adapts[kWeight] = true;
   const LossKind loss = LossKind(number % kLosses);
   const double option = loss == LossKind::cross_entropy ? random.of<double>({0, 0.1})
                                                         : random.of<double>({0.3, 1});
@@ -111,6 +114,7 @@ inline std::string describe(const Problem& problem) {
   if (network.learned_rates) text += ", learned rates";
   if (network.prox != 0) text += ", prox";
   if (network.dual) text += ", dual";
+  if (network.body > 0) text += ", body of " + std::to_string(network.body);
   if (problem.ragged) text += ", ragged";
   return text;
 }

@@ -215,12 +215,15 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   } else {
     cpu::run(chosen, network, layout, data, threads);
   }
-  if (network.learned_rates && !network.elementwise_rates) {
-    // Of the rate of what does not adapt nobody reads the gradient.
-    const int64_t tensors = kTensors * network.layers.size();
-    for (int64_t i = 0; i < network.steps * tensors; ++i) {
-      const Dense& layer = network.layers[i % tensors / kTensors];
-      if (!layer.adapts[i % kTensors]) out.gradient[layout.parameters + i] = 0;
+  // Of the rate of what does not adapt nobody reads the gradient.
+  int64_t place = layout.parameters;
+  for (int k = 0; network.learned_rates && k < network.steps; ++k) {
+    for (const Dense& layer : network.layers) {
+      for (int tensor = 0; tensor < kTensors; ++tensor) {
+        const int64_t count = network.elementwise_rates ? size_of(layer, tensor) : 1;
+        if (!layer.adapts[tensor]) std::fill_n(out.gradient.begin() + place, count, T(0));
+        place += count;
+      }
     }
   }
   return out;

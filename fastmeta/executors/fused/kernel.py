@@ -56,6 +56,11 @@ class Kernel:
         """How many tasks it takes at a time, their storage in bytes, and its estimated seconds."""
         return self.step.tasks, self.step.storage_bytes, self.step.seconds
 
+    @property
+    def body_flops(self) -> int:
+        """Of an example's forward pass through the layers that are run once."""
+        return sum(2 * d.inputs * d.outputs for d in self.recipe.layers[: self.step.body])
+
 
 def kernel(problem: Problem, recipe: Recipe) -> Kernel:
     """The kernel for this problem's sizes and options."""
