@@ -77,7 +77,7 @@ def kernel(case: Case, engine: str) -> Any:
     return extension.FusedStep(
         layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps,
         True, False, False, False, 0.0, False, case.tasks, os.environ.get("FASTMETA_ISA", ""),
-        engine, os.environ.get("FASTMETA_FORM", "primal"),
+        engine, os.environ.get("FASTMETA_FORM", "primal"), os.environ.get("FASTMETA_MEMORY", ""),
     )  # fmt: skip
 
 

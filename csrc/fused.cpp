@@ -12,6 +12,7 @@
 
 #include "cpu/step.h"
 #include "network.h"
+#include "reversible.h"
 
 namespace fastmeta {
 namespace {
@@ -29,7 +30,7 @@ class FusedStep {
             int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, int64_t tasks, const std::string& instruction_set,
-            const std::string& engine, const std::string& form)
+            const std::string& engine, const std::string& form, const std::string& memory)
       : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
     for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
       Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
@@ -48,9 +49,14 @@ class FusedStep {
     network_.prox = prox;
     network_.dual = cpu::dual(form, network_);
     network_.together = cpu::together(network_, tasks);
+    network_.reversible = cpu::reversible(memory, network_);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
-    layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
+    const int width = is_double ? engine_.of_double.width : engine_.of_float.width;
+    layout_ = lay_out(network_, width);
+    saved_ = network_;
+    saved_.reversible = false;
+    saved_layout_ = lay_out(saved_, width);
   }
 
   int64_t parameters() const { return layout_.parameters; }
@@ -61,6 +67,7 @@ class FusedStep {
   std::string engine() const { return engine_.name; }
   double seconds() const { return seconds_; }
   std::string form() const { return network_.dual ? "dual" : "primal"; }
+  std::string memory() const { return network_.reversible ? "reversible" : "saved"; }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
            const std::vector<Address>& adapted, const std::vector<Address>& statistics,
@@ -87,6 +94,9 @@ class FusedStep {
   bool is_double_;
   Description network_{};
   Layout layout_;
+  // The same with the weights of all steps, for rates with which the inner loop can't go back.
+  Description saved_{};
+  Layout saved_layout_;
 
   template <class T>
   void run_as(const cpu::Kernel<T>& kernel, int64_t tasks, const std::vector<Address>& parameters,
@@ -130,7 +140,11 @@ class FusedStep {
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
     data.gradient = of(gradient);
-    cpu::run(kernel, network_, layout_, data, threads);
+    if (can_go_back(network_, layout_, data.rates)) {
+      cpu::run(kernel, network_, layout_, data, threads);
+    } else {
+      cpu::run(kernel, saved_, saved_layout_, data, threads);
+    }
   }
 };
 
@@ -148,7 +162,7 @@ void bind_fused(py::module_& module) {
   py::class_<FusedStep>(module, "FusedStep")
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
-                    const std::string&, const std::string&>())
+                    const std::string&, const std::string&, const std::string&>())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
@@ -157,6 +171,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("engine", &FusedStep::engine)
       .def_property_readonly("seconds", &FusedStep::seconds)
       .def_property_readonly("form", &FusedStep::form)
+      .def_property_readonly("memory", &FusedStep::memory)
       .def("run", &FusedStep::run);
 }
 

@@ -68,7 +68,8 @@ def _executors(planned: Planned) -> list[str]:
         step = kernel.step
         lines = [
             f"executor: fused on {device}",
-            f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}",
+            f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
+            f"inner loop {step.memory}",
         ]
     else:
         why = planned.not_fused or "estimated slower"

@@ -136,6 +136,14 @@ bool dual(const std::string& name, const Description& network) {
   return outer * (n + q) + gram + with_grams < primal;
 }
 
+bool reversible(const std::string& name, const Description& network) {
+  if (name != "" && name != "saved" && name != "reversible") {
+    throw std::invalid_argument("FASTMETA_MEMORY: '" + name +
+                                "', but it must be saved or reversible");
+  }
+  return name == "reversible" && sweeps(network) && network.steps > 1;
+}
+
 int together(const Description& network, int64_t tasks) {
   const int rows = network.support + network.query;
   const int64_t most = std::max<int64_t>(1, tasks / 8);

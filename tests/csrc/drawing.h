@@ -111,6 +111,7 @@ inline std::string describe(const Problem& problem) {
   if (network.learned_rates) text += ", learned rates";
   if (network.prox != 0) text += ", prox";
   if (network.dual) text += ", dual";
+  if (network.reversible) text += ", reversible";
   if (problem.ragged) text += ", ragged";
   return text;
 }
