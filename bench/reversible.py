@@ -11,7 +11,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,20 +103,22 @@ def print_errors() -> None:
 
 def cases() -> Iterator[engines.Case]:
     for tasks in (1, 25, 1000):
-        sinusoid = engines.Case("1-40-40-1", (1, 40, 40, 1), tasks, 10, 10)
         for steps in (5, 20):
-            yield replace(sinusoid, steps=steps)
+            yield engines.Case("1-40-40-1", (1, 40, 40, 1), tasks, 10, 10, steps)
+    for count in (5, 10, 30):
+        yield engines.Case("20-64-64-5", (20, 64, 64, 5), 64, count, count, 40)
     for steps in (5, 20):
         yield engines.Case("784-128-128-10", (784, 128, 128, 10), 4, 50, 150, steps)
-    for width in (64, 256, 512):
-        for count in (5, 50):
-            yield engines.Case(f"{width} wide", (width, width, width, 10), 4, count, count, 20)
+    for width in (128, 256, 384, 512, 768):
+        for count, steps in ((5, 5), (5, 20), (15, 20), (50, 20)):
+            name = f"{width}-{width}-{width}-10"
+            yield engines.Case(name, (width, width, width, 10), 4, count, count, steps)
 
 
 def print_times(seconds: float) -> None:
     print("| network | N | T | K | engine | saved, ms | reversible, ms | ratio | saved, kB "
-          "| reversible, kB |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|")
+          "| reversible, kB | taken |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for case in cases():
         kernels: dict[str, Any] = {m: engines.kernel(case, "", m) for m in MEMORIES}
         runs = {m: engines.call(case, "", m) for m in MEMORIES}
@@ -125,7 +127,8 @@ def print_times(seconds: float) -> None:
         print(
             f"| {case.name} | {case.support} | {case.tasks} | {case.steps} "
             f"| {kernels['saved'].engine} | {times['saved']:.3f} | {times['reversible']:.3f} "
-            f"| {times['reversible'] / times['saved']:.3f} | {bytes_} |",
+            f"| {times['reversible'] / times['saved']:.2f} | {bytes_} "
+            f"| {engines.kernel(case, '').memory} |",
             flush=True,
         )
 

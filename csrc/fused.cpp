@@ -49,25 +49,27 @@ class FusedStep {
     network_.prox = prox;
     network_.dual = cpu::dual(form, network_);
     network_.together = cpu::together(network_, tasks);
-    network_.reversible = cpu::reversible(memory, network_);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
     const int width = is_double ? engine_.of_double.width : engine_.of_float.width;
-    layout_ = lay_out(network_, width);
     saved_ = network_;
-    saved_.reversible = false;
     saved_layout_ = lay_out(saved_, width);
+    network_.reversible = cpu::reversible(memory, network_, bytes(saved_layout_.block));
+    layout_ = lay_out(network_, width);
   }
 
   int64_t parameters() const { return layout_.parameters; }
   int64_t gradients() const { return gradient_size(network_, layout_); }
-  int64_t storage_bytes() const { return layout_.size * tasks() * (is_double_ ? 8 : 4); }
+  int64_t storage_bytes() const { return bytes(layout_.size); }
   int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
   double seconds() const { return seconds_; }
   std::string form() const { return network_.dual ? "dual" : "primal"; }
-  std::string memory() const { return network_.reversible ? "reversible" : "saved"; }
+  std::string memory() const {
+    if (!sweeps(network_)) return "forward";
+    return network_.reversible ? "reversible" : "saved";
+  }
 
   void run(int64_t tasks, const std::vector<Address>& parameters,
            const std::vector<Address>& adapted, const std::vector<Address>& statistics,
@@ -88,6 +90,9 @@ class FusedStep {
   }
 
  private:
+  // Of so many numbers of the engine.
+  int64_t bytes(int64_t numbers) const { return numbers * tasks() * (is_double_ ? 8 : 4); }
+
   cpu::InstructionSet set_;
   cpu::Engine engine_{};
   double seconds_ = 0;

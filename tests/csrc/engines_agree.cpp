@@ -42,7 +42,7 @@ bool agree(Problem problem) {
   for (int choice = 0; choice < 4; ++choice) {
     Description& network = problem.network;
     network.dual = cpu::dual(forms[choice / 2], network);
-    network.reversible = cpu::reversible(memories[choice % 2], network);
+    network.reversible = cpu::reversible(memories[choice % 2], network, 0);
     // What was forced and can't serve has been run already.
     if (network.dual != (choice / 2 == 1) || network.reversible != (choice % 2 == 1)) continue;
     network.together = 2;  // the last ones are fewer where the number of tasks is odd
