@@ -148,7 +148,6 @@ def test_float32_is_as_close_as_with_saved_weights(rate: float, kernel: str, mon
         pytest.param([0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 0.1], False, id="singular"),
         # Step 0 is not gone back.
         pytest.param([1.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], True, id="singular-at-first"),
-        pytest.param([float("nan")] * 8, False, id="nan"),
     ],
 )
 def test_weights_are_saved_where_prox_would_magnify(
@@ -161,8 +160,8 @@ def test_weights_are_saved_where_prox_would_magnify(
     saved, reversible = (
         gradient(model, data, memory, monkeypatch, **options) for memory in ("saved", "reversible")
     )
-    torch.testing.assert_close(reversible, saved, rtol=1e-9, atol=1e-12, equal_nan=True)
-    assert torch.equal(saved.nan_to_num(), reversible.nan_to_num()) != goes_back
+    torch.testing.assert_close(reversible, saved, rtol=1e-9, atol=1e-12)
+    assert torch.equal(saved, reversible) != goes_back
 
 
 def test_one_element_is_enough(kernel: str, monkeypatch) -> None:
