@@ -79,7 +79,7 @@ double largest_product(const Description& network) {
 
 // Bounds of the reversible inner loop, read off `python -m bench.reversible --times`.
 constexpr int kFewExamples = 16;
-constexpr int64_t kLargestBlock = 3 << 20, kLeastSpared = 6 << 20;
+constexpr int64_t kLargestBlock = 2 << 20, kLeastSpared = 6 << 20;
 
 // Estimates in seconds on one core, fitted to `python -m bench.engines` (docs/design.md).
 constexpr double kMultiplyAdd = 0.15e-9;
