@@ -265,8 +265,8 @@ class MetaStep {
     subtract_hessian_product(k);
   }
 
-  // (1) solved for theta_k, in place of theta_{k+1}. Its gradient is made of the deltas that the
-  // inner step left, never of weights that were rebuilt: their errors only add.
+  // (12), in place of theta_{k+1}. The gradient is made of the deltas that the inner step left, never
+  // of weights that were rebuilt: their errors only add.
   void go_back(int k) {
     const Trace* trace = traces(layout.support, k);
     for (int l = 0; l < depth; ++l) ascend(l, k, input(layout.support, trace, l), trace[l]);
