@@ -80,8 +80,8 @@ def cases() -> Iterator[Case]:
             yield Case(f"{width} wide", (width, width, width, 10), tasks, 50, 50, 2)
 
 
-def kernel(case: Case, engine: str) -> Any:
-    """The step's kernel; of the engine that the kernels choose where `engine` is empty."""
+def kernel(case: Case, engine: str, memory: str = "") -> Any:
+    """The step's kernel; what the kernels choose where `engine` or `memory` is empty."""
     pairs = list(itertools.pairwise(case.widths))
     layers = [
         (
@@ -93,14 +93,14 @@ def kernel(case: Case, engine: str) -> Any:
     return extension.FusedStep(
         layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps,
         True, False, False, False, 0.0, False, case.tasks, os.environ.get("FASTMETA_ISA", ""),
-        engine, os.environ.get("FASTMETA_FORM", "primal"),
+        engine, os.environ.get("FASTMETA_FORM", "primal"), memory,
     )  # fmt: skip
 
 
-def call(case: Case, engine: str) -> Callable[[], Tensor]:
+def call(case: Case, engine: str, memory: str = "") -> Callable[[], Tensor]:
     """A function that runs the C++ call and returns the meta-gradient."""
     torch.manual_seed(0)
-    step, pairs = kernel(case, engine), list(itertools.pairwise(case.widths))
+    step, pairs = kernel(case, engine, memory), list(itertools.pairwise(case.widths))
     parameters = [
         t for i, o in pairs for t in (torch.randn(o, i) / i**0.5, torch.zeros(o), None, None)
     ]

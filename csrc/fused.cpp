@@ -12,6 +12,7 @@
 
 #include "cpu/step.h"
 #include "network.h"
+#include "reversible.h"
 
 namespace fastmeta {
 namespace {
@@ -29,7 +30,7 @@ class FusedStep {
             int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, int64_t tasks, const std::string& instruction_set,
-            const std::string& engine, const std::string& form)
+            const std::string& engine, const std::string& form, const std::string& memory)
       : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
     for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
       Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
@@ -51,18 +52,26 @@ class FusedStep {
     network_.together = cpu::together(network_, tasks);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
-    layout_ = lay_out(network_, is_double ? engine_.of_double.width : engine_.of_float.width);
+    const int width = is_double ? engine_.of_double.width : engine_.of_float.width;
+    saved_ = network_;
+    saved_layout_ = lay_out(saved_, width);
+    network_.reversible = cpu::reversible(memory, network_, bytes(saved_layout_.block));
+    layout_ = lay_out(network_, width);
   }
 
   int64_t parameters() const { return layout_.parameters; }
   int64_t gradients() const { return gradient_size(network_, layout_); }
-  int64_t storage_bytes() const { return layout_.size * tasks() * (is_double_ ? 8 : 4); }
+  int64_t storage_bytes() const { return bytes(layout_.size); }
   int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
   double seconds() const { return seconds_; }
   int body() const { return network_.body; }
   std::string form() const { return network_.dual ? "dual" : "primal"; }
+  std::string memory() const {
+    if (!sweeps(network_)) return "forward";
+    return network_.reversible ? "reversible" : "saved";
+  }
 
   // False, and nothing is computed, where a label is no class.
   bool run(int64_t tasks, const std::vector<Address>& parameters,
@@ -89,12 +98,18 @@ class FusedStep {
   }
 
  private:
+  // Of so many numbers of the engine.
+  int64_t bytes(int64_t numbers) const { return numbers * tasks() * (is_double_ ? 8 : 4); }
+
   cpu::InstructionSet set_;
   cpu::Engine engine_{};
   double seconds_ = 0;
   bool is_double_;
   Description network_{};
   Layout layout_;
+  // The same with the weights of all steps, for rates with which the inner loop can't go back.
+  Description saved_{};
+  Layout saved_layout_;
 
   bool are_classes(Address address, int64_t count) const {
     if (address == 0) return true;
@@ -150,7 +165,11 @@ class FusedStep {
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
     data.gradient = of(gradient);
-    cpu::run(kernel, network_, layout_, data, threads);
+    if (can_go_back(network_, layout_, data.rates)) {
+      cpu::run(kernel, network_, layout_, data, threads);
+    } else {
+      cpu::run(kernel, saved_, saved_layout_, data, threads);
+    }
   }
 };
 
@@ -168,7 +187,7 @@ void bind_fused(py::module_& module) {
   py::class_<FusedStep>(module, "FusedStep")
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
-                    const std::string&, const std::string&>())
+                    const std::string&, const std::string&, const std::string&>())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
@@ -178,6 +197,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("seconds", &FusedStep::seconds)
       .def_property_readonly("body", &FusedStep::body)
       .def_property_readonly("form", &FusedStep::form)
+      .def_property_readonly("memory", &FusedStep::memory)
       .def("run", &FusedStep::run);
 }
 

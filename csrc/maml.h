@@ -29,24 +29,17 @@ class MetaStep {
     load();
     if (network.steps > 0) forward_body(layout.support);
     if (network.query > 0) forward_body(layout.query);
+    if (network.differentiate) start_cotangent();
     for (int k = 0; k < network.steps; ++k) {
-      if (!network.differentiate && data.evaluates[k]) query_forward(k);
+      if (!sweeps(network)) add_query(k);
       inner_step(k);
     }
+    add_query(network.steps);  // (2)
     if (!network.differentiate) {
-      if (data.evaluates[network.steps]) query_forward(network.steps);
       if (!data.adapted.empty()) store_adapted();
       return;
     }
-    clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
-    if (network.prox != 0) clear(head(layout.anchor));
-    if (network.dual) dual().start_cotangent();
-    if (network.body > 0) {
-      clear(body_cotangent(layout.query));
-      clear(body_cotangent(layout.support));
-    }
-    add_query(network.steps);  // (2)
-    for (int k = network.steps - 1; k >= 0; --k) {
+    for (int k = network.steps - 1; sweeps(network) && k >= 0; --k) {
       through_step(k);  // (3), (4)
       add_query(k);
     }
@@ -80,9 +73,9 @@ class MetaStep {
   bool is_dual(int l, int tensor) const { return network.dual && l == 0 && tensor == kWeight; }
   bool is_query(const Examples& set) const { return &set == &layout.query; }
 
-  // The block of theta_k. Without a reverse sweep two take turns beside theta_0.
+  // The block of theta_k. Those of all steps share one, where they are not kept.
   int64_t theta(int k) const {
-    const int slot = network.differentiate || k == 0 ? k : 1 + k % 2;
+    const int slot = keeps_weights(network) || k == 0 ? k : 1;
     return layout.theta + slot * (layout.block - layout.body);
   }
   // The blocks where theta_k is found: what does not adapt stays in theta_0.
@@ -159,6 +152,16 @@ class MetaStep {
       e.map([each](Num& w) { w = Num{} + each; }, set.weights);
     }
     load_targets(e, network.loss, set, y, labels, loss_weights);
+  }
+
+  void start_cotangent() {
+    clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
+    if (network.prox != 0) clear(head(layout.anchor));
+    if (network.dual) dual().start_cotangent();
+    if (network.body > 0) {
+      clear(body_cotangent(layout.query));
+      clear(body_cotangent(layout.support));
+    }
   }
 
   void store_adapted() {
@@ -283,7 +286,7 @@ class MetaStep {
     if (!data.evaluates[k]) return;
     query_forward(k);
     const S w = data.step_weights[k];
-    if (w == S(0)) return;
+    if (!network.differentiate || w == S(0)) return;
     const Trace* trace = traces(layout.query, k);
     backward(layout.query, trace, k);
     for (int l = network.body; l < depth; ++l) add_gradient(w, layout.query, trace, l);
@@ -295,6 +298,7 @@ class MetaStep {
 
   void through_step(int k) {
     if (network.elementwise_rates) load_rates(k);
+    if (network.reversible && k > 0) go_back(k);  // theta_0 is there, and exact
     const bool along = network.learned_rates || !network.first_order;
     if (network.dual && network.layers[0].adapts[kWeight] && along) dual().find_along();
     if (network.learned_rates) add_rate_gradients(k);
@@ -306,6 +310,43 @@ class MetaStep {
             head(layout.lambda), head(layout.anchor), head(layout.vector));
     }
     subtract_hessian_product(k);
+  }
+
+  // (12), in place of theta_{k+1}. The gradient is made of the deltas that the inner step left, never
+  // of weights that were rebuilt: their errors only add.
+  void go_back(int k) {
+    const Trace* trace = traces(layout.support, k);
+    for (int l = network.body; l < depth; ++l) ascend(l, k, input(layout.support, trace, l), trace[l]);
+  }
+
+  void ascend(int l, int k, View x, const Trace& t) {
+    const Dense& d = network.layers[l];
+    const S prox = S(network.prox);
+    if (network.elementwise_rates) {
+      const auto move = [prox](Num g, Num& p, Num anchor, Num a) {
+        p = (p + a * (g - prox * anchor)) / (S(1) - prox * a);
+      };
+      if (d.adapts[kWeight]) {
+        layer(l).weight_gradient(move, t, x, theta(k), theta(0), layout.rate);
+      }
+      for (Tensor row : kRows) {
+        if (d.adapts[row]) layer(l).row_gradient(row, move, t, theta(k), theta(0), layout.rate);
+      }
+      return;
+    }
+    const auto move = [prox](S a) {
+      const S shrunk = S(1) / (S(1) - prox * a);
+      return [a, prox, shrunk](Num g, Num& p, Num anchor) {
+        p = (p + a * (g - prox * anchor)) * shrunk;
+      };
+    };
+    if (d.adapts[kWeight] && !is_dual(l, kWeight)) {
+      layer(l).weight_gradient(move(rate(k, l, kWeight)), t, x, theta(k), theta(0));
+    }
+    for (Tensor row : kRows) {
+      if (!d.adapts[row]) continue;
+      layer(l).row_gradient(row, move(rate(k, l, row)), t, theta(k), theta(0));
+    }
   }
 
   // The vector a_k * lambda_{k+1}, zero where nothing adapts.

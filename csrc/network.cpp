@@ -143,6 +143,14 @@ int longest_body(const Description& network) {
   return body;
 }
 
+bool sweeps(const Description& network) {
+  return network.differentiate && (!network.first_order || network.learned_rates);
+}
+
+bool keeps_weights(const Description& network) {
+  return sweeps(network) && !network.reversible;
+}
+
 Layout lay_out(const Description& network, int width) {
   Layout layout;
   Allocator allocate(width), block(width);
@@ -183,10 +191,8 @@ Layout lay_out(const Description& network, int width) {
   }
   layout.block = block.size();
   const bool reverses = network.differentiate;
-  layout.thetas_kept = reverses ? network.steps + 1 : 3;
-  layout.traces_kept = reverses && (!network.first_order || network.learned_rates)
-                           ? std::max(1, network.steps)
-                           : 1;
+  layout.thetas_kept = 1 + (keeps_weights(network) ? network.steps : 1);
+  layout.traces_kept = sweeps(network) ? std::max(1, network.steps) : 1;
   const int64_t head = layout.block - layout.body;
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
   layout.support = examples(allocate, network, layout, network.support, layout.traces_kept, true);

@@ -40,12 +40,20 @@ struct Description {
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
   bool dual = false;  // whether the first layer's product is in dual form
+  bool reversible = false;  // whether the reverse sweep rebuilds the weights, or finds all K + 1 kept
   int together = 1;   // how many tasks share that form's products with the weight
   int body = 0;       // how many layers in front are run once, because nothing in them adapts
 };
 
 // The longest body there is. Never the last layer: losses may overwrite what it gives.
 int longest_body(const Description&);
+
+// Whether anything goes backward through the inner steps. Where not, every query gradient counts
+// as it is, and is added when the inner loop comes by.
+bool sweeps(const Description&);
+
+// Whether the weights after every step are kept for that.
+bool keeps_weights(const Description&);
 
 // A matrix in a task's storage. A stride of 0 repeats a row or a column.
 struct View {
@@ -109,7 +117,7 @@ struct Layout {
   int64_t parameters = 0;  // P
   int64_t block = 0;       // the length of a block of parameters, padding included
   int64_t body = 0;        // how much of that is the body's: there in theta_0 and lambda alone
-  int64_t theta = 0;       // blocks, one a step kept
+  int64_t theta = 0;       // blocks: theta_0, then one each step, or one that all steps share
   int64_t lambda = 0, vector = 0, anchor = 0, gradient = 0, rate = 0;
   int thetas_kept = 0, traces_kept = 0;
   Examples support, query;

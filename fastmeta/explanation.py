@@ -66,7 +66,8 @@ def _executors(chosen: Chosen, device: torch.device) -> list[str]:
         step = chosen.fused.step
         lines = [
             f"executor: fused on {device}",
-            f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}",
+            f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
+            f"inner loop {step.memory}",
         ]
     else:
         why = chosen.not_fused or "estimated slower"

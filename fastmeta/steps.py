@@ -82,7 +82,8 @@ def maml_step(
         (MAML++'s multi-step loss); None evaluates after the last alone.
     - `task_weights`: `[T]`; None is the mean over tasks.
     - `prox`: adds `prox / 2 * |phi - theta|^2` to the inner objective.
-    - `memory`: `"auto"` is the fastest; `"low"` keeps peak memory flat in K.
+    - `memory`: `"auto"` is the fastest; `"low"` keeps peak memory flat in K, but for K
+        parameter sets or, on the fused kernels, activations of a few MB.
     - `executor`: `"auto"`, `"fused"`, `"layered"` or `"generic"`; one that can't serve raises.
 
     **Returns:**

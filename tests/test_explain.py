@@ -76,7 +76,11 @@ def test_it_names_the_form_that_is_chosen(form: str, force_form) -> None:
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "label_smoothing=0.1"),
         ({"loss_fn": lambda y, t: F.cross_entropy(y, t)}, "loss: cross_entropy"),
         ({"loss_fn": lambda y, t: y.exp().mean()}, "loss: not a standard one"),
-        ({"memory": "low"}, 'form: sweep (memory="low" asks for memory flat in K)'),
+        ({"memory": "low", "inner_steps": 2}, "inner loop reversible"),
+        (
+            {"memory": "low", "executor": "generic"},
+            'form: sweep (memory="low" asks for memory flat in K)',
+        ),
     ],
 )
 def test_it_names_the_options(options: dict, line: str) -> None:

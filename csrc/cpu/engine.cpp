@@ -108,6 +108,10 @@ double largest_product(const Description& network, int from, int to) {
   return most;
 }
 
+// Bounds of the reversible inner loop, read off `python -m bench.reversible --times`.
+constexpr int kFewExamples = 16;
+constexpr int64_t kLargestBlock = 2 << 20, kLeastSpared = 6 << 20;
+
 // Estimates in seconds on one core, fitted to `python -m bench.engines` (docs/design.md).
 constexpr double kMultiplyAdd = 0.15e-9;
 
@@ -173,6 +177,19 @@ bool dual(const std::string& name, const Description& network) {
   const double gram = steps > 0 ? n / h * (n + q) : 0;
   const double with_grams = steps > 0 ? n / first.in * (steps * inner / 2 * n + outer * q) : 0;
   return outer * (n + q) + gram + with_grams < primal;
+}
+
+bool reversible(const std::string& name, const Description& network, int64_t block_bytes) {
+  if (name != "" && name != "saved" && name != "reversible") {
+    throw std::invalid_argument("FASTMETA_MEMORY: '" + name +
+                                "', but it must be saved or reversible");
+  }
+  if (!sweeps(network) || network.steps < 2) return false;
+  if (!name.empty()) return name == "reversible";
+  // Faster where few examples make products cheap, and all blocks would leave the caches but two
+  // do not.
+  return network.support <= kFewExamples && !network.elementwise_rates && network.prox == 0 &&
+         block_bytes <= kLargestBlock && (network.steps - 1) * block_bytes >= kLeastSpared;
 }
 
 int together(const Description& network, int64_t tasks) {

@@ -31,6 +31,10 @@ void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&, in
 // Whether the first layer's product is taken in dual form; a name forces one, where it can serve.
 bool dual(const std::string& name, const Description&);
 
+// Whether the reverse sweep rebuilds the weights of the inner steps, a block of which takes so many
+// bytes; a name forces it, where there is anything to rebuild.
+bool reversible(const std::string& name, const Description&, int64_t block_bytes);
+
 // How many tasks share the dual form's products with the weight: enough rows for it, and still
 // work for several threads. From the sizes alone, so that it changes no bit.
 int together(const Description&, int64_t tasks);

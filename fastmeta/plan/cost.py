@@ -59,8 +59,6 @@ class Choice:
 
 def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choice:
     """The fastest form that can serve; for low memory the one that is flat in K."""
-    if sizes.low_memory:
-        return _flat(unavailable)
     chunk = chunk_size(profile, sizes)
     if "fused" not in unavailable:
         fused = _FUSED_CALL + sizes.group[2]
@@ -71,6 +69,8 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
                 sizes.group[0],
                 f"estimated {1e3 * fused:.2f} ms fused, {1e3 * min(loop, vmap):.1f} ms otherwise",
             )
+    if sizes.low_memory:
+        return _flat(unavailable)
     if "vmap" in unavailable:
         return Choice("loop", 1, f"vmap can't serve: {unavailable['vmap']}")
     if sizes.tasks == 1:

@@ -155,7 +155,7 @@ def _choose(
     not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
     kernel: fused.Kernel | None = None
     if not not_fused and isinstance(plan.recipe, fused.Recipe):
-        kernel = fused.kernel(problem, plan.recipe)
+        kernel = fused.kernel(problem, plan.recipe, low_memory)
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
@@ -191,13 +191,12 @@ def _not_fused(
 ) -> str | None:
     if executor == "generic":
         return "executor='generic' was asked for"
-    if low_memory:
-        return "memory='low' was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
     if unpinned:
         return unpinned
-    return fused.declines(problem, plan.recipe)
+    why = fused.declines(problem, plan.recipe)
+    return why or (fused.grows(problem, plan.recipe) if low_memory else None)
 
 
 def _run(problem: Problem, kernel: fused.Kernel | None, form: str, chunk: int) -> Outcome:

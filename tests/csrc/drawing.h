@@ -115,6 +115,7 @@ inline std::string describe(const Problem& problem) {
   if (network.prox != 0) text += ", prox";
   if (network.dual) text += ", dual";
   if (network.body > 0) text += ", body of " + std::to_string(network.body);
+  if (network.reversible) text += ", reversible";
   if (problem.ragged) text += ", ragged";
   return text;
 }

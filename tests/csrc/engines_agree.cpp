@@ -1,6 +1,6 @@
 // Every engine of every instruction set gives what the plain one gives that runs all layers at
-// every step, in primal and dual form, and the same bits on any number of threads:
-// `engines_agree [COUNT]`.
+// every step, in primal and dual form, with weights saved and rebuilt, and the same bits on any
+// number of threads: `engines_agree [COUNT]`.
 
 #include <cstdio>
 #include <cstdlib>
@@ -40,9 +40,14 @@ bool agree(Problem problem) {
   const Inputs<T> in = inputs<T>(problem);
   problem.network.body = longest_body(problem.network);
   bool good = true;
-  for (const char* form : {"primal", "dual"}) {
-    problem.network.dual = cpu::dual(form, problem.network);
-    problem.network.together = 2;  // the last ones are fewer where the number of tasks is odd
+  const std::string forms[] = {"primal", "dual"}, memories[] = {"saved", "reversible"};
+  for (int choice = 0; choice < 4; ++choice) {
+    Description& network = problem.network;
+    network.dual = cpu::dual(forms[choice / 2], network);
+    network.reversible = cpu::reversible(memories[choice % 2], network, 0);
+    // What was forced and can't serve has been run already.
+    if (network.dual != (choice / 2 == 1) || network.reversible != (choice % 2 == 1)) continue;
+    network.together = 2;  // the last ones are fewer where the number of tasks is odd
     for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
       for (const cpu::Engine& engine : {set.tasks, set.features}) {
         const std::string name = std::string(set.name) + " over " + engine.name;
@@ -50,7 +55,6 @@ bool agree(Problem problem) {
         if (std::string(set.name) == "plain") break;  // it has one
       }
     }
-    if (!cpu::dual("dual", problem.network)) break;
   }
   return good;
 }

@@ -83,7 +83,7 @@ def step(widths: tuple[int, ...], tasks: int, engine: str = "") -> _C.FusedStep:
     ]
     flags = (True, False, False, False)
     return _C.FusedStep(
-        layers, 1, 0.0, -100, False, 10, 10, 5, *flags, 0.0, False, tasks, "", engine, ""
+        layers, 1, 0.0, -100, False, 10, 10, 5, *flags, 0.0, False, tasks, "", engine, "", ""
     )
 
 

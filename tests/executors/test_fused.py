@@ -258,3 +258,15 @@ def test_a_gradient_of_nothing_but_rounding_is_no_disagreement() -> None:
 def test_it_is_taken_unasked() -> None:
     data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
     assert fastmeta.maml_step(nn.Linear(3, 2), *data).executor == "fused-cpu"
+
+
+@pytest.mark.parametrize("shape", [(), (2,)], ids=str)
+def test_rates_in_a_tensor_need_not_be_learned(shape: tuple[int, ...]) -> None:
+    model = mlp(3, 6, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    found = []
+    for inner_lr in (0.2, torch.full(shape, 0.2).double()):
+        out = fastmeta.maml_step(model, *data, inner_lr=inner_lr, inner_steps=2, executor="fused")
+        found.append(torch.autograd.grad(out.loss, list(model.parameters())))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -110,9 +110,17 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     threads=st.sampled_from([1, 2]),
     kernel=st.sampled_from([*KERNELS]),
     form=st.sampled_from(["primal", "dual"]),
+    memory=st.sampled_from(["saved", "reversible"]),
 )
 def test_drawn_steps_agree_with_the_oracle(
-    case: Case, single: bool, differentiate: bool, threads: int, kernel: str, form: str, monkeypatch
+    case: Case,
+    single: bool,
+    differentiate: bool,
+    threads: int,
+    kernel: str,
+    form: str,
+    memory: str,
+    monkeypatch,
 ) -> None:
     corners = Corners()
     exact = drawn_steps.draw(case)
@@ -133,7 +141,8 @@ def test_drawn_steps_agree_with_the_oracle(
     tolerance = (64 + 30 * spread / eps) * (eps if single else torch.finfo(torch.float64).eps)
 
     drawn = narrow if single else exact
-    for name, value in {**KERNELS[kernel], "FASTMETA_FORM": form}.items():
+    chosen = {**KERNELS[kernel], "FASTMETA_FORM": form, "FASTMETA_MEMORY": memory}
+    for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     torch.set_num_threads(threads)
     try:

@@ -19,6 +19,9 @@ from fastmeta.executors.problem import Problem
 _NORMS = (None, True, False)
 """By whether a norm takes the statistics of the batch."""
 
+_FLAT, _SMALL = 1.3, 8 << 20
+"""How often one step's bytes count as flat in K, and how many bytes in any case."""
+
 
 def extension() -> ModuleType | None:
     """The compiled kernels, where this installation has them."""
@@ -30,10 +33,11 @@ def extension() -> ModuleType | None:
     return module if hasattr(module, "FusedStep") else None
 
 
-def environment() -> tuple[str, str, str]:
+def environment() -> tuple[str, str, str, str]:
     """What beside its arguments a step's kernel is chosen by."""
-    look = os.environ.get
-    return look("FASTMETA_ISA", ""), look("FASTMETA_ENGINE", ""), look("FASTMETA_FORM", "")
+    names = ("FASTMETA_ISA", "FASTMETA_ENGINE", "FASTMETA_FORM", "FASTMETA_MEMORY")
+    isa, engine, form, memory = (os.environ.get(name, "") for name in names)
+    return isa, engine, form, memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +66,41 @@ class Kernel:
         return sum(2 * d.inputs * d.outputs for d in self.recipe.layers[: self.step.body])
 
 
-def kernel(problem: Problem, recipe: Recipe) -> Kernel:
+def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel:
     """The kernel for this problem's sizes and options."""
+    inner = problem.inner
+    step = _step_of(problem, recipe, inner.steps, low_memory)
+    names = tuple(name for layer in recipe.layers for name in layer.tensors())
+    evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
+    fixed = rates.one_number(inner, len(names), problem.task_weights)
+    return Kernel(recipe, step, names, evaluates, fixed, rates.elementwise(inner))
+
+
+def grows(problem: Problem, recipe: Recipe) -> str | None:
+    """What keeps a reversible kernel from being flat in K; None where it is.
+
+    Weights are rebuilt, activations and deltas of every step are not.
+    """
+    first, whole = (
+        _step_of(problem, recipe, steps, True) for steps in (1, max(1, problem.inner.steps))
+    )
+    sets = problem.inner.steps * whole.parameters * problem.task_weights.element_size()
+    if whole.storage_bytes - sets <= max(_FLAT * first.storage_bytes, _SMALL):
+        return None
+    return (
+        f"memory='low' asks for memory flat in K, and what {problem.inner.steps} steps leave takes "
+        f"{whole.storage_bytes >> 20} MB a thread, one step's {first.storage_bytes >> 20} MB"
+    )
+
+
+def _step_of(problem: Problem, recipe: Recipe, steps: int, low_memory: bool) -> Any:
     inner, tasks = problem.inner, problem.tasks
     elementwise = rates.elementwise(inner)
-    step = _step(
+    isa, engine, form, memory = environment()
+    return _step(
         recipe,
         inner.adapted,
-        (tasks.support.count, tasks.query.count if tasks.query else 0, inner.steps),
+        (tasks.support.count, tasks.query.count if tasks.query else 0, steps),
         (
             problem.differentiate,
             inner.first_order,
@@ -79,19 +110,18 @@ def kernel(problem: Problem, recipe: Recipe) -> Kernel:
         inner.prox,
         problem.task_weights.dtype == torch.float64,
         tasks.tasks,
-        *environment(),
+        isa,
+        engine,
+        form,
+        memory or ("reversible" if low_memory else ""),
     )
-    names = tuple(name for layer in recipe.layers for name in layer.tensors())
-    evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    fixed = rates.one_number(inner, len(names), problem.task_weights)
-    return Kernel(recipe, step, names, evaluates, fixed, elementwise)
 
 
 @functools.lru_cache(maxsize=256)
 def _step(
     recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
-    engine: str, form: str,
+    engine: str, form: str, memory: str,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
@@ -107,5 +137,5 @@ def _step(
     ]  # fmt: skip
     return module.FusedStep(
         layers, recipe.loss, recipe.loss_option, recipe.ignore_index, recipe.weighted, *sizes,
-        *flags, prox, is_double, tasks, isa, engine, form,
+        *flags, prox, is_double, tasks, isa, engine, form, memory,
     )  # fmt: skip

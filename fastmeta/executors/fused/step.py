@@ -139,9 +139,9 @@ def _gradients(
     pairs: list[tuple[Tensor, Tensor | None]] = [
         (parameter, by_name.get(name)) for name, parameter in problem.model.parameters().items()
     ]
-    if kernel.rates is None:
+    inner = problem.inner
+    if inner.learned_rates():
         start = sum(part.numel() for part in parts)
-        inner = problem.inner
         # Not by division: no steps have rates too.
         width = start if rates.elementwise(inner) else len(kernel.names)
         found = packed[start:].view(inner.steps, width)
