@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 
 import torch
 
-from bench import engines, rounds, table
+from bench import engines, table
+from bench import measure as clocks
 from bench.engines import Case
 
 HIDDEN, CLASSES = 64, 10
@@ -32,14 +34,15 @@ def measure(case: Case, seconds: float) -> table.Record:
     primal, dual = (call().clone() for call in calls.values())
     if (primal - dual).norm() > 1e-3 * primal.norm():
         raise SystemExit(f"{case}: the forms disagree; not timed")
-    timings = rounds.times(calls, seconds)
+    # In the thread's own time, so that others on this core do not count.
+    milliseconds = clocks.interleaved(calls, seconds, clock=time.thread_time)
     return {
         "inputs": case.widths[0],
         "tasks": case.tasks,
         "support": case.support,
         "query": case.query,
         "steps": case.steps,
-        "ms": {form: timing.ms for form, timing in timings.items()},
+        "ms": milliseconds,
         "estimated_ms": {form: 1e3 * engines.kernel(case, "", form).seconds for form in calls},
         "engines": {form: engines.kernel(case, "", form).engine for form in calls},
         "taken": engines.kernel(case, "", "").form,

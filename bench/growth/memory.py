@@ -1,5 +1,8 @@
 """Peak memory of a whole step by the number of tasks, each figure in a fresh process.
 
+It is measured above what the process holds after a step of one task, so that what the first call
+imports (`bench.general` has that) is left out, and what grows is seen.
+
 python -m bench.growth.memory NETWORK TASKS CONTENDER
 """
 
@@ -11,11 +14,16 @@ from collections.abc import Iterator
 
 import torch
 
+from bench import general, table
 from bench import measure as processes
-from bench import table
 from bench.growth import sizes, steps
 
-CONTENDERS = ("fused", "plain loop", "torch.func vmap")
+CONTENDERS = {
+    "fused": "fastmeta",
+    "plain loop": "loop, backward per task",
+    "torch.func vmap": "torch.func vmap",
+}
+"""As `bench.general` names them, whose steps have not been called when they are made."""
 MOST_TASKS = {
     "plain loop": {"1-w-w-1": 100, "784-w-10": 100},
     "torch.func vmap": {"1-w-w-1": 1000, "784-w-10": 400},
@@ -24,9 +32,8 @@ MOST_TASKS = {
 
 
 def points(quick: bool) -> Iterator[tuple[str, int]]:
-    for network, counts in sizes.TASKS.items():
-        for tasks in counts[:1] if quick else counts:
-            yield network, tasks
+    every = [(network, tasks) for network, counts in sizes.TASKS.items() for tasks in counts]
+    yield from every[:1] if quick else every
 
 
 def measure(point: tuple[str, int]) -> table.Record:
@@ -54,7 +61,9 @@ def markdown(records: list[table.Record]) -> str:
 def main() -> None:
     network, tasks, contender = sys.argv[1:]
     torch.set_num_threads(1)
-    step = steps.whole(steps.at(network, tasks=int(tasks)), contender)
+    small, large = (steps.at(network, tasks=count) for count in (1, int(tasks)))
+    general.step_function(CONTENDERS[contender], small, *small.make())()
+    step = general.step_function(CONTENDERS[contender], large, *large.make())
     print(json.dumps({"megabytes": processes.peak_above_start(step)}))
 
 
