@@ -23,15 +23,15 @@ Records = list[table.Record]
 
 
 def _floor(quick: bool) -> Records:
-    return [floor.measure(name, 0.1 if quick else 1.5) for name in compare.MLPS]
+    return [floor.measure(name, 0.1 if quick else 1.0) for name in compare.MLPS]
 
 
 def _threads(quick: bool) -> Records:
-    return threads.measure(compare.MLPS, 0.1 if quick else 1.5, 1 if quick else 5)
+    return threads.measure(compare.MLPS, 0.1 if quick else 1.2, 1 if quick else 4)
 
 
 def _sizes(quick: bool) -> Records:
-    return [sizes.measure(p, 0.1 if quick else 0.8) for p in sizes.points(quick)]
+    return [sizes.measure(p, 0.1 if quick else 0.6) for p in sizes.points(quick)]
 
 
 def _memory(quick: bool) -> Records:
@@ -43,7 +43,7 @@ def _forms(quick: bool) -> Records:
 
 
 def _estimates(quick: bool) -> Records:
-    return [estimates.measure(w, 0.1 if quick else 0.8) for w in estimates.shapes(quick)]
+    return [estimates.measure(w, 0.1 if quick else 0.6) for w in estimates.shapes(quick)]
 
 
 SECTIONS: dict[str, tuple[str, Callable[[bool], Records], Callable[[Records], str]]] = {

@@ -29,7 +29,7 @@ def plot_floor(records: list[table.Record], path: Path, title: str) -> None:
         heights = [floor.floor_ms(r, gflops) / r[f"{part}_ms"] for r in records]
         places = [place + offset for place in range(len(records))]
         axes.bar(places, heights, 0.4, color=colour, label=part)
-    axes.axhline(floor.SHARE, color=COLOURS["plain loop"], linewidth=1, label=f"{floor.SHARE:.0%}")
+    axes.axhline(floor.SHARE, color=COLOURS["plain loop"], linewidth=1, label=floor.PERCENT)
     axes.set_xticks(range(len(records)), [r["workload"].replace(" at ", "\n") for r in records])
     axes.set_ylabel("of a large product's speed")
     _save(figure, path, [axes])
@@ -86,7 +86,10 @@ def plot_forms(records: list[table.Record], path: Path, title: str) -> None:
                     facecolor=face, edgecolor=colour,
                 )  # fmt: skip
         axes.axhline(1, color=COLOURS["plain loop"], linewidth=0.8)
-        axes.set_xscale("log", base=2)
+        values = sorted({r["inputs"] for r in records})
+        axes.set_xscale("log")
+        axes.set_xticks(values, values)
+        axes.minorticks_off()
         axes.set_title(f"T={tasks}, Q={'N' if alike else forms.QUERY}, K={inner}", fontsize=9)
         axes.set_xlabel("inputs D")
     panels[0].set_ylabel("primal / dual time")
@@ -120,7 +123,10 @@ def _lines(axes: Any, found: list[tuple[str, int, dict[str, float]]]) -> None:
                 *zip(*points, strict=True), line, color=colour, marker=".", linewidth=1.2,
                 label=f"{contender}, {network}",
             )  # fmt: skip
+    values = sorted({value for _, value, _ in found})
     axes.set_xscale("log")
+    axes.set_xticks(values, values)
+    axes.minorticks_off()
 
 
 def _save(figure: Any, path: Path, panels: Iterable[Any]) -> None:
@@ -136,7 +142,7 @@ def _save(figure: Any, path: Path, panels: Iterable[Any]) -> None:
         labels.values(), labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
