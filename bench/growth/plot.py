@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def plot_memory(records: list[table.Record], path: Path, title: str) -> None:
     axes.set_ylabel("MB")
     # What needs none is at the bottom, on a line that is no logarithm.
     axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
     _save(figure, path, [axes])
 
 
@@ -62,6 +63,9 @@ def plot_forms(records: list[table.Record], path: Path, title: str) -> None:
     """The primal form's time over the dual one's, by inputs; filled where the dual is taken."""
     from matplotlib import colormaps
 
+    # The picture is of many tasks; the table has few as well.
+    most = max(r["tasks"] for r in records)
+    records = [r for r in records if r["tasks"] == most]
     sets = list(
         dict.fromkeys((r["tasks"], r["query"] == r["support"], r["steps"]) for r in records)
     )
@@ -76,24 +80,23 @@ def plot_forms(records: list[table.Record], path: Path, title: str) -> None:
                 if (r["tasks"], r["query"] == r["support"], r["steps"], r["support"])
                 == (tasks, alike, inner, count)
             ]
-            places, heights = [r["inputs"] for r in line], [forms.ratio(r) for r in line]
-            colour = shades(0.35 + 0.6 * i / len(counts))
-            axes.plot(places, heights, color=colour, linewidth=1.2, label=f"N={count}")
-            for taken, face in (("dual", colour), ("primal", "white")):
-                at = [j for j, r in enumerate(line) if r["taken"] == taken]
-                axes.scatter(
-                    [places[j] for j in at], [heights[j] for j in at], s=14, zorder=3,
-                    facecolor=face, edgecolor=colour,
-                )  # fmt: skip
+            _line_of_forms(axes, line, shades(0.35 + 0.6 * i / len(counts)), f"N={count}")
         axes.axhline(1, color=COLOURS["plain loop"], linewidth=0.8)
         values = sorted({r["inputs"] for r in records})
         axes.set_xscale("log")
-        axes.set_xticks(values, values)
+        axes.set_xticks(values[::2], values[::2])
         axes.minorticks_off()
         axes.set_title(f"T={tasks}, Q={'N' if alike else forms.QUERY}, K={inner}", fontsize=9)
         axes.set_xlabel("inputs D")
     panels[0].set_ylabel("primal / dual time")
     _save(figure, path, panels)
+
+
+def _line_of_forms(axes: Any, line: list[table.Record], colour: Any, label: str) -> None:
+    places, heights = [r["inputs"] for r in line], [forms.ratio(r) for r in line]
+    axes.plot(places, heights, color=colour, linewidth=1.2, label=label)
+    faces = [colour if r["taken"] == "dual" else "white" for r in line]
+    axes.scatter(places, heights, s=14, zorder=3, facecolor=faces, edgecolor=[colour])
 
 
 PLOTS = {"floor": plot_floor, "sizes": plot_sizes, "memory": plot_memory, "forms": plot_forms}
@@ -129,7 +132,7 @@ def _lines(axes: Any, found: list[tuple[str, int, dict[str, float]]]) -> None:
     axes.minorticks_off()
 
 
-def _save(figure: Any, path: Path, panels: Iterable[Any]) -> None:
+def _save(figure: Any, path: Path, panels: Sequence[Any]) -> None:
     from matplotlib import pyplot
 
     labels: dict[str, Any] = {}
@@ -139,10 +142,15 @@ def _save(figure: Any, path: Path, panels: Iterable[Any]) -> None:
         handles, names = axes.get_legend_handles_labels()
         labels |= dict(zip(names, handles, strict=True))
     figure.legend(
-        labels.values(), labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False
+        labels.values(),
+        labels,
+        loc="outside lower center",
+        ncols=3 * min(len(panels), 2),
+        fontsize=8,
+        frameon=False,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
 
 
