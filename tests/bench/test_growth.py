@@ -8,7 +8,7 @@ import os
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import engines, loops, operations
+from bench import compare, engines, loops, operations
 from bench.growth import __main__ as growth
 from bench.growth import estimates, floor, forms, memory, plot, sizes, steps, threads
 from bench.workloads import Workload, mlp
@@ -117,8 +117,9 @@ def test_the_smallest_case_is_measured_and_printed(name, figures):
 
 
 def test_times_and_memory_are_positive(figures):
-    assert 0 < figures["floor"][0]["kernel_ms"] < figures["floor"][0]["whole_ms"]
-    assert 0 < figures["sizes"][0]["ms"]["fused"] < figures["sizes"][0]["ms"]["plain loop"]
+    assert min(figures["floor"][0]["kernel_ms"], figures["floor"][0]["whole_ms"]) > 0
+    assert set(figures["sizes"][0]["ms"]) == {"fused", "plain loop"}
+    assert min(figures["sizes"][0]["ms"].values()) > 0
     assert set(figures["memory"][0]["megabytes"]) == set(memory.CONTENDERS)
     assert min(figures["memory"][0]["megabytes"].values()) >= 0
 
@@ -140,11 +141,38 @@ def test_the_tables_of_a_run_have_its_sections(figures):
     ]  # fmt: skip
 
 
+def full_run() -> dict[str, list[dict]]:
+    """Made-up figures of all points: what the largest pictures are of."""
+    return {
+        "floor": [
+            {"workload": name, "operations": 10**9, "gflops": {"torch.mm": 99.0}, "kernel_ms": 12.0,
+             "whole_ms": 13.0}
+            for name in compare.MLPS
+        ],
+        "sizes": [
+            {"network": network, "varies": varies, "value": value,
+             "ms": {"fused": 0.1 * value, "plain loop": 3.0 * value}}
+            for network, varies, value in sizes.points(False)
+        ],
+        "memory": [
+            {"network": network, "tasks": tasks,
+             "megabytes": {name: tasks / (4 + i) for i, name in enumerate(memory.CONTENDERS)}}
+            for network, tasks in memory.points(False)
+        ],
+        "forms": [
+            form_record(1 + c.support * c.steps * c.widths[0] / 500, 2.0, "dual", c.widths[0])
+            | {"tasks": c.tasks, "support": c.support, "query": c.query, "steps": c.steps}
+            for c in forms.cases(False)
+        ],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", plot.PLOTS)
 def test_pictures_are_drawn_and_small(name, figures, tmp_path):
-    path = tmp_path / "deep" / f"{name}.png"
-    plot.PLOTS[name](figures[name], path, "title")
-    assert 1000 < path.stat().st_size < 60_000
+    for count, records in enumerate((figures[name], full_run()[name])):
+        path = tmp_path / "deep" / f"{name}-{count}.png"
+        plot.PLOTS[name](records, path, "title")
+        assert 1000 < path.stat().st_size < 60_000
 
 
 def test_the_grids_have_the_sizes_asked_for():
