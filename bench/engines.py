@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import measure
+from bench import measure, operations
 
 extension: Any = importlib.import_module("fastmeta._C")
 
 RELU, CROSS_ENTROPY, MSE = 1, 0, 1
 TENSORS = [True, True, False, False]
+FORM = os.environ.get("FASTMETA_FORM", "primal")
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,10 @@ class Case:
         return MSE if self.widths[-1] == 1 else CROSS_ENTROPY
 
     def flops(self) -> float:
-        """Exact arithmetic of the matrix products."""
-        total = 0
-        for i, (inputs, outputs) in enumerate(itertools.pairwise(self.widths)):
-            # The first layer's input is data: no gradient and no tangent of it.
-            step, query = (4, 2) if i == 0 else (9, 3)
-            each = self.steps * step * self.support + query * self.query
-            if i < self.body:  # run once
-                each = query * (self.support + self.query)
-            elif i == self.body > 0:  # its input has no tangent
-                each = self.steps * 6 * self.support + query * self.query
-            total += 2 * inputs * outputs * each
-        return total * self.tasks
+        """Exact arithmetic of the matrix products, in primal form."""
+        return operations.of_step(
+            self.widths, self.tasks, self.support, self.query, self.steps, body=self.body
+        )
 
 
 def cases() -> Iterator[Case]:
@@ -80,8 +73,8 @@ def cases() -> Iterator[Case]:
             yield Case(f"{width} wide", (width, width, width, 10), tasks, 50, 50, 2)
 
 
-def kernel(case: Case, engine: str, memory: str = "") -> Any:
-    """The step's kernel; what the kernels choose where `engine` or `memory` is empty."""
+def kernel(case: Case, engine: str, form: str = FORM, memory: str = "") -> Any:
+    """The step's kernel; what the kernels choose themselves where a name is empty."""
     pairs = list(itertools.pairwise(case.widths))
     layers = [
         (
@@ -93,14 +86,14 @@ def kernel(case: Case, engine: str, memory: str = "") -> Any:
     return extension.FusedStep(
         layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps,
         True, False, False, False, 0.0, False, case.tasks, os.environ.get("FASTMETA_ISA", ""),
-        engine, os.environ.get("FASTMETA_FORM", "primal"), memory,
+        engine, form, memory,
     )  # fmt: skip
 
 
-def call(case: Case, engine: str, memory: str = "") -> Callable[[], Tensor]:
+def call(case: Case, engine: str, form: str = FORM, memory: str = "") -> Callable[[], Tensor]:
     """A function that runs the C++ call and returns the meta-gradient."""
     torch.manual_seed(0)
-    step, pairs = kernel(case, engine, memory), list(itertools.pairwise(case.widths))
+    step, pairs = kernel(case, engine, form, memory), list(itertools.pairwise(case.widths))
     parameters = [
         t for i, o in pairs for t in (torch.randn(o, i) / i**0.5, torch.zeros(o), None, None)
     ]

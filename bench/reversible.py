@@ -120,8 +120,8 @@ def print_times(seconds: float) -> None:
           "| reversible, kB | taken |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for case in cases():
-        kernels: dict[str, Any] = {m: engines.kernel(case, "", m) for m in MEMORIES}
-        runs = {m: engines.call(case, "", m) for m in MEMORIES}
+        kernels: dict[str, Any] = {m: engines.kernel(case, "", memory=m) for m in MEMORIES}
+        runs = {m: engines.call(case, "", memory=m) for m in MEMORIES}
         times = measure.interleaved(runs, seconds, 9, time.thread_time)
         bytes_ = " | ".join(f"{kernels[m].storage_bytes / 1e3:,.0f}" for m in MEMORIES)
         print(

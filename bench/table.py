@@ -42,11 +42,11 @@ def summary(results: dict[str, list[Record]]) -> str:
     rows = []
     for workload, records in results.items():
         figures = [of_peer(records, name) for name in names]
-        cells = ["–" if f is None else _ms(f["ms"]) for f in figures]
+        cells = ["–" if f is None else ms(f["ms"]) for f in figures]
         cells += [_ratio(x) for name in ours for x in ratios(records, name)]
         rows.append([workload, *cells])
     notes = "\nMilliseconds, the best form of each. * a yardstick: no library does this as MAML."
-    return _markdown(header, rows) + notes
+    return markdown(header, rows) + notes
 
 
 def forms(results: dict[str, list[Record]]) -> str:
@@ -57,7 +57,7 @@ def forms(results: dict[str, list[Record]]) -> str:
     ]  # fmt: skip
     rows = [
         [
-            workload, r["peer"], r["form"], _ms(r["ms"]), f"{_ms(r['lower'])}–{_ms(r['upper'])}",
+            workload, r["peer"], r["form"], ms(r["ms"]), f"{ms(r['lower'])}–{ms(r['upper'])}",
             f"{r['rounds']} x {r['calls']}", f"{r['first_call_s']:.2f}", _error(r["error"]),
             _error(r["tolerance"]), _error(r["error_float64"]), f"{r['cores_used']:.2f}",
         ]
@@ -65,7 +65,7 @@ def forms(results: dict[str, list[Record]]) -> str:
         for r in records
         if "ms" in r
     ]  # fmt: skip
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def left_out(results: dict[str, list[Record]]) -> str:
@@ -81,7 +81,7 @@ def left_out(results: dict[str, list[Record]]) -> str:
     )
 
 
-def _ms(value: float) -> str:
+def ms(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
@@ -93,6 +93,6 @@ def _error(value: float | None) -> str:
     return "–" if value is None else f"{value:.1e}"
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -29,4 +29,5 @@ def _form(executor: str) -> Form:
 
 
 FUSED = Peer("fastmeta fused", {"maml_step": _form("fused")}, "fastmeta", role="fastmeta")
+GENERIC = Peer("fastmeta general", {"maml_step": _form("generic")}, "fastmeta", role="fastmeta")
 AUTO = Peer("fastmeta auto", {"maml_step": _form("auto")}, "fastmeta", role="fastmeta")

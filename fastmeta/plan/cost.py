@@ -30,7 +30,7 @@ _LOOP = _Rates(operator=2.3e-6, flop=2.9e-12, byte=3.6e-10, weight_byte=0.90e-10
 _VMAP = _Rates(operator=9.6e-6, flop=5.5e-12, byte=3.9e-10, weight_byte=1.17e-10)
 
 
-_FUSED_CALL = 1e-4
+FUSED_CALL = 1e-4
 """What the fused kernels' Python side takes."""
 
 
@@ -61,7 +61,7 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     """The fastest form that can serve; for low memory the one that is flat in K."""
     chunk = chunk_size(profile, sizes)
     if "fused" not in unavailable:
-        fused = _FUSED_CALL + sizes.group[2]
+        fused = FUSED_CALL + sizes.group[2]
         loop, vmap = seconds(profile, sizes, chunk)
         if fused < min(loop, vmap):
             return Choice(

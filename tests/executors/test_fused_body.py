@@ -194,7 +194,22 @@ def step(widths: tuple[int, ...], body: int, steps: int = 5, form: str = "primal
     ]
     flags = (True, False, False, False)
     return extension().FusedStep(
-        layers, 1, 0.0, -100, False, 10, 10, steps, *flags, 0.0, False, 8, "", "features", form
+        layers,
+        1,
+        0.0,
+        -100,
+        False,
+        10,
+        10,
+        steps,
+        *flags,
+        0.0,
+        False,
+        8,
+        "",
+        "features",
+        form,
+        "saved",
     )
 
 

@@ -1,0 +1,1 @@
+"""How the fused step grows: beside its floor, with threads and sizes, and by form."""
