@@ -35,7 +35,8 @@ def shapes(quick: bool) -> Iterator[Workload]:
 
 def measure(workload: Workload, seconds: float) -> table.Record:
     planned = steps.planned(workload, "auto")
-    chunk = cost.chunk_size(planned.plan.profile, planned.sizes)
+    chosen = planned.chosen
+    chunk = cost.chunk_size(chosen.plan.profile, chosen.sizes)
     calls = {path: steps.whole(workload, path) for path in ("fused", "general")}
     timings = rounds.times(calls, seconds)
     return {
@@ -43,9 +44,9 @@ def measure(workload: Workload, seconds: float) -> table.Record:
         "ms": {name: timing.ms for name, timing in timings.items()},
         "estimated_ms": {
             "fused": 1e3 * (cost.FUSED_CALL + floor.kernel_of(planned).step.seconds),
-            "general": 1e3 * min(cost.seconds(planned.plan.profile, planned.sizes, chunk)),
+            "general": 1e3 * min(cost.seconds(chosen.plan.profile, chosen.sizes, chunk)),
         },
-        "taken": "fused" if planned.choice.form == "fused" else "general",
+        "taken": "fused" if chosen.fused else "general",
     }
 
 

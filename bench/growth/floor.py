@@ -62,9 +62,9 @@ def operations_of(workload: Workload, kernel: Kernel) -> int:
 
 
 def kernel_of(planned: Planned) -> Kernel:
-    if planned.kernel is None:
+    if planned.chosen.kernel is None:
         raise ValueError("executor: this step has no fused kernel; plan it with 'fused'")
-    return planned.kernel
+    return planned.chosen.kernel
 
 
 def floor_ms(record: table.Record, gflops: float) -> float:

@@ -34,7 +34,7 @@ def extension() -> ModuleType | None:
 
 
 def environment() -> tuple[str, str, str, str]:
-    """What beside its arguments a step's kernel is chosen by."""
+    """What beside its arguments a step's kernel is chosen by; looked at once a model."""
     names = ("FASTMETA_ISA", "FASTMETA_ENGINE", "FASTMETA_FORM", "FASTMETA_MEMORY")
     isa, engine, form, memory = (os.environ.get(name, "") for name in names)
     return isa, engine, form, memory
