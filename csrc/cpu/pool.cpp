@@ -2,6 +2,7 @@
 
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -103,15 +104,38 @@ Pool& pool() {
   return found->pool;
 }
 
+// The entry to a parallel region of GCC's OpenMP, which LLVM's and Intel's have too.
+using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
+const pid_t loaded_in = getpid();
+
+// The OpenMP that this process has loaded, torch's, or null. Its workers spin for milliseconds after
+// every region, so threads of our own would have to share cores with them: it takes the loop. Not
+// in a forked child, where it hangs.
+Parallel openmp() {
+  static const auto found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == loaded_in ? found : nullptr;
+}
+
+// Of as many threads as torch's regions have: a team that changes its size starts threads anew.
+void run(Loop& loop, int threads, Parallel parallel) {
+  static std::mutex one_loop;
+  std::unique_lock<std::mutex> busy(one_loop, std::try_to_lock);
+  if (!busy.owns_lock()) return loop.work();
+  parallel([](void* data) { static_cast<Loop*>(data)->work(); }, &loop, unsigned(threads), 0);
+}
+
 }  // namespace
 
 void for_each(int64_t count, int threads, const std::function<void(int64_t)>& body) {
   Loop loop(count, body);
   const int helpers = int(threads < count ? threads : count) - 1;
-  if (helpers > 0) {
-    pool().run(loop, helpers);
-  } else {
+  if (helpers <= 0) {
     loop.work();
+  } else if (const Parallel parallel = openmp()) {
+    run(loop, threads, parallel);
+  } else {
+    pool().run(loop, helpers);
   }
   if (loop.error) std::rethrow_exception(loop.error);
 }
