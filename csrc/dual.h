@@ -18,12 +18,12 @@ class TogetherDual {
   using Num = typename E::Num;
 
   TogetherDual(E& engine, const Description& network, const Layout& layout, const Data<S>& data,
-               int tasks)
+               int tasks, bool loaded)
       : e(engine), network(network), place(layout.dual) {
     const int n = tasks * network.support, q = tasks * network.query;
     support = e.inputs_together(layout.support.inputs, n, data.support_x);
     query = e.inputs_together(layout.query.inputs, q, data.query_x);
-    e.load(place.weight, data.parameters[kWeight]);
+    if (!loaded) e.load(place.weight, data.parameters[kWeight]);
     const auto keep = [](Num sum, Num& out) { out = sum; };
     const View w = transposed(place.weight);
     e.mm(keep, part(place.support, n, 0), support, w);

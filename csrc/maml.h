@@ -17,13 +17,14 @@ class MetaStep {
   using Num = typename E::Num;
 
   MetaStep(E& engine, const Description& network, const Layout& layout, const Data<S>& data,
-           int slot)
+           int slot, bool loaded)
       : e(engine),
         network(network),
         layout(layout),
         data(data),
         depth(int(network.layers.size())),
-        slot(slot) {}
+        slot(slot),
+        loaded(loaded) {}
 
   void run() {
     load();
@@ -58,6 +59,7 @@ class MetaStep {
   const Layout& layout;
   const Data<S>& data;
   const int depth, slot;  // slot: of this task among those together
+  const bool loaded;      // whether an earlier task left the parameters here
   View support_x{}, query_x{};  // where the inputs lie
 
   // What a block holds of the layers after the body.
@@ -120,6 +122,19 @@ class MetaStep {
   S rate(int k, int l, int tensor) const { return data.rates[(k * depth + l) * kTensors + tensor]; }
 
   void load() {
+    if (!loaded) load_parameters();
+    support_x = e.inputs(layout.support.inputs, data.support_x);
+    load(layout.support, data.support_y, data.support_labels,
+         data.support_weights, data.support_loss_weights);
+    if (network.query > 0) {
+      query_x = e.inputs(layout.query.inputs, data.query_x);
+      load(layout.query, data.query_y, data.query_labels, data.query_weights,
+           data.query_loss_weights);
+    }
+    if (network.dual) dual().find_grams(support_x, query_x);
+  }
+
+  void load_parameters() {
     e.map([](Num& one, Num& zero) { one = Num{} + S(1), zero = Num{}; }, layout.one, layout.zero);
     for (int l = 0; l < depth; ++l) {
       const Dense& d = network.layers[l];
@@ -132,15 +147,6 @@ class MetaStep {
         e.load(layout.layers[l].inverse, data.statistics[2 * l + 1]);
       }
     }
-    support_x = e.inputs(layout.support.inputs, data.support_x);
-    load(layout.support, data.support_y, data.support_labels,
-         data.support_weights, data.support_loss_weights);
-    if (network.query > 0) {
-      query_x = e.inputs(layout.query.inputs, data.query_x);
-      load(layout.query, data.query_y, data.query_labels, data.query_weights,
-           data.query_loss_weights);
-    }
-    if (network.dual) dual().find_grams(support_x, query_x);
   }
 
   void load(const Examples& set, Global<const S> y,

@@ -20,13 +20,13 @@ class FeatureLanes {
   static constexpr int count = 1, width = width_of<Num>;
   static constexpr bool takes_together = true;
 
-  // `storage` is aligned to a vector; the sums over tasks are added to `partial`.
-  FeatureLanes(void* storage, const Layout& layout, int64_t task, const Data<T>& data, T* partial)
+  // `storage` is aligned to a vector; the sums over tasks are added to `sums`.
+  FeatureLanes(void* storage, const Layout& layout, int64_t task, const Data<T>& data, T* sums)
       : storage_(static_cast<T*>(storage)),
         scratch_(storage_ + layout.scratch),
         task_(task),
         weight_(data.task_weights[task]),
-        partial_(partial) {}
+        sums_(sums) {}
 
   // Inputs [N, D]: a copy in `to`, or where they are if it has no place. There they are read number
   // by number, so that nothing past their end is.
@@ -84,11 +84,22 @@ class FeatureLanes {
   }
 
   Num weight() const { return Num{} + weight_; }
+  // A turned matrix is summed as it lies.
   void sum_tasks(int64_t start, View from, Num weight) {
-    T* out = partial_ + start;
-    rows_of(from, [&](int64_t place, Num part, int live) {
-      T* to = out + place;
-      store_part(to, load_part<Num>(to, live) + part * weight, live);
+    if (is_turned(from)) return sum_tasks(start, turned(from), weight);
+    for (int i = 0; i < from.rows; ++i) {
+      const T* row = storage_ + from.offset + int64_t(i) * from.row_stride;
+      T* out = sums_ + start + int64_t(i) * from.cols;
+      for (int j = 0; j < from.cols; j += width) {
+        const int live = from.cols - j;
+        store_part(out + j, load_part<Num>(out + j, live) + *vector(row + j) * weight, live);
+      }
+    }
+  }
+  // The sums of a weight [H, D] as torch has it.
+  static void unpack(T* to, const T* sums, int rows, int cols) {
+    transposed_parts<false, Num>(sums, rows, cols, rows, [&](int64_t h, int d, Num part) {
+      store_part(to + h * cols + d, part, cols - d);
     });
   }
 
@@ -179,7 +190,7 @@ class FeatureLanes {
   T* scratch_;
   int64_t task_;
   T weight_;
-  T* partial_;
+  T* sums_;
 
   static Num* vector(T* at) { return reinterpret_cast<Num*>(at); }
   static const Num* vector(const T* at) { return reinterpret_cast<const Num*>(at); }

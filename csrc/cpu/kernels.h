@@ -6,14 +6,19 @@
 namespace fastmeta::cpu {
 
 // Runs the meta-step of tasks `first` to `last` - 1 in `storage`, in their order; adds their sums
-// to `partial`.
+// to `sums`. `loaded`: it did so for others of this call in the same storage.
 template <class T>
 using Group = void (*)(const Description&, const Layout&, const Data<T>&, int64_t first,
-                       int64_t last, void* storage, T* partial);
+                       int64_t last, bool loaded, void* storage, T* sums);
+
+// The meta-gradient from the sums, in which weights lie as they do in storage.
+template <class T>
+using Unpack = void (*)(const Description&, const Layout&, const T* sums, T* gradient);
 
 template <class T>
 struct Kernel {
   Group<T> run;
+  Unpack<T> unpack;
   int tasks;  // side by side
   int width;  // columns side by side
 };

@@ -3,6 +3,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -21,6 +22,7 @@ namespace {
 constexpr std::size_t kAlignment = 4096;
 constexpr std::size_t kHugePage = 2 << 20;
 constexpr int64_t kFewestGroups = 16, kMostGroups = 64, kBytesOfSums = 8 << 20;
+constexpr int64_t kSlice = 1 << 14;  // of the sums that one thread adds up
 
 // Memory that grows and is kept, one for each thread.
 class Arena {
@@ -52,6 +54,7 @@ class Arena {
 };
 
 thread_local Arena arena, arena_of_sums;
+thread_local uint64_t loaded_by = 0;  // the call whose parameters lie in this thread's arena
 
 }  // namespace
 
@@ -99,17 +102,26 @@ void run(const Kernel<T>& kernel, const Description& network, const Layout& layo
   T* const partials = static_cast<T*>(arena_of_sums.at_least((groups * sums + 1) * sizeof(T)));
   std::fill_n(partials, groups * sums, T(0));
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T);
+  static std::atomic<uint64_t> calls{0};
+  const uint64_t call = ++calls;
   for_each(groups, threads, [&](int64_t group) {
     const int64_t first = group * group_tasks;
-    kernel.run(network, layout, data, first, std::min(first + group_tasks, data.tasks),
-               arena.at_least(bytes), partials + group * sums);
+    void* const storage = arena.at_least(bytes);
+    const bool loaded = loaded_by == call;
+    loaded_by = call;
+    kernel.run(network, layout, data, first, std::min(first + group_tasks, data.tasks), loaded,
+               storage, partials + group * sums);
   });
-  // In the order of the groups, whoever computed them.
-  if (sums > 0) std::copy_n(partials, sums, data.gradient);
-  for (int64_t group = 1; group < groups; ++group) {
-    const T* partial = partials + group * sums;
-    for (int64_t i = 0; i < sums; ++i) data.gradient[i] += partial[i];
-  }
+  if (sums == 0) return;
+  for_each((sums + kSlice - 1) / kSlice, threads, [&](int64_t slice) {
+    const int64_t from = slice * kSlice, to = std::min(from + kSlice, sums);
+    // In the order of the groups, whoever computed them.
+    for (int64_t group = 1; group < groups; ++group) {
+      const T* partial = partials + group * sums;
+      for (int64_t i = from; i < to; ++i) partials[i] += partial[i];
+    }
+  });
+  kernel.unpack(network, layout, partials, data.gradient);
 }
 
 template void run(const Kernel<float>&, const Description&, const Layout&, const Data<float>&, int);

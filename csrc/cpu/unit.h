@@ -9,10 +9,10 @@ namespace fastmeta::FASTMETA_NAMESPACE {
 template <class Engine>
 void run_group(const Description& network, const Layout& layout,
                const Data<typename Engine::Scalar>& data, int64_t first, int64_t last,
-               void* storage, typename Engine::Scalar* partial) {
+               bool loaded, void* storage, typename Engine::Scalar* sums) {
   const auto run = [&](int64_t task, int slot) {
-    Engine engine(storage, layout, task, data, partial);
-    MetaStep<Engine>(engine, network, layout, data, slot).run();
+    Engine engine(storage, layout, task, data, sums);
+    MetaStep<Engine>(engine, network, layout, data, slot, loaded || task > first).run();
   };
   if (!network.dual) {
     for (int64_t task = first; task < last; task += Engine::count) run(task, 0);
@@ -22,18 +22,41 @@ void run_group(const Description& network, const Layout& layout,
   for (int64_t task = first; task < last; task += together) {
     const int64_t left = last - task;
     const int tasks = Engine::takes_together ? int(left < together ? left : together) : 1;
-    Engine engine(storage, layout, task, data, partial);
-    TogetherDual<Engine> shared(engine, network, layout, data, tasks);
+    Engine engine(storage, layout, task, data, sums);
+    TogetherDual<Engine> shared(engine, network, layout, data, tasks, loaded || task > first);
     for (int slot = 0; slot < tasks; ++slot) run(task + slot, slot);
     shared.finish();
   }
 }
 
+template <class Engine>
+void unpack(const Description& network, const Layout& layout,
+            const typename Engine::Scalar* sums, typename Engine::Scalar* gradient) {
+  const int64_t size = gradient_size(network, layout);
+  int64_t at = 0;
+  // A weight's sums, and those of its elements' rates at each step.
+  while (Engine::width > 1 && at + layout.parameters <= size) {
+    for (const Dense& layer : network.layers) {
+      if constexpr (Engine::width > 1) {
+        Engine::unpack(gradient + at, sums + at, layer.out, layer.in);
+      }
+      at += int64_t(layer.in) * layer.out;
+      for (Tensor row : kRows) {
+        if (!layer.has[row]) continue;
+        __builtin_memcpy(gradient + at, sums + at, layer.out * sizeof *sums);
+        at += layer.out;
+      }
+    }
+    if (!network.elementwise_rates) break;
+  }
+  __builtin_memcpy(gradient + at, sums + at, (size - at) * sizeof *sums);
+}
+
 template <class Float, class Double>
 cpu::Engine engine(const char* name) {
   return {name,
-          {&run_group<Float>, Float::count, Float::width},
-          {&run_group<Double>, Double::count, Double::width}};
+          {&run_group<Float>, &unpack<Float>, Float::count, Float::width},
+          {&run_group<Double>, &unpack<Double>, Double::count, Double::width}};
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

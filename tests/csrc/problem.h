@@ -140,6 +140,7 @@ void run_alone(const cpu::Kernel<T>& kernel, const Description& network, const L
                const Data<T>& data) {
   const std::size_t sums = network.differentiate ? gradient_size(network, layout) : 0;
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T), alignment = 64;
+  std::vector<T> total(sums);
   const int64_t group = kernel.tasks * (network.dual ? network.together : 1);
   for (int64_t first = 0; first < data.tasks; first += group) {
     void* storage = nullptr;
@@ -147,12 +148,11 @@ void run_alone(const cpu::Kernel<T>& kernel, const Description& network, const L
     std::memset(storage, 0xff, bytes);
     std::vector<T> partial(sums);
     const int64_t last = std::min<int64_t>(first + group, data.tasks);
-    kernel.run(network, layout, data, first, last, storage, partial.data());
-    for (std::size_t i = 0; i < sums; ++i) {
-      data.gradient[i] = first == 0 ? partial[i] : data.gradient[i] + partial[i];
-    }
+    kernel.run(network, layout, data, first, last, false, storage, partial.data());
+    for (std::size_t i = 0; i < sums; ++i) total[i] += partial[i];
     std::free(storage);
   }
+  if (sums > 0) kernel.unpack(network, layout, total.data(), data.gradient);
 }
 
 constexpr int kAlone = 0;
