@@ -54,6 +54,7 @@ class Arena {
 };
 
 thread_local Arena arena, arena_of_sums;
+std::atomic<uint64_t> calls{0};
 thread_local uint64_t loaded_by = 0;  // the call whose parameters lie in this thread's arena
 
 }  // namespace
@@ -102,7 +103,6 @@ void run(const Kernel<T>& kernel, const Description& network, const Layout& layo
   T* const partials = static_cast<T*>(arena_of_sums.at_least((groups * sums + 1) * sizeof(T)));
   std::fill_n(partials, groups * sums, T(0));
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T);
-  static std::atomic<uint64_t> calls{0};
   const uint64_t call = ++calls;
   for_each(groups, threads, [&](int64_t group) {
     const int64_t first = group * group_tasks;
