@@ -24,6 +24,9 @@ using Each = std::array<bool, kTensors>;
 // (in, out, activation, option, second option, norm, eps, which tensors it has, which adapt)
 using LayerTuple = std::tuple<int, int, int, double, double, int, double, Each, Each>;
 
+// A step that takes about as long as waking and awaiting a thread may, on a busy machine.
+constexpr double kTooShort = 200e-6;
+
 class FusedStep {
  public:
   FusedStep(const std::vector<LayerTuple>& layers, int loss, double loss_option,
@@ -85,6 +88,7 @@ class FusedStep {
       return false;
     }
     py::gil_scoped_release release;
+    if (seconds_ < kTooShort) threads = 1;
     if (is_double_) {
       run_as(engine_.of_double, tasks, parameters, adapted, statistics, rates, step_weights,
              evaluates, task_weights, support, query, support_losses, step_losses, query_outputs,

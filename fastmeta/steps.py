@@ -116,6 +116,8 @@ def maml_step(
         with torch.inference_mode(False), torch.no_grad():
             data = outside_inference(support), outside_inference(query)
             return maml_step(model, *data, **options)
+    if query is None:
+        raise TypeError("query: None; it must be (x, y). For the inner loop alone, use adapt()")
     model = plain_module(model)
     differentiate = torch.is_grad_enabled()
     with planner.stepping(model) as seen:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from test_options import agree, data, network
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import fastmeta
 
@@ -172,3 +173,28 @@ def test_weights_given_as_a_list_of_tensors_get_their_gradients() -> None:
         model, support, query, [*steps, *tasks], reference,
         step_weights=steps, task_weights=tasks, **OPTIONS,
     )  # fmt: skip
+
+
+def test_a_buffer_that_learns_gets_its_gradient() -> None:
+    class Buffered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(8, 2).double()
+            self.register_buffer("first", torch.randn(8, 3).double().requires_grad_())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(F.linear(x, self.first)))
+
+    torch.manual_seed(0)
+    model = Buffered()
+    x, y = torch.randn(2, 3, 4, 3).double(), torch.randint(2, (2, 3, 4))
+    fastmeta.maml_step(model, (x[0], y[0]), (x[1], y[1]), inner_lr=0.1).loss.backward()
+    total = 0.0
+    for t in range(3):
+        phi = dict(model.named_parameters())
+        loss = F.cross_entropy(functional_call(model, phi, (x[0, t],)), y[0, t])
+        gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+        phi = {n: p - 0.1 * g for (n, p), g in zip(phi.items(), gradients, strict=True)}
+        total += F.cross_entropy(functional_call(model, phi, (x[1, t],)), y[1, t]) / 3
+    (expected,) = torch.autograd.grad(total, [model.first])
+    torch.testing.assert_close(model.first.grad, expected, rtol=1e-9, atol=1e-12)

@@ -116,8 +116,6 @@ class Problem:
     differentiate: bool
     may_capture: bool
     """Whether loss or model could reach a tensor that is neither argument nor parameter."""
-    watched: bool = False
-    """Whether all that a forward reads is as it was when the plan was made."""
     draws_random: bool = False
     """Whether a forward pass draws from torch's generator (dropout)."""
     keep_adapted: bool = False

@@ -220,6 +220,8 @@ class _Keyed:
 def _constants(function: types.FunctionType) -> tuple[Any, ...] | None:
     """All that a function's result depends on but its arguments; None where that can't be told."""
     code = function.__code__
+    if any(isinstance(constant, types.CodeType) for constant in code.co_consts):
+        return None  # a function inside it reads what it likes
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     names = [function.__globals__[n] for n in code.co_names if n in function.__globals__]
     values = [*cells, *names, *(function.__defaults__ or ())]
@@ -231,7 +233,15 @@ def _constants(function: types.FunctionType) -> tuple[Any, ...] | None:
                 return None
         elif not isinstance(value, plain) and value not in _loss_functions():
             return None
-    return (code, *((type(value), value) for value in values))
+    # torch's functions may be replaced.
+    called = [
+        vars(value)[name]
+        for value in values
+        if isinstance(value, types.ModuleType)
+        for name in code.co_names
+        if name in vars(value)
+    ]
+    return (code, *((type(value), value) for value in values), *map(id, called))
 
 
 def _loss_functions() -> list[Any]:

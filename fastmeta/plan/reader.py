@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fastmeta.plan import layers
 from fastmeta.plan import vocabulary as words
 from fastmeta.plan.layers import Layer, Network, Node
+from fastmeta.plan.pinned import GLOBAL_HOOKS, is_torchs
 from fastmeta.plan.tracing import trace
 
 
@@ -61,6 +62,8 @@ def verify(network: Network, model: nn.Module, example: Tensor) -> Network:
 
 
 def _refuse_altered_modules(model: nn.Module) -> None:
+    if any(GLOBAL_HOOKS):
+        raise Unreadable("hooks on every module are set")
     for name, module in model.named_modules():
         label = name or type(module).__name__
         if (
@@ -72,6 +75,8 @@ def _refuse_altered_modules(model: nn.Module) -> None:
             raise Unreadable(f"{label} has hooks")
         if hasattr(module, "parametrizations"):
             raise Unreadable(f"{label} is parametrized")
+        if is_torchs(type(module)) and not is_torchs(type(module).forward):
+            raise Unreadable(f"the forward of {type(module).__name__} was replaced")
         if "forward" in vars(module):
             raise Unreadable(f"{label} has a forward of its own on the instance")
 

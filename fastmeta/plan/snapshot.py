@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from fastmeta.executors.problem import Slots
-from fastmeta.plan.pinned import Unpinned, Watch, watches
+from fastmeta.plan.pinned import GLOBAL_HOOKS, Unpinned, Watch, watches
 
 _KEPT = 64
 _PLAIN = (bool, int, float, str, type(None))
@@ -69,7 +69,9 @@ class Snapshot:
                     "first"
                 )
         self.devices = {p.device.type for p in self.parameters.values()}
-        self._tensors: list[Tensor] = [*self.parameters.values()]
+        self._tensors: list[Tensor] = [*self.parameters.values(), *model.buffers()]
+        self.learns_buffers = any(buffer.requires_grad for buffer in model.buffers())
+        self._hooks = _global_hooks()
         self._states = _states(self._tensors)
         self.unpinned = ""
         """What its Python reads that no snapshot can see; empty where there is no such thing."""
@@ -79,7 +81,7 @@ class Snapshot:
         except Unpinned as reason:
             self.unpinned = str(reason)
         read = [(watch.name, _by_value(watch.value)) for watch in self._watches]
-        self.key: Hashable = (*identity, *self._states, *read)
+        self.key: Hashable = (*identity, *self._states, *self._hooks, *read)
         """What a plan depends on of the model, by value."""
         self.slots = Slots(model)
         self.compiled = any(
@@ -96,6 +98,8 @@ class Snapshot:
                 return False
             identities += _identities(module, names)
         if identities != self._identities:
+            return False
+        if _global_hooks() != self._hooks:
             return False
         for watch in self._watches:
             if not watch.holds():
@@ -117,6 +121,11 @@ def _by_value(value: Any) -> Hashable:
     if isinstance(value, FunctionType):
         return value.__code__, id(value)
     return value if isinstance(value, (*_PLAIN, tuple)) else (type(value), id(value))
+
+
+def _global_hooks() -> tuple[int, ...]:
+    """How many hooks there are on every module."""
+    return tuple(map(len, GLOBAL_HOOKS))
 
 
 _state = attrgetter("shape", "dtype", "requires_grad", "device")

@@ -270,3 +270,32 @@ def test_rates_in_a_tensor_need_not_be_learned(shape: tuple[int, ...]) -> None:
         found.append(torch.autograd.grad(out.loss, list(model.parameters())))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory", ["auto", "low"])
+def test_another_learning_rate_is_heeded(memory: str) -> None:
+    """The number is no part of what is found once for a model."""
+    model = mlp(3, 8, 2, activation=nn.Tanh())
+    support, query = examples(4, 5, model, True), examples(4, 6, model, True)
+    losses: dict[str, list[float]] = {}
+    for executor in ("fused", "generic"):
+        losses[executor] = [
+            float(
+                fastmeta.maml_step(
+                    model, support, query, inner_lr=rate, memory=memory, executor=executor
+                ).task_losses.sum()
+            )
+            for rate in (0.01, 0.1, 1.0, 0.01)
+        ]
+    assert len(set(losses["fused"])) == 3
+    assert losses["fused"] == pytest.approx(losses["generic"], rel=1e-12)
+    few, more = (fastmeta.adapt(model, support, inner_lr=rate) for rate in (0.01, 1.0))
+    assert not torch.equal(few.parameters["0.weight"], more.parameters["0.weight"])
+
+
+def test_numbers_by_name_keep_their_digits() -> None:
+    model = mlp(3, 8, 2, activation=nn.Tanh())
+    data = examples(4, 5, model, True), examples(4, 6, model, True)
+    by_name = {name: 0.1 for name, _ in model.named_parameters()}
+    one, each = (fastmeta.maml_step(model, *data, inner_lr=rate) for rate in (0.1, by_name))
+    torch.testing.assert_close(each.loss, one.loss, rtol=1e-14, atol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 
 import pytest
@@ -148,3 +149,122 @@ def test_hooks_put_on_later_are_seen() -> None:
     model.second.register_full_backward_hook(lambda *_: calls.append(1))
     assert fastmeta.maml_step(model, *data).executor == "generic"
     assert calls
+
+
+FLAGS = {"on": False}
+
+
+class Config:
+    on = False
+
+
+def by_default(x: Tensor, flags: dict[str, bool] = FLAGS) -> Tensor:
+    return torch.tanh(x) if flags["on"] else F.relu(x)
+
+
+def by_partial(flags: dict[str, bool], x: Tensor) -> Tensor:
+    return torch.tanh(x) if flags["on"] else F.relu(x)
+
+
+bound = functools.partial(by_partial, FLAGS)
+look = FLAGS.get
+
+
+class Based(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return by_default(x)
+
+
+class BySuper(Based):
+    def middle(self, x: Tensor) -> Tensor:
+        return super().middle(x)
+
+
+class ByConfig(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) if Config.on else F.relu(x)
+
+
+class ByPartial(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return bound(x)
+
+
+class ByBoundBuiltin(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) if look("on") else F.relu(x)
+
+
+class ByName(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) if globals()["FLAGS"]["on"] else F.relu(x)
+
+
+class ByAttributeOfFunction(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) if helper.on else F.relu(x)
+
+
+class ByCall(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 8).double(), nn.ReLU(), nn.Linear(8, 2).double())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(-x if FLAGS["on"] else x)
+
+
+helper.on = False  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [BySuper, ByConfig, ByPartial, ByBoundBuiltin, ByName, ByAttributeOfFunction, ByCall],
+)
+def test_what_is_read_in_a_roundabout_way_is_not_trusted(
+    kind: type[Net], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = kind(), _data()
+    before = fastmeta.maml_step(model, *data)
+    assert before.executor == "generic"
+    monkeypatch.setitem(FLAGS, "on", True)
+    monkeypatch.setattr(Config, "on", True)
+    monkeypatch.setattr(helper, "on", True)
+    assert abs(fastmeta.maml_step(model, *data).loss - before.loss) > 1e-4
+
+
+def test_a_variable_of_an_enclosing_function_is_seen() -> None:
+    slope = 0.1
+
+    class ByCell(Net):
+        def middle(self, x: Tensor) -> Tensor:
+            return F.leaky_relu(x, slope)
+
+    model, data = ByCell(), _data()
+    before = fastmeta.maml_step(model, *data)
+    slope = 0.4
+    after = fastmeta.maml_step(model, *data)
+    assert before.executor == after.executor == "fused-cpu"
+    assert abs(after.loss - before.loss) > 1e-4
+
+
+@pytest.mark.parametrize("replaced", ["relu", "forward", "hook"])
+def test_what_replaces_torchs_own_is_seen(replaced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = ByMethod(), _data()
+    before = fastmeta.maml_step(model, *data)
+    forward = nn.Linear.forward
+    if replaced == "relu":
+        monkeypatch.setattr(F, "relu", lambda x: torch.tanh(x))
+    elif replaced == "forward":
+        monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * forward(self, x))
+    handle = None
+    if replaced == "hook":
+        handle = nn.modules.module.register_module_forward_hook(lambda m, x, y: 2 * y)
+    try:
+        after = fastmeta.maml_step(model, *data)
+        fresh = fastmeta.maml_step(ByMethod(), *data)
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert before.executor == "fused-cpu"
+    assert after.executor == fresh.executor == "generic"
+    assert abs(after.loss - before.loss) > 1e-4

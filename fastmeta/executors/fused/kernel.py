@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from fastmeta.executors.fused import rates
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Problem
+from fastmeta.inner_loop import SHARED, InnerLoop
 
 _NORMS = (None, True, False)
 """By whether a norm takes the statistics of the batch."""
@@ -31,6 +32,9 @@ def extension() -> ModuleType | None:
         return None
     # An editable install may still have the extension of an earlier checkout.
     return module if hasattr(module, "FusedStep") else None
+
+
+extension()  # What it remembers of this process must be from before any fork.
 
 
 def environment() -> tuple[str, str, str, str]:
@@ -51,9 +55,20 @@ class Kernel:
     """Of its tensors: weight, bias, scale and shift of each layer."""
     evaluates: tuple[bool, ...]
     """Whether the query loss after each number of steps is asked for."""
-    rates: Tensor | None
-    """Where all learning rates are one number."""
     elementwise: bool
+    _rates: list[tuple[float, Tensor]] = field(default_factory=list)
+
+    def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
+        """The packed learning rates where all are one number; made anew for another number."""
+        number = inner.rates.get(SHARED)
+        if not isinstance(number, float):
+            return None
+        for known, packed in self._rates:
+            if known == number:
+                return packed
+        packed = like.new_full((inner.steps, len(self.names)), number)
+        self._rates[:] = [(number, packed)]
+        return packed
 
     @property
     def group(self) -> tuple[int, int, float]:
@@ -72,8 +87,7 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel
     step = _step_of(problem, recipe, inner.steps, low_memory)
     names = tuple(name for layer in recipe.layers for name in layer.tensors())
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    fixed = rates.one_number(inner, len(names), problem.task_weights)
-    return Kernel(recipe, step, names, evaluates, fixed, rates.elementwise(inner))
+    return Kernel(recipe, step, names, evaluates, rates.elementwise(inner))
 
 
 def grows(problem: Problem, recipe: Recipe) -> str | None:

@@ -20,12 +20,6 @@ def elementwise(inner: InnerLoop) -> bool:
     )
 
 
-def one_number(inner: InnerLoop, tensors: int, like: Tensor) -> Tensor | None:
-    """`[K, tensors]` where all learning rates are one number; None where they are not."""
-    shared = inner.rates.get(SHARED)
-    return like.new_full((inner.steps, tensors), shared) if isinstance(shared, float) else None
-
-
 def packed(
     inner: InnerLoop, named: Mapping[str, Tensor], names: Sequence[str | None], like: Tensor
 ) -> Tensor:
@@ -40,7 +34,9 @@ def packed(
             columns.append(like.new_zeros(steps, width))
             continue
         key = SHARED if inner.shared else name
-        rate = torch.as_tensor(inner.rates[key]).detach().to(like)
+        given = inner.rates[key]
+        number = like.new_tensor(given) if isinstance(given, float) else given
+        rate = torch.as_tensor(number).detach().to(like)
         shape = tuple(named[name].shape) if each else ()
         if key in inner.per_step:
             rate = rate[:steps]  # the trial takes fewer steps than there are rates

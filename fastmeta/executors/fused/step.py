@@ -28,7 +28,7 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     step, recipe, names = kernel.step, kernel.recipe, kernel.names
     named = problem.model.all_parameters()
     parameters = [None if n is None else _readable(named[n]) for n in names]
-    rate = kernel.rates
+    rate = kernel.one_rate(inner, weights)
     if rate is None:
         rate = rates.packed(inner, named, names, weights)
     statistics = _statistics(problem, recipe)

@@ -113,8 +113,8 @@ class _Task:
         self._prediction = problem.model(phi, inputs, self._scratch)
         loss = problem.objective(self._prediction, targets, weights)
         # Where the plan knows every layer there is nothing to capture, unless the model's Python
-        # state may have changed unseen: then one task is looked at all the same.
-        walk = problem.may_capture or (self._first and ends and not problem.watched)
+        # state has changed since: one task is looked at all the same.
+        walk = problem.may_capture or (self._first and ends)
         if walk and problem.differentiate and loss.requires_grad:
             known = [*self._shared.proxies, *phi.values(), *self._own]
             self._shared.capture(captured_leaves(loss, known))
