@@ -34,13 +34,10 @@ class TogetherDual {
   void finish() {
     if (!network.differentiate) return;
     const auto keep = [](Num sum, Num& out) { out = sum; };
-    const View of_query = transposed(part(place.of_query, query.rows, 0));
-    if (network.first_order) {  // then C_s is zero
-      e.mm(keep, place.gradient, of_query, query);
-    } else {
-      e.mm2(keep, place.gradient, of_query, query,
-            transposed(part(place.of_support, support.rows, 0)), support);
-    }
+    const auto add = [](Num sum, Num& out) { out = out + sum; };
+    const View sums = e.sums_like(place.gradient);
+    if (sums.rows > 0) return find_gradient(add, sums);
+    find_gradient(keep, place.gradient);
     e.sum_tasks(0, place.gradient, Num{} + S(1));
   }
 
@@ -49,6 +46,17 @@ class TogetherDual {
   const Description& network;
   const Layout::Dual& place;
   View support, query;  // the inputs [G N, D], [G Q, D]
+
+  template <class Use>
+  void find_gradient(Use use, View out) {
+    const View of_query = transposed(part(place.of_query, query.rows, 0));
+    if (network.first_order) {  // then C_s is zero
+      e.mm(use, out, of_query, query);
+    } else {
+      e.mm2(use, out, of_query, query, transposed(part(place.of_support, support.rows, 0)),
+            support);
+    }
+  }
 };
 
 // One task's own part; `slot` is its number among those together.

@@ -96,6 +96,11 @@ class FeatureLanes {
       }
     }
   }
+  // Where the first weight's sums lie, if that is in whole vectors; else of no rows.
+  View sums_like(View weight) const {
+    if (!is_turned(weight) || weight.rows % width != 0) return {};
+    return {sums_ - storage_, weight.rows, weight.cols, 1, weight.rows};
+  }
   // The sums of a weight [H, D] as torch has it.
   static void unpack(T* to, const T* sums, int rows, int cols) {
     transposed_parts<false, Num>(sums, rows, cols, rows, [&](int64_t h, int d, Num part) {

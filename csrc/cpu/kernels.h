@@ -6,7 +6,8 @@
 namespace fastmeta::cpu {
 
 // Runs the meta-step of tasks `first` to `last` - 1 in `storage`, in their order; adds their sums
-// to `sums`. `loaded`: it did so for others of this call in the same storage.
+// to `sums`, which begin at a whole vector. `loaded`: it did so for others of this call in the same
+// storage.
 template <class T>
 using Group = void (*)(const Description&, const Layout&, const Data<T>&, int64_t first,
                        int64_t last, bool loaded, void* storage, T* sums);

@@ -22,6 +22,7 @@ namespace {
 constexpr std::size_t kAlignment = 4096;
 constexpr std::size_t kHugePage = 2 << 20;
 constexpr int64_t kFewestGroups = 16, kMostGroups = 64, kBytesOfSums = 8 << 20;
+constexpr int64_t kVector = 16;       // numbers of the longest one
 constexpr int64_t kSlice = 1 << 14;  // of the sums that one thread adds up
 
 // Memory that grows and is kept, one for each thread.
@@ -100,24 +101,27 @@ void run(const Kernel<T>& kernel, const Description& network, const Layout& layo
   const int64_t group_tasks =
       ((vectors + most - 1) / most + least - 1) / least * least * kernel.tasks;
   const int64_t groups = (data.tasks + group_tasks - 1) / group_tasks;
-  T* const partials = static_cast<T*>(arena_of_sums.at_least((groups * sums + 1) * sizeof(T)));
-  std::fill_n(partials, groups * sums, T(0));
+  // Each group's begin at a whole vector.
+  const int64_t stride = (sums + kVector - 1) / kVector * kVector;
+  T* const partials = static_cast<T*>(arena_of_sums.at_least((groups * stride + 1) * sizeof(T)));
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T);
   const uint64_t call = ++calls;
   for_each(groups, threads, [&](int64_t group) {
     const int64_t first = group * group_tasks;
+    T* const partial = partials + group * stride;
+    std::fill_n(partial, sums, T(0));
     void* const storage = arena.at_least(bytes);
     const bool loaded = loaded_by == call;
     loaded_by = call;
     kernel.run(network, layout, data, first, std::min(first + group_tasks, data.tasks), loaded,
-               storage, partials + group * sums);
+               storage, partial);
   });
   if (sums == 0) return;
   for_each((sums + kSlice - 1) / kSlice, threads, [&](int64_t slice) {
     const int64_t from = slice * kSlice, to = std::min(from + kSlice, sums);
     // In the order of the groups, whoever computed them.
     for (int64_t group = 1; group < groups; ++group) {
-      const T* partial = partials + group * sums;
+      const T* partial = partials + group * stride;
       for (int64_t i = from; i < to; ++i) partials[i] += partial[i];
     }
   });

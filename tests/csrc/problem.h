@@ -143,14 +143,17 @@ void run_alone(const cpu::Kernel<T>& kernel, const Description& network, const L
   std::vector<T> total(sums);
   const int64_t group = kernel.tasks * (network.dual ? network.together : 1);
   for (int64_t first = 0; first < data.tasks; first += group) {
-    void* storage = nullptr;
+    void *storage = nullptr, *memory = nullptr;
     if (posix_memalign(&storage, alignment, bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&memory, alignment, (sums + 1) * sizeof(T)) != 0) throw std::bad_alloc();
     std::memset(storage, 0xff, bytes);
-    std::vector<T> partial(sums);
+    T* const partial = static_cast<T*>(memory);
+    std::fill_n(partial, sums, T(0));
     const int64_t last = std::min<int64_t>(first + group, data.tasks);
-    kernel.run(network, layout, data, first, last, false, storage, partial.data());
+    kernel.run(network, layout, data, first, last, false, storage, partial);
     for (std::size_t i = 0; i < sums; ++i) total[i] += partial[i];
     std::free(storage);
+    std::free(memory);
   }
   if (sums > 0) kernel.unpack(network, layout, total.data(), data.gradient);
 }
