@@ -30,6 +30,7 @@ class SharedLeaves:
         self.proxies: list[Tensor] = [*self.parameters.values(), *self.learned.values()]
         self.captured: dict[int, Tensor] = {}
         self._sums: list[Tensor | None] = [None] * len(self.proxies)
+        self._own_sums: set[int] = set()
 
     def capture(self, tensors: Iterable[Tensor]) -> None:
         """Adds leaves that the loss was found to reach; autograd differentiates them in place."""
@@ -47,8 +48,13 @@ class SharedLeaves:
                 continue
             gradient = gradient if weight is None else gradient * weight.to(gradient.dtype)
             total = self._sums[i]
-            # The first is taken as it is: autograd may have handed out the tensor twice.
-            self._sums[i] = gradient if total is None else total + gradient
+            if total is None:
+                self._sums[i] = gradient
+            elif i in self._own_sums:
+                total.add_(gradient)
+            else:  # autograd may have handed out the first one twice
+                self._sums[i] = total + gradient
+                self._own_sums.add(i)
 
     def gradients(self) -> list[tuple[Tensor, Tensor | None]]:
         """Every leaf with its summed gradient."""
