@@ -197,12 +197,12 @@ def is_torchs(value: Any) -> bool:
     if isinstance(value, types.FunctionType):
         home = value.__globals__.get("__name__", "")  # `wraps` copies __module__
     elif isinstance(value, types.BuiltinFunctionType):
-        owner = value.__self__  # a module or a class; bound to another object it reads that
-        home = getattr(
-            owner, "__name__" if isinstance(owner, types.ModuleType) else "__module__", ""
-        )
+        owner = value.__self__  # a module or class, or none; bound to another object it reads that
+        if owner is None:
+            return True
         if not isinstance(owner, (types.ModuleType, type)):
             return False
+        home = owner.__name__ if isinstance(owner, types.ModuleType) else owner.__module__
     elif isinstance(value, type):
         home = value.__module__
     else:
