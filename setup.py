@@ -72,6 +72,7 @@ class BuildOptionalExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         self.check_tools()
         import pybind11
+        from pybind11.setup_helpers import ParallelCompile
 
         ext.include_dirs.append(pybind11.get_include())
         ext.define_macros.append(("FASTMETA_VERSION", f'"{self.distribution.get_version()}"'))
@@ -87,7 +88,8 @@ class BuildOptionalExtension(build_ext):
             ext.extra_link_args.append("-pthread")
             self.give_units_their_flags(ext)
         try:
-            super().build_extension(ext)
+            with ParallelCompile():  # a unit a core
+                super().build_extension(ext)
         except CCompilerError as error:
             # The error itself is the whole command line; what matters went to the build's output.
             raise ExtensionError(
