@@ -192,9 +192,7 @@ def _not_fused(
         return "executor='generic' was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
-    if unpinned:
-        return unpinned
-    why = fused.declines(problem, plan.recipe)
+    why = fused.declines(problem, plan.recipe) or unpinned
     return why or (fused.grows(problem, plan.recipe) if low_memory else None)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import compare, engines, loops, operations
@@ -124,12 +126,21 @@ def test_times_and_memory_are_positive(figures):
     assert min(figures["memory"][0]["megabytes"].values()) >= 0
 
 
-def test_two_threads_only_where_there_are_two_cores(monkeypatch):
+def test_two_threads_only_where_there_are_two_cores(monkeypatch, capsys):
+    # In this process: a fresh one imports the checkout, which may have no compiled extension.
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        threads.main()
+        return json.loads(capsys.readouterr().out)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(threads.processes, "in_fresh_process", run)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert threads.measure(["W1"], 0.01, 1) == []
     assert threads.markdown([]) == "This machine has one core."
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     (found,) = threads.measure(["W1"], 0.01, 1)
+    torch.set_num_threads(before)
     assert set(found["ms"]) == {"1", "2"}
     assert found["workload"] in threads.markdown([found])
 
