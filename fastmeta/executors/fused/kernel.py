@@ -55,7 +55,6 @@ class Kernel:
     """Of its tensors: weight, bias, scale and shift of each layer."""
     evaluates: tuple[bool, ...]
     """Whether the query loss after each number of steps is asked for."""
-    elementwise: bool
     _rates: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
@@ -87,7 +86,7 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel
     step = _step_of(problem, recipe, inner.steps, low_memory)
     names = tuple(name for layer in recipe.layers for name in layer.tensors())
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    return Kernel(recipe, step, names, evaluates, rates.elementwise(inner))
+    return Kernel(recipe, step, names, evaluates)
 
 
 def grows(problem: Problem, recipe: Recipe) -> str | None:
