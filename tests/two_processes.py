@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import torch
@@ -52,3 +53,7 @@ def process(rank: int, folder: str) -> None:
         torch.save(train(module, rank * share, (rank + 1) * share), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
+    # Torch's DistributedDataParallel keeps gloo's threads past `destroy_process_group`, whatever
+    # model it wraps. One that drops its last tensor while the interpreter ends aborts the process
+    # (pytorch/pytorch#179291), so a process that has done its work ends without that.
+    os._exit(0)
