@@ -23,6 +23,9 @@ INSTRUCTION_SETS = {
     ],
 }  # fmt: skip
 
+SELDOM = ("lanes_baseline", "plain")
+"""Units that a processor with those sets runs only when told to; -O2 compiles them sooner."""
+
 AGAIN = "run `pip install .` again"
 
 
@@ -101,14 +104,16 @@ class BuildOptionalExtension(build_ext):
 
     def give_units_their_flags(self, ext: Extension) -> None:
         """Each instruction set is one translation unit, compiled for it and chosen at run time."""
+        flags_of = {}
         if platform.machine().lower() in ("x86_64", "amd64"):
             ext.define_macros.append(("FASTMETA_X86", None))
+            flags_of = INSTRUCTION_SETS | {unit: ["-O2"] for unit in SELDOM}
         else:
             ext.sources = [s for s in ext.sources if Path(s).stem not in INSTRUCTION_SETS]
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, ext_name, cc_args, extra_postargs, pp_opts):
-            flags = [*extra_postargs, *INSTRUCTION_SETS.get(Path(src).stem, ())]
+            flags = [*extra_postargs, *flags_of.get(Path(src).stem, ())]
             compile_one(obj, src, ext_name, cc_args, flags, pp_opts)
 
         self.compiler._compile = compile_with_flags

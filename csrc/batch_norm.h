@@ -9,6 +9,7 @@
 // Where the statistics are given they are constants: every m is zero, and s does not move.
 #pragma once
 
+#include "epilogues.h"
 #include "network.h"
 #include "views.h"
 
@@ -28,41 +29,36 @@ class BatchNorm {
   BatchNorm(E& engine, const Dense& layer, const Layout::Layer& place, int rows)
       : e(engine), layer(layer), place(place), rows(rows), share(S(1) / S(rows)) {}
 
-  // Normalises the product in its place. `then(f, in...)` is to take z = f(in...) on.
-  template <class Then>
-  void forward(const Trace& t, const Blocks& at, Then then) {
+  // Normalises the product in its place, and leaves z in `t.value`.
+  void forward(const Trace& t, const Blocks& at) {
     if (layer.norm == Norm::batch) find_statistics(t);
-    const auto normalise = [](Num& n, Num mean, Num s, Num g, Num b) {
-      n = (n - mean) * s;
-      return g * n + b;
-    };
-    then(normalise, t.product, repeated(t.mean, rows), repeated(t.inverse, rows),
-         scale(at.of[kScale]), shift(at.of[kShift]));
+    e.map([](Num& z, Num& n, Num mean, Num s, Num g, Num b) { n = (n - mean) * s, z = g * n + b; },
+          t.value, t.product, repeated(t.mean, rows), repeated(t.inverse, rows),
+          scale(at.of[kScale]), shift(at.of[kShift]));
   }
 
   void backward(const Trace& t, const Blocks& at) {
     backward(t, at, t.delta, t.product_delta, t.sums);
   }
 
-  // `r.value` holds u'; `then(f, in...)` is to take z' = f(in...) on.
-  template <class Then>
-  void tangent_forward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v, Then then) {
+  // `r.value` from u' to z'.
+  void tangent_forward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
     find_sums(t, r.value, r.value_sums);
-    const auto move = [share = share](Num u, Num& rn, Num n, Num s, Num g, Num rg, Num rb, Num sum,
-                                      Num along) {
-      rn = s * (u - share * (sum + n * along));
-      return rg * n + g * rn + rb;
-    };
-    then(move, r.value, r.normalised, t.product, repeated(t.inverse, rows), scale(at.of[kScale]),
-         layer.has[kScale] ? scale(v) : zero(), shift(v), moving(r.value_sums.plain),
-         moving(r.value_sums.along));
+    e.map(
+        [share = share](Num& u, Num& rn, Num n, Num s, Num g, Num rg, Num rb, Num sum, Num along) {
+          rn = s * (u - share * (sum + n * along));
+          u = rg * n + g * rn + rb;
+        },
+        r.value, r.normalised, t.product, repeated(t.inverse, rows), scale(at.of[kScale]),
+        layer.has[kScale] ? scale(v) : zero(), shift(v), moving(r.value_sums.plain),
+        moving(r.value_sums.along));
   }
 
   // `r.delta` from dz' to du'; `moved`: tangent_forward found a tangent.
   void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v,
                         bool moved) {
     if (!moved) return backward(t, at, r.delta, r.delta, r.delta_sums);
-    e.sum_rows([](Num sum, Num& out) { out = sum; }, r.delta_sums.plain, r.delta);
+    e.sum_rows(Keep{}, r.delta_sums.plain, r.delta);
     e.fold_rows(
         r.delta_sums.along,
         [](Num& sum, Num n, Num rd, Num rn, Num d) { sum += n * rd + rn * d; }, S(0), t.product,
@@ -112,7 +108,7 @@ class BatchNorm {
   }
 
   void find_sums(const Trace& t, View derivative, const Sums& sums) {
-    e.sum_rows([](Num sum, Num& out) { out = sum; }, sums.plain, derivative);
+    e.sum_rows(Keep{}, sums.plain, derivative);
     e.fold_rows(
         sums.along, [](Num& sum, Num n, Num d) { sum += n * d; }, S(0), t.product, derivative);
   }

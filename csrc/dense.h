@@ -3,6 +3,7 @@
 
 #include "activations.h"
 #include "batch_norm.h"
+#include "epilogues.h"
 #include "network.h"
 #include "views.h"
 
@@ -33,20 +34,16 @@ class DenseLayer {
   void forward(View x, const Trace& t, const Blocks& at) {
     const View w = transposed(weight(at.of[kWeight]));
     if (layer.has[kBias]) {
-      e.mm([](Num sum, Num& z, Num b) { z = sum + b; }, t.product, x, w,
-           repeated(row(kBias, at.of[kBias]), x.rows));
+      e.mm(AddTo<S>{S(1)}, t.product, x, w, repeated(row(kBias, at.of[kBias]), x.rows));
     } else {
-      e.mm([](Num sum, Num& z) { z = sum; }, t.product, x, w);
+      e.mm(Keep{}, t.product, x, w);
     }
     after_product(t, at);
   }
 
   void after_product(const Trace& t, const Blocks& at) {
-    if (layer.norm != Norm::none) {
-      norm(t).forward(t, at, [&](auto f, auto... in) { activate(t, f, in...); });
-    } else if (layer.activation != Activation::identity) {
-      activate(t, [](Num z) { return z; }, t.product);
-    }
+    if (layer.norm != Norm::none) norm(t).forward(t, at);
+    if (layer.activation != Activation::identity) activate(t);
   }
 
   // Backward through activation and norm: `t.delta` from after to before the activation, from
@@ -89,14 +86,13 @@ class DenseLayer {
   // Tangent of forward along the input's tangent `rx` (null: none) and the parameters' in block v:
   // of the product, into `r.value`, and from there. Both return whether there is any.
   bool tangent_product(View x, const View* rx, const Tangent& r, const Blocks& at, int64_t v) {
-    const auto keep = [](Num sum, Num& z) { z = sum; };
     const View w = transposed(weight(at.of[kWeight]));
     if (rx && layer.adapts[kWeight]) {
-      e.mm2(keep, r.value, *rx, w, x, transposed(weight(v)));
+      e.mm2(Keep{}, r.value, *rx, w, x, transposed(weight(v)));
     } else if (rx) {
-      e.mm(keep, r.value, *rx, w);
+      e.mm(Keep{}, r.value, *rx, w);
     } else if (layer.adapts[kWeight]) {
-      e.mm(keep, r.value, x, transposed(weight(v)));
+      e.mm(Keep{}, r.value, x, transposed(weight(v)));
     } else {
       return false;
     }
@@ -115,12 +111,8 @@ class DenseLayer {
   }
 
   void tangent_after_product(const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
-    if (layer.norm != Norm::none) {
-      norm(t).tangent_forward(t, r, at, v,
-                              [&](auto f, auto... in) { tangent_activate(t, r, f, in...); });
-    } else if (layer.activation != Activation::identity) {
-      tangent_activate(t, r, [](Num z) { return z; }, r.value);
-    }
+    if (layer.norm != Norm::none) norm(t).tangent_forward(t, r, at, v);
+    if (layer.activation != Activation::identity) tangent_activate(t, r);
   }
 
   // Tangent of backward through activation and norm; `moved`: tangent_forward found a tangent.
@@ -155,7 +147,7 @@ class DenseLayer {
   // Subtract the tangent of the parameters' gradients from block `lambda`.
   void subtract_hessian_of_weight(View x, const View* rx, const Trace& t, const Tangent& r,
                                   int64_t lambda) {
-    const auto subtract = [](Num sum, Num& out) { out = out - sum; };
+    const Add<S> subtract{S(-1)};
     if (rx) {
       e.mm2(subtract, weight(lambda), transposed(r.delta), x, transposed(t.product_delta), *rx);
     } else {
@@ -163,8 +155,7 @@ class DenseLayer {
     }
   }
   void subtract_hessian_of_rows(const Tangent& r, int64_t lambda) {
-    const auto subtract = [](Num sum, Num& out) { out = out - sum; };
-    if (layer.has[kBias]) e.sum_rows(subtract, row(kBias, lambda), r.delta);
+    if (layer.has[kBias]) e.sum_rows(Add<S>{S(-1)}, row(kBias, lambda), r.delta);
     const auto subtract_found = [](Num& out, Num sum) { out = out - sum; };
     if (layer.has[kScale]) e.map(subtract_found, row(kScale, lambda), r.delta_sums.along);
     if (layer.has[kShift]) e.map(subtract_found, row(kShift, lambda), r.delta_sums.plain);
@@ -177,42 +168,29 @@ class DenseLayer {
 
   BatchNorm<E> norm(const Trace& t) { return {e, layer, place, t.product.rows}; }
 
-  // The activation of z = f(in...), into `t.value`.
-  template <class F, class... Views>
-  void activate(const Trace& t, F z, Views... in) {
+  // Of a layer without a norm the product lies where `t.value` does; a norm leaves z there.
+  void activate(const Trace& t) {
     with_activation<S>(layer, [&](auto f) {
       if constexpr (f.from_output) {
-        e.map([f, z](Num& a, auto&... in) { a = f.value(z(in...)); }, t.value, in...);
+        e.map([f](Num& a) { a = f.value(a); }, t.value);
       } else {
-        e.map([f, z](Num& a, Num& slope, Num& curve,
-                     auto&... in) { f.derivatives(z(in...), a, slope, curve); },
-              t.value, t.slope, t.curve, in...);
+        e.map([f](Num& a, Num& slope, Num& curve) { f.derivatives(a, a, slope, curve); },
+              t.value, t.slope, t.curve);
       }
     });
   }
 
-  // Its tangent along rz = f(in...), into `r.value`.
-  template <class F, class... Views>
-  void tangent_activate(const Trace& t, const Tangent& r, F rz, Views... in) {
+  // Its tangent along rz in `r.value`, in the same place.
+  void tangent_activate(const Trace& t, const Tangent& r) {
     with_activation<S>(layer, [&](auto f) {
       if constexpr (f.from_output && !f.bent) {
-        e.map([f, rz](Num& r, Num a, auto&... in) { r = rz(in...) * f.slope(a); }, r.value,
-              t.value, in...);
+        e.map([f](Num& r, Num a) { r = r * f.slope(a); }, r.value, t.value);
       } else if constexpr (f.from_output) {
-        e.map(
-            [f, rz](Num& r, Num& bend, Num a, Num d, auto&... in) {
-              const Num z = rz(in...);
-              bend = f.bend(a) * d * z;
-              r = z * f.slope(a);
-            },
-            r.value, r.bend, t.value, t.delta, in...);
+        e.map([f](Num& r, Num& bend, Num a, Num d) { bend = f.bend(a) * d * r, r = r * f.slope(a); },
+              r.value, r.bend, t.value, t.delta);
       } else {
-        e.map(
-            [rz](Num& r, Num& bend, Num slope, Num curve, auto&... in) {
-              const Num z = rz(in...);
-              bend = curve * z, r = z * slope;
-            },
-            r.value, r.bend, t.slope, t.curve, in...);
+        e.map([](Num& r, Num& bend, Num slope, Num curve) { bend = curve * r, r = r * slope; },
+              r.value, r.bend, t.slope, t.curve);
       }
     });
   }

@@ -5,6 +5,7 @@
 // With the products with W_0 and the Gram matrices at hand, a step of it costs N^2 H, not N D H.
 #pragma once
 
+#include "epilogues.h"
 #include "network.h"
 #include "views.h"
 
@@ -24,20 +25,17 @@ class TogetherDual {
     support = e.inputs_together(layout.support.inputs, n, data.support_x);
     query = e.inputs_together(layout.query.inputs, q, data.query_x);
     if (!loaded) e.load(place.weight, data.parameters[kWeight]);
-    const auto keep = [](Num sum, Num& out) { out = sum; };
     const View w = transposed(place.weight);
-    e.mm(keep, part(place.support, n, 0), support, w);
-    e.mm(keep, part(place.query, q, 0), query, w);
+    e.mm(Keep{}, part(place.support, n, 0), support, w);
+    e.mm(Keep{}, part(place.query, q, 0), query, w);
   }
 
   // The weight's gradient, of cotangents that are weighted by task already.
   void finish() {
     if (!network.differentiate) return;
-    const auto keep = [](Num sum, Num& out) { out = sum; };
-    const auto add = [](Num sum, Num& out) { out = out + sum; };
     const View sums = e.sums_like(place.gradient);
-    if (sums.rows > 0) return find_gradient(add, sums);
-    find_gradient(keep, place.gradient);
+    if (sums.rows > 0) return find_gradient(Add<S>{S(1)}, sums);
+    find_gradient(Keep{}, place.gradient);
     e.sum_tasks(0, place.gradient, Num{} + S(1));
   }
 
@@ -77,9 +75,8 @@ class DualProduct {
 
   void find_grams(View support, View query) {
     if (!layer.adapts[kWeight]) return;
-    const auto keep = [](Num sum, Num& out) { out = sum; };
-    e.mm(keep, place.gram, support, transposed(support));
-    e.mm(keep, place.cross, query, transposed(support));
+    e.mm(Keep{}, place.gram, support, transposed(support));
+    e.mm(Keep{}, place.cross, query, transposed(support));
   }
   void start_cotangent() {
     clear(of_query);
@@ -91,18 +88,12 @@ class DualProduct {
   void forward(bool is_query, int k, View out, const View* bias) {
     const View start = is_query ? query_start : support_start;
     const bool moved = k > 0 && layer.adapts[kWeight];
-    if (moved && bias) {
-      e.mm([](Num sum, Num& z, Num start, Num b) { z = start - sum + b; }, out, gram(is_query),
-           place.steps[k], start, repeated(*bias, out.rows));
-    } else if (moved) {
-      e.mm([](Num sum, Num& z, Num start) { z = start - sum; }, out, gram(is_query),
-           place.steps[k], start);
-    } else if (bias) {
-      e.map([](Num& z, Num start, Num b) { z = start + b; }, out, start,
-            repeated(*bias, out.rows));
+    if (moved) {
+      e.mm(AddTo<S>{S(-1)}, out, gram(is_query), place.steps[k], start);
     } else {
       e.map([](Num& z, Num start) { z = start; }, out, start);
     }
+    if (bias) e.map([](Num& z, Num b) { z = z + b; }, out, repeated(*bias, out.rows));
   }
 
   // W_{k+1} = W_k - a delta' X.
@@ -119,8 +110,7 @@ class DualProduct {
   void add_query(S w, View delta) {
     e.map([w](Num& c, Num d) { c = c + w * d; }, of_query, delta);
     if (!layer.adapts[kWeight]) return;
-    e.mm([w](Num sum, Num& out) { out = out + w * sum; }, place.pull, transposed(place.cross),
-         delta);
+    e.mm(Add<S>{w}, place.pull, transposed(place.cross), delta);
   }
 
   // lambda += delta' X, where the weight does not adapt.
@@ -130,8 +120,7 @@ class DualProduct {
 
   // X lambda', which both the rate's gradient and the tangent of forward are made of.
   void find_along() {
-    e.mm([](Num sum, Num& out, Num pull) { out = pull + sum; }, place.along, place.gram,
-         of_support, place.pull);
+    e.mm(AddTo<S>{S(1)}, place.along, place.gram, of_support, place.pull);
   }
   void tangent_forward(S a, View out) {
     e.map([a](Num& r, Num along) { r = a * along; }, out, place.along);

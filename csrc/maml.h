@@ -5,6 +5,7 @@
 
 #include "dense.h"
 #include "dual.h"
+#include "epilogues.h"
 #include "losses.h"
 #include "network.h"
 
@@ -205,10 +206,9 @@ class MetaStep {
   }
 
   void backward(const Trace* trace, int k, int from, int to) {
-    const auto keep = [](Num sum, Num& d) { d = sum; };
     for (int l = to - 1; l >= from; --l) {
       layer(l).backward(trace[l], blocks(l, k));
-      if (l > from) layer(l).backward_input(keep, trace[l], trace[l - 1].delta, blocks(l, k));
+      if (l > from) layer(l).backward_input(Keep{}, trace[l], trace[l - 1].delta, blocks(l, k));
     }
   }
 
@@ -221,7 +221,7 @@ class MetaStep {
 
   // lambda += w times the gradient of a layer.
   void add_gradient(S w, const Examples& set, const Trace* trace, int l) {
-    const auto add = [w](Num g, Num& out) { out = out + w * g; };
+    const Add<S> add{w};
     if (!is_dual(l, kWeight)) {
       layer(l).weight_gradient(add, trace[l], input(set, trace, l), layout.lambda);
     } else if (is_query(set)) {
@@ -247,35 +247,38 @@ class MetaStep {
   }
 
   void descend(int l, int k, View x, const Trace& t) {
-    const Dense& d = network.layers[l];
-    const S prox = S(network.prox);
-    if (network.elementwise_rates) {
-      const auto move = [prox](Num g, Num& next, Num p, Num anchor, Num a) {
-        next = p - a * (g + prox * (p - anchor));
-      };
-      if (d.adapts[kWeight]) {
-        layer(l).weight_gradient(move, t, x, theta(k + 1), theta(k), theta(0), layout.rate);
-      }
-      for (Tensor row : kRows) {
-        if (!d.adapts[row]) continue;
-        layer(l).row_gradient(row, move, t, theta(k + 1), theta(k), theta(0), layout.rate);
-      }
-      return;
-    }
-    const auto move = [](S a, S prox) {
-      return [a, prox](Num g, Num& next, Num p, Num anchor) {
-        next = p - a * (g + prox * (p - anchor));
-      };
-    };
-    if (d.adapts[kWeight] && is_dual(l, kWeight)) {
+    if (is_dual(l, kWeight) && network.layers[l].adapts[kWeight]) {
       dual().descend(k, rate(k, l, kWeight), t.product_delta);
-    } else if (d.adapts[kWeight]) {
-      layer(l).weight_gradient(move(rate(k, l, kWeight), prox), t, x, theta(k + 1), theta(k),
-                               theta(0));
     }
-    for (Tensor row : kRows) {
-      if (!d.adapts[row]) continue;
-      layer(l).row_gradient(row, move(rate(k, l, row), prox), t, theta(k + 1), theta(k), theta(0));
+    move(l, k, x, t, theta(k + 1), theta(k), [](auto a) { return -a; });
+  }
+
+  // What adapts of a layer goes from one block to another, by factor(rate) along the gradient.
+  template <class Factor>
+  void move(int l, int k, View x, const Trace& t, int64_t to, int64_t from, Factor factor) {
+    const DenseLayer<E> at = layer(l);
+    const S prox = S(network.prox);
+    for (int i = 0; i < kTensors; ++i) {
+      if (!network.layers[l].adapts[i] || is_dual(l, i)) continue;
+      if (!network.elementwise_rates) {
+        gradient(i, Move<S>{S(1), factor(rate(k, l, i)), prox}, l, x, t, to, from, theta(0));
+        continue;
+      }
+      gradient(i, Keep{}, l, x, t, layout.gradient);
+      e.map([factor, prox](Num& out, Num g, Num p, Num anchor,
+                           Num a) { out = p + factor(a) * (g + prox * (p - anchor)); },
+            at.tensor(i, to), at.tensor(i, layout.gradient), at.tensor(i, from),
+            at.tensor(i, theta(0)), at.tensor(i, layout.rate));
+    }
+  }
+
+  // use(gradient of a tensor, out, in...), each in its block.
+  template <class Use, class... Offsets>
+  void gradient(int tensor, Use use, int l, View x, const Trace& t, int64_t out, Offsets... in) {
+    if (tensor == kWeight) {
+      layer(l).weight_gradient(use, t, x, out, in...);
+    } else {
+      layer(l).row_gradient(Tensor(tensor), use, t, out, in...);
     }
   }
 
@@ -297,9 +300,8 @@ class MetaStep {
     backward(layout.query, trace, k);
     for (int l = network.body; l < depth; ++l) add_gradient(w, layout.query, trace, l);
     if (network.body == 0) return;
-    layer(network.body).backward_input([w](Num sum, Num& d) { d = d + w * sum; },
-                                       trace[network.body], body_cotangent(layout.query),
-                                       blocks(network.body, k));
+    layer(network.body).backward_input(Add<S>{w}, trace[network.body],
+                                       body_cotangent(layout.query), blocks(network.body, k));
   }
 
   void through_step(int k) {
@@ -322,36 +324,10 @@ class MetaStep {
   // of weights that were rebuilt: their errors only add.
   void go_back(int k) {
     const Trace* trace = traces(layout.support, k);
-    for (int l = network.body; l < depth; ++l) ascend(l, k, input(layout.support, trace, l), trace[l]);
-  }
-
-  void ascend(int l, int k, View x, const Trace& t) {
-    const Dense& d = network.layers[l];
     const S prox = S(network.prox);
-    if (network.elementwise_rates) {
-      const auto move = [prox](Num g, Num& p, Num anchor, Num a) {
-        p = (p + a * (g - prox * anchor)) / (S(1) - prox * a);
-      };
-      if (d.adapts[kWeight]) {
-        layer(l).weight_gradient(move, t, x, theta(k), theta(0), layout.rate);
-      }
-      for (Tensor row : kRows) {
-        if (d.adapts[row]) layer(l).row_gradient(row, move, t, theta(k), theta(0), layout.rate);
-      }
-      return;
-    }
-    const auto move = [prox](S a) {
-      const S shrunk = S(1) / (S(1) - prox * a);
-      return [a, prox, shrunk](Num g, Num& p, Num anchor) {
-        p = (p + a * (g - prox * anchor)) * shrunk;
-      };
-    };
-    if (d.adapts[kWeight] && !is_dual(l, kWeight)) {
-      layer(l).weight_gradient(move(rate(k, l, kWeight)), t, x, theta(k), theta(0));
-    }
-    for (Tensor row : kRows) {
-      if (!d.adapts[row]) continue;
-      layer(l).row_gradient(row, move(rate(k, l, row)), t, theta(k), theta(0));
+    for (int l = network.body; l < depth; ++l) {
+      move(l, k, input(layout.support, trace, l), trace[l], theta(k), theta(k + 1),
+           [prox](auto a) { return a / (S(1) - prox * a); });
     }
   }
 
@@ -381,23 +357,16 @@ class MetaStep {
 
   void add_rate_gradients(int k) {  // (3)
     const Trace* trace = traces(layout.support, k);
-    const S prox = S(network.prox);
-    const auto keep = [prox](Num g, Num& out, Num p, Num anchor) {
-      out = g + prox * (p - anchor);
-    };
+    const Move<S> keep{S(0), S(1), S(network.prox)};
     const int64_t start = layout.parameters;
     for (int l = network.body; l < depth; ++l) {
       const Dense& d = network.layers[l];
       DenseLayer<E> at = layer(l);
       const Blocks here = blocks(l, k);
-      if (!is_dual(l, kWeight)) {
-        at.weight_gradient(keep, trace[l], input(layout.support, trace, l), layout.gradient,
-                           here.of[kWeight], theta(0));
-      }
-      for (Tensor row : kRows) {
-        if (d.has[row]) {
-          at.row_gradient(row, keep, trace[l], layout.gradient, here.of[row], theta(0));
-        }
+      for (int i = 0; i < kTensors; ++i) {
+        if (!d.has[i] || is_dual(l, i)) continue;
+        gradient(i, keep, l, input(layout.support, trace, l), trace[l], layout.gradient, here.of[i],
+                 theta(0));
       }
       for (int i = 0; i < kTensors && !network.elementwise_rates; ++i) {
         const int64_t place = start + (k * depth + l) * kTensors + i;
@@ -444,8 +413,6 @@ class MetaStep {
     if (first_moved == depth) return;  // nothing adapts
     loss_tangent(e, network.loss, layout.support, trace[depth - 1],
                  layout.tangents[depth - 1].value, layout.tangents[depth - 1].delta);
-    const auto keep = [](Num sum, Num& d) { d = sum; };
-    const auto subtract = [](Num sum, Num& d) { d = d - sum; };
     for (int l = depth - 1; l >= network.body; --l) {
       const Tangent& r = layout.tangents[l];
       layer(l).tangent_backward(trace[l], r, blocks(l, k), layout.vector, l >= first_moved);
@@ -458,10 +425,10 @@ class MetaStep {
       }
       layer(l).subtract_hessian_of_rows(r, layout.lambda);
       if (l > network.body) {
-        layer(l).tangent_backward_input(keep, trace[l], r, layout.tangents[l - 1].delta,
+        layer(l).tangent_backward_input(Keep{}, trace[l], r, layout.tangents[l - 1].delta,
                                         blocks(l, k), layout.vector);
       } else if (l > 0) {
-        layer(l).tangent_backward_input(subtract, trace[l], r, body_cotangent(layout.support),
+        layer(l).tangent_backward_input(Add<S>{S(-1)}, trace[l], r, body_cotangent(layout.support),
                                         blocks(l, k), layout.vector);
       }
     }

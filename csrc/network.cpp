@@ -201,11 +201,11 @@ Layout lay_out(const Description& network, int width) {
   // A block without the body's part starts where that would.
   const auto head_block = [&] { return allocate.block(head) - layout.body; };
   if (network.elementwise_rates) layout.rate = head_block();
+  if (network.elementwise_rates || network.learned_rates) layout.gradient = head_block();
   if (reverses) {
     layout.lambda = allocate.block(layout.block);
     layout.vector = head_block();
     if (network.prox != 0) layout.anchor = head_block();
-    if (network.learned_rates) layout.gradient = head_block();
     if (!network.first_order) {
       layout.tangents.resize(network.body);  // nothing moves there
       for (std::size_t l = network.body; l < network.layers.size(); ++l) {

@@ -45,7 +45,7 @@ class FeatureLanes {
     return {source - storage_, rows, one.cols, one.cols, 1};
   }
 
-  void load(View to, Global<const T> from) {
+  __attribute__((noinline)) void load(View to, Global<const T> from) {
     const T* source = from.data + task_ * from.task_stride;
     T* out = storage_ + to.offset;
     if (!is_turned(to)) {
@@ -225,7 +225,7 @@ class FeatureLanes {
   // Rows i ... and columns j ... of a matrix, as columns of `width` rows.
   struct Block {
     Num part[width];
-    Block(T* storage, View v, int i, int j) {
+    __attribute__((noinline)) Block(T* storage, View v, int i, int j) {
       T* corner = storage + v.offset + int64_t(i) * v.row_stride + int64_t(j) * v.col_stride;
       if (v.row_stride == 1 && v.col_stride != 1) {
         for (int c = 0; c < width; ++c) part[c] = *vector(corner);
@@ -288,10 +288,13 @@ class FeatureLanes {
   Factors<T> factors(View a, View b, View out, T* panel) {
     const T* numbers = storage_ + b.offset;
     if (b.col_stride == 1) return factors_of(a, storage_ + a.offset, numbers, b.row_stride);
-    transposed_parts<true, Num>(
-        numbers, b.col_stride, b.cols, b.rows,
-        [&](int64_t k, int j, Num part) { *vector(panel + k * out.row_stride + j) = part; });
+    lay_out(panel, out.row_stride, b);
     return factors_of(a, storage_ + a.offset, panel, out.row_stride);
+  }
+  __attribute__((noinline)) void lay_out(T* panel, int64_t stride, View b) {
+    transposed_parts<true, Num>(
+        storage_ + b.offset, b.col_stride, b.cols, b.rows,
+        [&](int64_t k, int j, Num part) { *vector(panel + k * stride + j) = part; });
   }
 
   template <class F, class... Views>
