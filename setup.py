@@ -17,7 +17,12 @@ from setuptools.errors import BaseError, CCompilerError, PlatformError
 
 INSTRUCTION_SETS = {
     "lanes_avx2": ["-mavx2", "-mfma"],
+    "conv_avx2": ["-mavx2", "-mfma"],
     "lanes_avx512": [
+        "-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl",
+        "-mprefer-vector-width=512",
+    ],
+    "conv_avx512": [
         "-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl",
         "-mprefer-vector-width=512",
     ],

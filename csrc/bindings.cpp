@@ -6,6 +6,7 @@
 
 #include "cpu/features.h"
 #include "fused.h"
+#include "layered.h"
 
 namespace fastmeta {
 namespace {
@@ -38,6 +39,7 @@ PYBIND11_MODULE(_C, module) {
       "version", [] { return FASTMETA_VERSION; }, "The fastmeta version this was built for.");
   module.def("cpu_features", &cpu_features, "Which instruction sets this processor has.");
   bind_fused(module);
+  bind_layered(module);
   module.def("compiler", &compiler, "The compiler that built this module.");
 }
 

@@ -91,7 +91,7 @@ def plan_step(
     if len(groups) > 1 and groups[0][1].chosen.plan.maskable and planner.still_reads(groups[0][1]):
         padded = prepare(everyone, tasks.padded())
         # Only a batched form gains from padding; the loop takes each task at its own size.
-        if padded.chosen.choice.form in ("vmap", "fused"):
+        if padded.chosen.choice.form in ("vmap", "fused", "layered"):
             groups = [(everyone, padded)]
     return PlannedStep(tasks, inner, weights, groups)
 
@@ -175,8 +175,3 @@ def _check_choices(loss_fn: Any, memory: str, executor: str) -> None:
     for label, value, known in (("memory", memory, _MEMORY), ("executor", executor, _EXECUTORS)):
         if value not in known:
             raise ValueError(f"{label}: {value!r}; it must be one of {', '.join(map(repr, known))}")
-    if executor == "layered":
-        raise ValueError(
-            f"executor: {executor!r} can't serve, it is not part of this version; "
-            "use 'auto' or 'generic'"
-        )

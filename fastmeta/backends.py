@@ -44,10 +44,11 @@ def backends() -> dict[str, Backend]:
     found = [
         Backend("generic", True, f"any module, any loss; torch {torch.__version__}"),
         _extension(),
-        _fused_cpu(),
+        _kernels("fused-cpu", "FusedStep", "chains of linear layers"),
+        _kernels("layered-cpu", "ConvStep", "chains of convolutional blocks"),
         *(
             Backend(name, False, "not part of this version")
-            for name in ("layered-cpu", "fused-cuda", "layered-triton")
+            for name in ("fused-cuda", "layered-triton")
         ),
     ]
     return {backend.name: backend for backend in found}
@@ -105,12 +106,12 @@ def _extension() -> Backend:
     return Backend("extension", True, f"{extension.version()}, built by {extension.compiler()}")
 
 
-def _fused_cpu() -> Backend:
+def _kernels(name: str, step: str, serves: str) -> Backend:
     if not _extension().live:
-        return Backend("fused-cpu", False, "needs the compiled extension")
-    if not hasattr(_load_extension(), "FusedStep"):
+        return Backend(name, False, "needs the compiled extension")
+    if not hasattr(_load_extension(), step):
         return Backend(
-            "fused-cpu",
+            name,
             False,
             "the compiled extension is of an earlier checkout",
             "run `pip install .` again",
@@ -119,12 +120,12 @@ def _fused_cpu() -> Backend:
     forced = os.environ.get("FASTMETA_ISA", "")
     if forced and forced not in sets:
         return Backend(
-            "fused-cpu",
+            name,
             False,
             f"FASTMETA_ISA is {forced!r}, but this machine runs {', '.join(sets)}",
             "unset FASTMETA_ISA or set it to one of those",
         )
-    return Backend("fused-cpu", True, f"chains of linear layers; {forced or sets[0]}")
+    return Backend(name, True, f"{serves}; {forced or sets[0]}")
 
 
 def _missing_extension() -> Backend:

@@ -69,15 +69,20 @@ def _executors(chosen: Chosen, device: torch.device) -> list[str]:
             f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
             f"inner loop {step.memory}",
         ]
-    else:
-        why = chosen.not_fused or "estimated slower"
-        lines = [f"executor: generic on {device}", f"  not fused: {why}"]
-    return [*lines, "  not layered: the layered kernels are not part of this version"]
+        return [*lines, f"  not layered: {chosen.not_layered or 'estimated slower'}"]
+    not_fused = f"  not fused: {chosen.not_fused or 'estimated slower'}"
+    if chosen.layered:
+        step = chosen.layered.step
+        kernel = f"  kernel: {step.instruction_set}, {step.body} blocks run once"
+        return [f"executor: layered on {device}", kernel, not_fused]
+    not_layered = f"  not layered: {chosen.not_layered or 'estimated slower'}"
+    return [f"executor: generic on {device}", not_fused, not_layered]
 
 
 def _workspace(chosen: Chosen) -> int:
-    if chosen.fused:
-        return chosen.fused.step.storage_bytes
+    kernel = chosen.fused or chosen.layered
+    if kernel:
+        return kernel.step.storage_bytes
     return chosen.choice.chunk * cost.task_bytes(chosen.plan.profile, chosen.sizes)
 
 

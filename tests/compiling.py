@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 DRIVERS = ROOT / "tests" / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-PYTHON_FACE = ("bindings", "fused")
+PYTHON_FACE = ("bindings", "fused", "layered")
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
 _ALWAYS = ("-std=c++17", "-Wno-psabi", "-pthread", *(("-DFASTMETA_X86",) if _X86 else ()))
 

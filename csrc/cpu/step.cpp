@@ -4,55 +4,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <stdexcept>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "arena.h"
 #include "features.h"
 #include "pool.h"
 
 namespace fastmeta::cpu {
 namespace {
 
-constexpr std::size_t kAlignment = 4096;
-constexpr std::size_t kHugePage = 2 << 20;
 constexpr int64_t kFewestGroups = 16, kMostGroups = 64, kBytesOfSums = 8 << 20;
 constexpr int64_t kVector = 16;       // numbers of the longest one
 constexpr int64_t kSlice = 1 << 14;  // of the sums that one thread adds up
-
-// Memory that grows and is kept, one for each thread.
-class Arena {
- public:
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() { std::free(data_); }
-  void* at_least(std::size_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = 0;
-      const std::size_t page = bytes < kHugePage ? kAlignment : kHugePage;
-      const std::size_t whole = (bytes + page - 1) / page * page;
-      data_ = std::aligned_alloc(page, whole);
-      if (data_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-      // Only asked for: without huge pages it is as right, and slower.
-      if (page == kHugePage) madvise(data_, whole, MADV_HUGEPAGE);
-#endif
-      size_ = whole;
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  std::size_t size_ = 0;
-};
 
 thread_local Arena arena, arena_of_sums;
 std::atomic<uint64_t> calls{0};

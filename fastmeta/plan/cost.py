@@ -60,6 +60,8 @@ class Choice:
 def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choice:
     """The fastest form that can serve; for low memory the one that is flat in K."""
     chunk = chunk_size(profile, sizes)
+    if "layered" not in unavailable:
+        return Choice("layered", sizes.tasks, "convolutions, all tasks in one call")
     if "fused" not in unavailable:
         fused = FUSED_CALL + sizes.group[2]
         loop, vmap = seconds(profile, sizes, chunk)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmeta.executors.fused import Recipe
+from fastmeta.executors.layered import Chain
 from fastmeta.plan.layers import Network
 from fastmeta.plan.losses import Loss
 from fastmeta.plan.profile import Profile
@@ -27,6 +28,8 @@ class Plan:
     unreadable: str = ""
     recipe: Recipe | str = ""
     """The network for the fused kernels, or why they can't serve it."""
+    chain: Chain | str = ""
+    """The same for the layered ones."""
     unavailable: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -10,12 +10,14 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fastmeta.executors import fused, generic
+from fastmeta.executors import fused, generic, layered
+from fastmeta.executors.kernel_loss import Declined
+from fastmeta.executors.packing import WrongLabel
 from fastmeta.executors.problem import (
     FormUnavailable,
     Outcome,
@@ -32,6 +34,8 @@ from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
 
 _KEPT_PER_MODEL = 64
+
+R = TypeVar("R")
 
 
 @dataclass(eq=False)
@@ -78,13 +82,29 @@ class Chosen:
     sizes: cost.Sizes
     not_fused: str | None
     """Why the fused kernels can't serve."""
-    kernel: fused.Kernel | None
-    """The fused one, where it can."""
+    not_layered: str | None
+    """Why the layered ones can't."""
+    kernel: fused.Kernel | layered.Kernel | None
+    """The one that can, if any."""
 
     @cached_property
     def fused(self) -> fused.Kernel | None:
-        """The kernel that computes the step, where one does."""
-        return self.kernel if self.choice.form == "fused" else None
+        """The fused kernel, where it computes the step."""
+        return self._used if isinstance(self._used, fused.Kernel) else None
+
+    @cached_property
+    def layered(self) -> layered.Kernel | None:
+        """The layered kernel, where it computes the step."""
+        return self._used if isinstance(self._used, layered.Kernel) else None
+
+    @property
+    def _used(self) -> fused.Kernel | layered.Kernel | None:
+        return self.kernel if self.choice.form in ("fused", "layered") else None
+
+    @property
+    def executor(self) -> str:
+        """What computes the step, as `MetaStep.executor` says it."""
+        return "fused-cpu" if self.fused else "layered-cpu" if self.layered else "generic"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +162,7 @@ def prepare(
 
     signature = tasks.signature
     chosen = find() if signature is None else seen.known((signature, asked), find)
-    if not chosen.fused:  # a kernel looks at the labels itself
+    if chosen.executor == "generic":  # a kernel looks at the labels itself
         _check_targets(loss, tasks, chosen.plan.profile.prediction)
     return Planned(problem(chosen.plan), chosen)
 
@@ -152,9 +172,8 @@ def _choose(
 ) -> Chosen:
     plan, tasks, inner = entry.plan, problem.tasks, problem.inner
     not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
-    kernel: fused.Kernel | None = None
-    if not not_fused and isinstance(plan.recipe, fused.Recipe):
-        kernel = fused.kernel(problem, plan.recipe, low_memory)
+    not_layered = _not_layered(problem, plan, unpinned, low_memory, executor)
+    kernel = _kernel(problem, plan, not_fused, not_layered, low_memory)
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
@@ -162,22 +181,24 @@ def _choose(
         inner.steps,
         problem.differentiate and not inner.first_order,
         low_memory,
-        kernel.group if kernel else (0, 0, 0.0),
+        kernel.group if isinstance(kernel, fused.Kernel) else (0, 0, 0.0),
     )
     while True:
         unavailable = entry.plan.unavailable
         not_fused = not_fused or unavailable.get("fused")
-        if executor == "fused":
-            if not_fused:
+        not_layered = not_layered or unavailable.get("layered")
+        why = {"fused": not_fused, "layered": not_layered}
+        if executor in why:
+            if why[executor]:
                 raise ValueError(
-                    f"executor: 'fused' can't serve: {not_fused}; use 'auto' or 'generic'"
+                    f"executor: {executor!r} can't serve: {why[executor]}; use 'auto' or 'generic'"
                 )
-            choice = cost.Choice("fused", tasks.tasks, 'executor="fused"')
+            choice = cost.Choice(executor, tasks.tasks, f'executor="{executor}"')
         else:
-            fused_out = {"fused": not_fused} if not_fused else {}
-            choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **fused_out})
+            out = {form: reason for form, reason in why.items() if reason}
+            choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **out})
         if choice.form == "loop" or choice.form in entry.trusted:
-            return Chosen(entry.plan, choice, sizes, not_fused, kernel)
+            return Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel)
         reason = _trial(problem, entry.plan, choice.form)
         if reason is None:
             entry.trusted.add(choice.form)
@@ -188,16 +209,43 @@ def _choose(
 def _not_fused(
     problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
 ) -> str | None:
-    if executor == "generic":
-        return "executor='generic' was asked for"
+    if executor in ("generic", "layered"):
+        return f"executor={executor!r} was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
     why = fused.declines(problem, plan.recipe) or unpinned
     return why or (fused.grows(problem, plan.recipe) if low_memory else None)
 
 
-def _run(problem: Problem, kernel: fused.Kernel | None, form: str, chunk: int) -> Outcome:
-    return fused.run(problem, kernel) if kernel else generic.run(problem, form, chunk)
+def _not_layered(
+    problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
+) -> str | None:
+    if executor in ("generic", "fused"):
+        return f"executor={executor!r} was asked for"
+    if isinstance(plan.chain, str):
+        return plan.chain
+    why = layered.declines(problem, plan.chain) or unpinned
+    return why or (layered.grows(problem) if low_memory else None)
+
+
+def _kernel(
+    problem: Problem, plan: Plan, not_fused: str | None, not_layered: str | None, low_memory: bool
+) -> fused.Kernel | layered.Kernel | None:
+    if not not_fused and isinstance(plan.recipe, fused.Recipe):
+        return fused.kernel(problem, plan.recipe, low_memory)
+    if not not_layered and isinstance(plan.chain, layered.Chain):
+        return layered.kernel(problem, plan.chain)
+    return None
+
+
+def _run(
+    problem: Problem, kernel: fused.Kernel | layered.Kernel | None, form: str, chunk: int
+) -> Outcome:
+    if form == "fused" and isinstance(kernel, fused.Kernel):
+        return fused.run(problem, kernel)
+    if form == "layered" and isinstance(kernel, layered.Kernel):
+        return layered.run(problem, kernel)
+    return generic.run(problem, form, chunk)
 
 
 def _check_targets(
@@ -214,8 +262,8 @@ def compute(planned: Planned) -> Outcome:
     """Runs the chosen form; the loop takes over where a capture turns up."""
     problem, plan, choice = planned.problem, planned.chosen.plan, planned.chosen.choice
     try:
-        outcome = _run(problem, planned.chosen.fused, choice.form, choice.chunk)
-    except fused.WrongLabel:
+        outcome = _run(problem, planned.chosen.kernel, choice.form, choice.chunk)
+    except WrongLabel:
         _check_targets(plan.loss, problem.tasks, plan.profile.prediction)  # says which
         raise
     except FormUnavailable:
@@ -315,13 +363,29 @@ def _make(
                 network = reader.read(model, example)
             except reader.Unreadable as reason:
                 why = str(reason)
-    return Plan(measured, network, loss, why, _recipe(network, loss, why))
+    return Plan(
+        measured,
+        network,
+        loss,
+        why,
+        _or_why(lambda: fused.recipe(network, loss, why)),
+        _or_why(lambda: _chain(model, network, loss, example, why)),
+    )
 
 
-def _recipe(network: Network | None, loss: losses.Loss | None, why: str) -> fused.Recipe | str:
+def _chain(
+    model: nn.Module, network: Network | None, loss: losses.Loss | None, example: Any, why: str
+) -> layered.Chain:
+    image = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return layered.chain(network, loss, image, shapes, why)
+
+
+def _or_why(make: Callable[[], R]) -> R | str:
+    """What it makes, or why it declines."""
     try:
-        return fused.recipe(network, loss, why)
-    except fused.Declined as reason:
+        return make()
+    except Declined as reason:
         return str(reason)
 
 
@@ -337,9 +401,10 @@ def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
     small = replace(
         problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
     )
-    kernel: fused.Kernel | None = None
-    if form == "fused" and isinstance(plan.recipe, fused.Recipe):
-        kernel = fused.kernel(small, plan.recipe)
+    other = "another form is tried"
+    kernel = _kernel(
+        small, plan, None if form == "fused" else other, None if form == "layered" else other, False
+    )
     with same_random_numbers(problem.task_weights.device), warnings.catch_warnings():
         # The slow batching fallback announces itself so; it is a loop with overhead.
         warnings.filterwarnings("error", message=".*performance drop.*")

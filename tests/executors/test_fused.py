@@ -14,7 +14,7 @@ from mlps import ACTIVATIONS, LOSSES, TAKE_LABELS, examples, mlp
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.executors.fused import extension
+from fastmeta.executors.extension import extension
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 

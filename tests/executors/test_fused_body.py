@@ -15,7 +15,7 @@ from mlps import examples, mlp
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.executors.fused import extension
+from fastmeta.executors.extension import extension
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from fastmeta.executors.fused.kernel import Kernel, environment, extension, grows, kernel
-from fastmeta.executors.fused.recipe import Declined, Recipe, recipe
+from fastmeta.executors.fused.kernel import Kernel, environment, grows, kernel
+from fastmeta.executors.fused.recipe import Recipe, recipe
 from fastmeta.executors.fused.serving import declines
-from fastmeta.executors.fused.step import WrongLabel, run
+from fastmeta.executors.fused.step import run
 
-__all__ = [
-    "Declined", "Kernel", "Recipe", "WrongLabel", "declines", "environment", "extension", "grows",
-    "kernel",
-    "recipe", "run",
-]  # fmt: skip
+__all__ = ["Kernel", "Recipe", "declines", "environment", "grows", "kernel", "recipe", "run"]

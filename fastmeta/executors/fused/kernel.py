@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmeta.executors.fused import rates
+from fastmeta.executors import rates
+from fastmeta.executors.extension import extension
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
@@ -22,19 +21,6 @@ _NORMS = (None, True, False)
 
 _FLAT, _SMALL = 1.3, 8 << 20
 """How often one step's bytes count as flat in K, and how many bytes in any case."""
-
-
-def extension() -> ModuleType | None:
-    """The compiled kernels, where this installation has them."""
-    try:
-        module = importlib.import_module("fastmeta._C")
-    except ImportError:
-        return None
-    # An editable install may still have the extension of an earlier checkout.
-    return module if hasattr(module, "FusedStep") else None
-
-
-extension()  # What it remembers of this process must be from before any fork.
 
 
 def environment() -> tuple[str, str, str, str]:
@@ -148,7 +134,8 @@ def _step(
         )
         for layer in recipe.layers
     ]  # fmt: skip
+    loss = recipe.loss
     return module.FusedStep(
-        layers, recipe.loss, recipe.loss_option, recipe.ignore_index, recipe.weighted, *sizes,
-        *flags, prox, is_double, tasks, isa, engine, form, memory,
+        layers, loss.kind, loss.option, loss.ignore_index, loss.weighted, *sizes, *flags, prox,
+        is_double, tasks, isa, engine, form, memory,
     )  # fmt: skip

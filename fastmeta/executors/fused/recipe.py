@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from torch import Tensor
-
+from fastmeta.executors.kernel_loss import Declined, KernelLoss, kernel_loss
 from fastmeta.plan.layers import Activation, BatchNorm, Flatten, Linear, Network, Reshape
 from fastmeta.plan.losses import Loss
 
@@ -14,10 +12,6 @@ from fastmeta.plan.losses import Loss
 _ACTIVATIONS = (
     "identity", "relu", "leaky_relu", "tanh", "sigmoid", "elu", "softplus", "silu", "gelu",
     "gelu_tanh",
-)  # fmt: skip
-_LOSSES = (
-    "cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "huber_loss",
-    "smooth_l1_loss", "l1_loss",
 )  # fmt: skip
 
 
@@ -44,25 +38,14 @@ class Recipe:
     """A network and a loss as the kernels take them."""
 
     layers: tuple[Dense, ...]
-    loss: int
-    loss_option: float
-    ignore_index: int
-    weighted: bool = False
-    """Whether the loss has weights."""
-    weight: Tensor | None = field(default=None, compare=False)
-    pos_weight: Tensor | None = field(default=None, compare=False)
-
-
-class Declined(Exception):
-    """What the fused kernels can't serve; the message says why."""
+    loss: KernelLoss
 
 
 def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> Recipe:
     """The network in the kernels' terms; **raises** `Declined`."""
     if network is None:
         raise Declined(f"the model could not be read into layers: {unreadable}")
-    if loss is None:
-        raise Declined("the loss is not a standard one")
+    in_terms = kernel_loss(loss)
     layers: list[Dense] = []
     for i, node in enumerate(network.nodes):
         if node.inputs != (i - 1,):
@@ -89,7 +72,7 @@ def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> 
     names = [name for layer in layers for name in layer.tensors() if name]
     if len(set(names)) != len(names):
         raise Declined("a parameter is used twice")
-    return Recipe(tuple(layers), *_loss(loss))
+    return Recipe(tuple(layers), in_terms)
 
 
 def _with_activation(layer: Dense, activation: Activation) -> Dense:
@@ -111,16 +94,3 @@ def _with_activation(layer: Dense, activation: Activation) -> Dense:
     if kind == "softplus" and values[0] <= 0:
         raise Declined("softplus has a beta that is not positive")
     return replace(layer, activation=_ACTIVATIONS.index(kind), options=values)
-
-
-def _loss(loss: Loss) -> tuple[Any, ...]:
-    options = loss.options
-    if loss.kind == "smooth_l1_loss" and options.get("beta", 1.0) == 0:
-        raise Declined("smooth_l1_loss has beta=0")
-    option = options.get("label_smoothing", options.get("delta", options.get("beta")))
-    default = 0.0 if loss.kind == "cross_entropy" else 1.0
-    value = default if option is None else float(option)
-    weight, pos_weight = options.get("weight"), options.get("pos_weight")
-    weighted = weight is not None or pos_weight is not None
-    ignore = int(options.get("ignore_index", -100))
-    return _LOSSES.index(loss.kind), value, ignore, weighted, weight, pos_weight

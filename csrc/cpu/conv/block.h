@@ -1,0 +1,245 @@
+// A convolutional block of one task: its four rules, over convolution kernels and single passes.
+#pragma once
+
+#include "direct.h"
+#include "chain.h"
+#include "passes.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE::conv {
+
+using fastmeta::conv::Kept;
+using fastmeta::conv::Layout;
+using fastmeta::conv::Moving;
+using fastmeta::conv::Network;
+using fastmeta::conv::Shape;
+
+// Where a block's tensors lie. Null where it has no bias; ones and zeros for a norm's own.
+template <class T>
+struct Tensors {
+  const T* of[kTensors];
+};
+
+// Derivatives go to chunks of images at a time, of so many numbers, which stay in the second cache.
+constexpr int64_t kChunk = 1 << 16;
+
+template <class T>
+class Block {
+ public:
+  Block(const fastmeta::conv::Block& block, const Shape& shape, const Layout& layout,
+        const T* shared, T* numbers)
+      : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
+        field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}} {}
+
+  // x [examples, height, width, in] to product, statistics, value and output.
+  void forward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
+    T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
+    const Operand<T> operand{x, at.of[kWeight]};
+    if (b.norm == Norm::batch) {  // which takes any bias away
+      Moments<T> moments(mean, inverse, s.out);
+      convolve(s.forward, examples, inputs(), &operand, 1, products(kept.product), panel(),
+               [&](T* const* rows, int live) { moments.add(rows, live); });
+      moments.finish(T(b.eps));
+    } else {
+      convolve(s.forward, examples, inputs(), &operand, 1, products(kept.product), panel(),
+               [&](T* const* rows, int live) { add_row(at.of[kBias], rows, live); });
+      for (int c = 0; c < s.out; ++c) {
+        mean[c] = b.norm == Norm::running ? given[c] : T(0);
+        inverse[c] = b.norm == Norm::running ? given[s.out + c] : T(1);
+      }
+    }
+    run_pass(field, 0, examples,
+             Forward<T>{base(kept, at), numbers + kept.product, numbers + kept.value});
+    if (b.mean) average(kept.value, kept.output, examples);
+  }
+
+  // From the derivative by the output: adds to `gradient`, leaves that by the product at `result`,
+  // which may be where the product is, and that by x at `x_delta` (which may be x), unless null.
+  void backward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
+                int64_t result, T* gradient, T* x_delta) {
+    if (b.mean) spread(kept.output_delta, kept.delta, examples);
+    T* const sums = numbers + kept.statistics + 2 * s.out;
+    conv::clear(sums, 2 * s.out);
+    run_pass(field, 0, examples,
+             BackwardSums<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, sums});
+    const Pull<T> pull = shares(sums, examples, 0);
+    T* const turned = numbers + layout.turned;
+    if (x_delta != nullptr) turn_weight(s, at.of[kWeight], turned);
+    for_chunks(examples, [&](int64_t first, int64_t last) {
+      run_pass(field, first, last,
+               Backward<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, pull,
+                           numbers + result});
+      add_weight_gradient(x, numbers + result, first, last, gradient);
+      if (x_delta == nullptr) return;
+      const Operand<T> operand{numbers + result + first * product_size(), turned};
+      convolve_back(s, last - first, &operand, 1, inputs_at(x_delta, first), panel());
+    });
+    add(T(1), sums + s.out, tensor(gradient, kScale));
+    add(T(1), sums, tensor(gradient, kShift));
+    if (!b.has[kBias] || b.norm == Norm::batch) return;
+    const T* const inverse = numbers + kept.statistics + s.out;
+    for (int c = 0; c < s.out; ++c) {
+      tensor(gradient, kBias)[c] += at.of[kScale][c] * inverse[c] * sums[c];
+    }
+  }
+
+  // x and its tangent rx, which is null where x does not move, to the tangents of product and output
+  // along v.
+  void tangent_forward(const T* x, const T* rx, const Kept& kept, const Moving& r,
+                       const Tensors<T>& at, const Tensors<T>& v, int64_t examples) {
+    const Operand<T> operands[2] = {{x, v.of[kWeight]}, {rx, at.of[kWeight]}};
+    const T* const bias = b.norm == Norm::batch ? nullptr : v.of[kBias];
+    convolve(s.forward, examples, inputs(), operands, rx == nullptr ? 1 : 2, products(r.product),
+             panel(), [&](T* const* rows, int live) { add_row(bias, rows, live); });
+    T* const sums = numbers + r.sums;
+    conv::clear(sums, 2 * s.out);
+    if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, examples, sums);
+    run_pass(field, 0, examples,
+             TangentForward<T>{moved(kept, r, at, v, examples), numbers + r.value});
+    if (b.mean) average(r.value, r.output, examples);
+  }
+
+  // From the tangent of the derivative by the output: adds to `gradient`, and leaves that by x at
+  // `x_delta`, unless null.
+  void tangent_backward(const T* x, const T* rx, const Kept& kept, const Moving& r,
+                        const Tensors<T>& at, const Tensors<T>& v, int64_t examples, T* gradient,
+                        T* x_delta) {
+    if (b.mean) spread(r.output_delta, r.delta, examples);
+    const Moved<T> pass = moved(kept, r, at, v, examples);
+    const T *const delta = numbers + kept.delta, *const r_delta = numbers + r.delta;
+    T* const sums = numbers + r.sums + 2 * s.out;
+    conv::clear(sums, 2 * s.out);
+    run_pass(field, 0, examples, TangentSums<T>{pass, delta, r_delta, sums});
+    const T* const old = numbers + kept.statistics + 2 * s.out;
+    const Pull<T> of_delta = shares(old, examples, 1), of_r_delta = shares(sums, examples, 2);
+    T *const turned = numbers + layout.turned, *const v_turned = numbers + layout.second_turned;
+    if (x_delta != nullptr) {
+      turn_weight(s, at.of[kWeight], turned);
+      turn_weight(s, v.of[kWeight], v_turned);
+    }
+    const T* const before = numbers + kept.product_delta;
+    for_chunks(examples, [&](int64_t first, int64_t last) {
+      run_pass(field, first, last,
+               TangentBackward<T>{pass, delta, r_delta, of_delta, of_r_delta, numbers + r.product});
+      add_weight_gradient(x, numbers + r.product, first, last, gradient);
+      if (rx != nullptr) add_weight_gradient(rx, before, first, last, gradient);
+      if (x_delta == nullptr) return;
+      const int64_t at = first * product_size();
+      const Operand<T> operands[2] = {{numbers + r.product + at, turned}, {before + at, v_turned}};
+      convolve_back(s, last - first, operands, 2, inputs_at(x_delta, first), panel());
+    });
+    add(T(1), sums + s.out, tensor(gradient, kScale));
+    add(T(1), sums, tensor(gradient, kShift));
+    if (!b.has[kBias] || b.norm == Norm::batch) return;
+    const T* const inverse = numbers + kept.statistics + s.out;
+    for (int c = 0; c < s.out; ++c) {
+      tensor(gradient, kBias)[c] +=
+          inverse[c] * (v.of[kScale][c] * old[c] + at.of[kScale][c] * sums[c]);
+    }
+  }
+
+ private:
+  const fastmeta::conv::Block& b;
+  const Shape& s;
+  const Layout& layout;
+  const T* given;
+  T* numbers;
+  const Field field;
+
+  T* panel() const { return numbers + layout.panel; }
+  int64_t product_size() const { return int64_t(s.pixels()) * s.out; }
+  Images<const T> inputs() const { return {nullptr, b.height, b.width, s.in}; }
+  Images<T> inputs_at(T* x, int64_t first) const {
+    return {x + first * b.height * b.width * s.in, b.height, b.width, s.in};
+  }
+  Images<T> products(int64_t at) const { return {numbers + at, s.rows, s.cols, s.out}; }
+  T* tensor(T* block, Tensor which) const { return b.has[which] ? block + s.of[which] : nullptr; }
+
+  PassBase<T> base(const Kept& kept, const Tensors<T>& at) const {
+    const T* const mean = numbers + kept.statistics;
+    return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}};
+  }
+  Moved<T> moved(const Kept& kept, const Moving& r, const Tensors<T>& at, const Tensors<T>& v,
+                 int64_t examples) const {
+    return {base(kept, at), numbers + kept.product, numbers + r.product,
+            shares(numbers + r.sums, examples, 3), v.of[kScale], v.of[kShift]};
+  }
+
+  // Of sums [2, out] over all pixels what each pixel bears; nothing where statistics don't move.
+  Pull<T> shares(const T* sums, int64_t examples, int slot) const {
+    T* const pulls = numbers + layout.pulls + 2 * slot * s.out;
+    const T share = T(1) / T(examples * s.pixels());
+    for (int c = 0; c < 2 * s.out; ++c) pulls[c] = b.norm == Norm::batch ? share * sums[c] : T(0);
+    return {pulls, pulls + s.out};
+  }
+
+  template <class Use>
+  void for_chunks(int64_t examples, Use use) const {
+    const int64_t most = kChunk / product_size() > 1 ? kChunk / product_size() : 1;
+    for (int64_t first = 0; first < examples; first += most) {
+      use(first, first + most < examples ? first + most : examples);
+    }
+  }
+
+  void add_weight_gradient(const T* x, const T* derivative, int64_t first, int64_t last,
+                           T* gradient) const {
+    Images<const T> in = inputs();
+    in.data = x + first * b.height * b.width * s.in;
+    convolve_weight(s.forward, last - first, in,
+                    Images<const T>{derivative + first * product_size(), s.rows, s.cols, s.out},
+                    tensor(gradient, kWeight), panel());
+  }
+
+  void add_row(const T* row, T* const* rows, int live) const {
+    for (int i = 0; row != nullptr && i < live; ++i) add(T(1), row, rows[i]);
+  }
+  void add(T w, const T* row, T* to) const {
+    for (int c = 0; to != nullptr && c < s.out; c += lanes<T>) {
+      store(to + c, load(to + c) + w * load(row + c));
+    }
+  }
+
+  // sums += those of the tangent of the product, and of n times that
+  void add_sums(const Kept& kept, const T* moving, int64_t examples, T* sums) const {
+    const T *const product = numbers + kept.product, *const mean = numbers + kept.statistics;
+    const int64_t pixels = examples * s.pixels();
+    constexpr int64_t kRow = 32;
+    for (int64_t first = 0; first < pixels; first += kRow) {
+      const int64_t last = first + kRow < pixels ? first + kRow : pixels;
+      for (int c = 0; c < s.out; c += lanes<T>) {
+        const Num<T> centre = load(mean + c), inverse = load(mean + s.out + c);
+        Num<T> plain{}, along{};
+        for (int64_t p = first; p < last; ++p) {
+          const Num<T> ru = load(moving + p * s.out + c);
+          plain += ru;
+          along += (load(product + p * s.out + c) - centre) * ru;
+        }
+        store(sums + c, load(sums + c) + plain);
+        store(sums + s.out + c, load(sums + s.out + c) + along * inverse);
+      }
+    }
+  }
+
+  void average(int64_t from, int64_t to, int64_t examples) const {
+    const T share = T(1) / T(s.out_pixels());
+    for (int64_t n = 0; n < examples; ++n) {
+      const T* image = numbers + from + n * s.out_pixels() * s.out;
+      for (int c = 0; c < s.out; c += lanes<T>) {
+        Num<T> sum{};
+        for (int64_t p = 0; p < s.out_pixels(); ++p) sum += load(image + p * s.out + c);
+        store(numbers + to + n * s.out + c, sum * share);
+      }
+    }
+  }
+  void spread(int64_t from, int64_t to, int64_t examples) const {
+    const T share = T(1) / T(s.out_pixels());
+    for (int64_t n = 0; n < examples; ++n) {
+      T* image = numbers + to + n * s.out_pixels() * s.out;
+      for (int c = 0; c < s.out; c += lanes<T>) {
+        const Num<T> each = load(numbers + from + n * s.out + c) * share;
+        for (int64_t p = 0; p < s.out_pixels(); ++p) store(image + p * s.out + c, each);
+      }
+    }
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE::conv

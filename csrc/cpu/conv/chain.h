@@ -1,0 +1,117 @@
+// A chain of convolutional blocks as plain numbers, and where everything of a meta-step lies.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../../network.h"
+
+namespace fastmeta::conv {
+
+// A convolution, maybe a norm, a piecewise linear activation, and maybe a pooling. A linear layer is
+// the one whose kernel is as large as its input.
+struct Block {
+  int channels, height, width;  // of the input
+  int filters;
+  int kernel[2], stride[2], padding[2], dilation[2];
+  Norm norm;
+  double eps;
+  double below;   // the activation's slope up to zero
+  int window[2];  // of the maximum that follows; 1, 1 where none does
+  bool mean;      // whether the mean over the image follows that
+  bool has[kTensors], adapts[kTensors];
+};
+
+struct Network {
+  std::vector<Block> blocks;
+  Loss loss;
+  int support, query, steps;  // N, Q (0: no query set), K
+  bool differentiate, first_order, learned_rates;
+  double prox;
+};
+
+// Taps that read pixels side by side: from (row, col) of the first, `count` pixels on.
+struct Run {
+  int row, col, count;
+};
+
+// For which output pixels a convolution, or its adjoint, reads which input pixels: output (y, x) lies
+// at place * step + start of its image, and reads from (y, x) * scale + origin + the run's own.
+struct Grid {
+  int rows, cols;
+  int start[2], step[2];
+  int origin[2], scale[2];
+  std::vector<Run> runs;
+  std::vector<int> taps;  // which of the kernel's each one read is, in order
+};
+
+// Sizes that follow from a block's, and where its tensors lie in a block of parameters.
+struct Shape {
+  int in, out;            // channels, filled up to whole vectors (the data's are as they come)
+  int rows, cols;         // of the convolution's output
+  int out_rows, out_cols; // after pooling
+  Grid forward;
+  std::vector<Grid> backward;
+  int64_t of[kTensors];   // the weight is [taps, in, out], the others [out]
+  int64_t given;          // mean and 1 / deviation [2, out], where they are; behind the parameters
+  int depth() const { return int(forward.taps.size()) * in; }
+  int pixels() const { return rows * cols; }
+  int out_pixels() const { return out_rows * out_cols; }
+};
+
+// What a block keeps of a pass over some examples: offsets into a thread's numbers.
+struct Kept {
+  int64_t product;       // of the convolution [N, rows, cols, out]
+  int64_t value;         // of norm, activation and maximum [N, out_rows, out_cols, out]
+  int64_t output;        // that, or its mean over the image [N, out]
+  int64_t delta, output_delta;  // derivatives by value and output
+  int64_t product_delta;        // and by the product, where it is kept; else -1
+  int64_t statistics;    // mean, 1 / deviation, and the sums of derivatives [4, out]
+};
+
+// The same of the tangents.
+struct Moving {
+  int64_t product, value, output, delta, output_delta;
+  int64_t sums;  // of the product's [2, out]
+};
+
+struct Layout {
+  std::vector<Shape> shapes;
+  int body = 0;       // blocks in front that are run once, because nothing in them adapts
+  int64_t block = 0, given = 0;  // numbers of a block of parameters, and of given statistics
+  int steps_kept = 0, weights_kept = 0, gradients_kept = 0;
+  int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
+  int64_t turned = 0, second_turned = 0;  // weights as the adjoint takes them
+  int64_t support_x = 0, query_x = 0;     // channels last
+  int64_t support_loss = 0, query_loss = 0;
+  std::vector<Kept> support, query;  // [steps kept * blocks], [blocks]
+  std::vector<Moving> moving;        // [blocks]
+  int64_t product_delta = 0;         // of the block at hand, where it is not kept
+  int64_t border = 0;                // a derivative on its way into the body's sums
+  int64_t panel = 0, pulls = 0, one = 0, zero = 0;
+  int64_t size = 0;
+};
+
+// Whether anything goes backward through the inner steps.
+bool sweeps(const Network&);
+
+// For vectors of so many lanes.
+Layout lay_out(const Network&, int lanes);
+
+// One call's data; tasks lie one after the other.
+template <class T>
+struct Call {
+  int64_t tasks;
+  const T* parameters;  // a block of them as laid out, then the given statistics
+  const T* rates;       // [K, blocks * kTensors]
+  const double* step_weights;
+  const bool* evaluates;
+  const T* task_weights;
+  const T *support_x, *query_x;  // [T, N, C, H, W]
+  const T *support_y, *query_y;
+  const int64_t *support_labels, *query_labels;
+  const T *support_factors, *query_factors;  // the loss's weights
+  T *support_losses, *step_losses, *query_outputs;
+};
+
+}  // namespace fastmeta::conv

@@ -1,0 +1,262 @@
+// One task's meta-step: K inner steps forward, then the reverse sweep. Equations: docs/design.md.
+#pragma once
+
+#include "block.h"
+#include "conv_loss.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE::conv {
+
+using fastmeta::conv::Call;
+using fastmeta::conv::TaskLoss;
+
+template <class T>
+class TaskStep {
+ public:
+  // `sums` [block + K blocks kTensors]: what is added up over tasks.
+  TaskStep(const Network& network, const Layout& layout, const Call<T>& call, int64_t task,
+           T* numbers, T* sums)
+      : n(network), layout(layout), call(call), task(task), numbers(numbers), sums(sums),
+        depth(int(network.blocks.size())),
+        support_loss(n.loss, n.support, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
+                     numbers + layout.support_loss),
+        query_loss(n.loss, n.query, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
+                   numbers + layout.query_loss) {}
+
+  void run() {
+    load();
+    if (n.steps > 0) forward(support_x, support(0), n.support, 0, 0, layout.body);
+    forward(query_x, layout.query.data(), n.query, 0, 0, layout.body);
+    for (int k = 0; k < n.steps; ++k) {
+      if (!fastmeta::conv::sweeps(n)) add_query(k);
+      inner_step(k);
+    }
+    add_query(n.steps);  // (2)
+    if (!n.differentiate) return;
+    for (int k = n.steps - 1; fastmeta::conv::sweeps(n) && k >= 0; --k) {
+      through_step(k);  // (3), (4)
+      add_query(k);
+    }
+    if (n.prox != 0 && !n.first_order) add_scaled(T(-n.prox), layout.anchor);  // (5)
+    backward_body(query_x, layout.query.data(), n.query, true);
+    if (n.steps > 0 && !n.first_order) backward_body(support_x, support(0), n.support, false);
+    const T weight = call.task_weights[task];
+    const T* const lambda = numbers + layout.lambda;
+    for (int64_t i = 0; i < layout.block; ++i) sums[i] += weight * lambda[i];
+  }
+
+ private:
+  const Network& n;
+  const Layout& layout;
+  const Call<T>& call;
+  const int64_t task;
+  T *const numbers, *const sums;
+  const int depth;
+  const T *support_x = nullptr, *query_x = nullptr;
+  TaskLoss<T> support_loss, query_loss;
+
+  Block<T> block(int l) const {
+    return {n.blocks[l], layout.shapes[l], layout, call.parameters, numbers};
+  }
+  // The block of theta_k. Those of all steps share one, where they are not kept.
+  T* theta(int k) const {
+    return numbers + layout.weights + (layout.weights_kept > 1 ? k - 1 : 0) * layout.block;
+  }
+  const T* parameters(int k) const { return k == 0 ? call.parameters : theta(k); }
+  T* gradient(int k) const {
+    return numbers + layout.gradient + (layout.gradients_kept > 1 ? k : 0) * layout.block;
+  }
+  // A layer's tensors in a block; `scale` in place of a scale that it lacks.
+  Tensors<T> tensors(int l, const T* from, int64_t scale) const {
+    const fastmeta::conv::Block& b = n.blocks[l];
+    const int64_t* of = layout.shapes[l].of;
+    return {{from + of[kWeight], b.has[kBias] ? from + of[kBias] : nullptr,
+             b.has[kScale] ? from + of[kScale] : numbers + scale,
+             b.has[kShift] ? from + of[kShift] : numbers + layout.zero}};
+  }
+  Tensors<T> at(int l, int k) const {
+    return tensors(l, parameters(l < layout.body ? 0 : k), layout.one);
+  }
+  const Kept* support(int k) const {
+    return layout.support.data() + (layout.steps_kept > 1 ? k * depth : 0);
+  }
+  const T* input(const T* x, const Kept* kept, int l) const {
+    return l == 0 ? x : numbers + kept[l - 1].output;
+  }
+  T* cotangent(const Kept* kept) const { return numbers + kept[layout.body - 1].output_delta; }
+  int64_t border_size(int64_t examples) const {
+    const fastmeta::conv::Block& b = n.blocks[layout.body];
+    return examples * b.height * b.width * layout.shapes[layout.body].in;
+  }
+  void add(T w, const T* from, int64_t count, T* to) const {
+    for (int64_t i = 0; i < count; ++i) to[i] += w * from[i];
+  }
+  void add_scaled(T w, int64_t from) { add(w, numbers + from, layout.block, numbers + layout.lambda); }
+
+  // use(layer, tensor, offset in a block, size) of what is not in the body
+  template <class Use>
+  void head_tensors(Use use) const {
+    for (int l = layout.body; l < depth; ++l) {
+      const Shape& s = layout.shapes[l];
+      for (int i = 0; i < kTensors; ++i) {
+        if (!n.blocks[l].has[i]) continue;
+        use(l, i, s.of[i], i == kWeight ? int64_t(s.depth()) * s.out : int64_t(s.out));
+      }
+    }
+  }
+
+  void load() {
+    const int64_t image = int64_t(n.blocks[0].channels) * n.blocks[0].height * n.blocks[0].width;
+    support_x = channels_last(call.support_x + task * n.support * image, n.support,
+                              numbers + layout.support_x);
+    query_x =
+        channels_last(call.query_x + task * n.query * image, n.query, numbers + layout.query_x);
+    const int classes = n.blocks[depth - 1].filters;
+    const auto of = [&](auto* all, int64_t size) { return all ? all + task * size : all; };
+    const int64_t rows = int64_t(n.support) * classes, query_rows = int64_t(n.query) * classes;
+    const bool of_classes = n.loss.kind == LossKind::cross_entropy;
+    support_loss.load(of(call.support_y, rows), of(call.support_labels, n.support),
+                      of(call.support_factors, of_classes ? 0 : rows));
+    query_loss.load(of(call.query_y, query_rows), of(call.query_labels, n.query),
+                    of(call.query_factors, of_classes ? 0 : query_rows));
+    for (int64_t i = layout.one; i < layout.zero; ++i) numbers[i] = T(1);
+    for (int64_t i = 0; i < layout.zero - layout.one; ++i) numbers[layout.zero + i] = T(0);
+    conv::clear(numbers + layout.lambda, layout.block);
+    conv::clear(numbers + layout.anchor, layout.block);
+    if (layout.body == 0) return;
+    conv::clear(cotangent(layout.query.data()), border_size(n.query));
+    conv::clear(cotangent(support(0)), border_size(n.support));
+  }
+
+  const T* channels_last(const T* x, int64_t examples, T* to) const {
+    const int channels = n.blocks[0].channels;
+    const int64_t pixels = int64_t(n.blocks[0].height) * n.blocks[0].width;
+    if (channels == 1 || pixels == 1) return x;
+    for (int64_t e = 0; e < examples; ++e, x += channels * pixels, to += channels * pixels) {
+      for (int c = 0; c < channels; ++c) {
+        for (int64_t p = 0; p < pixels; ++p) to[p * channels + c] = x[c * pixels + p];
+      }
+    }
+    return to - examples * channels * pixels;
+  }
+
+  void forward(const T* x, const Kept* kept, int64_t examples, int k, int from, int to) {
+    for (int l = from; l < to; ++l) {
+      block(l).forward(input(x, kept, l), kept[l], at(l, k), examples);
+    }
+  }
+
+  // From the derivative by the last output down to the body, adding to `into`. A derivative by the
+  // body's output is added to its sums there.
+  void backward(const T* x, const Kept* kept, int64_t examples, int k, bool in_place, T* into,
+                bool to_body) {
+    for (int l = depth - 1; l >= layout.body; --l) {
+      const bool border = l == layout.body;
+      T* const x_delta = border ? (to_body && l > 0 ? numbers + layout.border : nullptr)
+                                : numbers + kept[l - 1].output_delta;
+      const int64_t result = in_place ? kept[l].product
+                             : kept[l].product_delta >= 0 ? kept[l].product_delta
+                                                          : layout.product_delta;
+      block(l).backward(input(x, kept, l), kept[l], at(l, k), examples, result, into, x_delta);
+      if (border && x_delta) add(T(1), x_delta, border_size(examples), cotangent(kept));
+    }
+  }
+
+  // lambda += the body's gradient, of what the steps have summed after it.
+  void backward_body(const T* x, const Kept* kept, int64_t examples, bool in_place) {
+    for (int l = layout.body - 1; l >= 0; --l) {
+      T* const x_delta = l == 0 ? nullptr : numbers + kept[l - 1].output_delta;
+      block(l).backward(input(x, kept, l), kept[l], at(l, 0), examples,
+                        in_place ? kept[l].product : layout.product_delta, numbers + layout.lambda,
+                        x_delta);
+    }
+  }
+
+  void inner_step(int k) {  // (1)
+    const Kept* const kept = support(k);
+    forward(support_x, kept, n.support, k, layout.body, depth);
+    call.support_losses[k * call.tasks + task] =
+        support_loss.forward(numbers + kept[depth - 1].output);
+    support_loss.backward(numbers + kept[depth - 1].output_delta);
+    T* const g = gradient(k);
+    conv::clear(g, layout.block);
+    backward(support_x, kept, n.support, k, false, g, false);
+    const T *const here = parameters(k), *const anchor = parameters(0);
+    T* const next = theta(k + 1);
+    const T prox = T(n.prox);
+    head_tensors([&](int l, int i, int64_t from, int64_t size) {
+      const T a = rate(k, l, i);
+      const bool adapts = n.blocks[l].adapts[i];
+      for (int64_t j = from; j < from + size; ++j) {
+        g[j] += prox * (here[j] - anchor[j]);
+        next[j] = adapts ? here[j] - a * g[j] : here[j];
+      }
+    });
+  }
+  T rate(int k, int l, int tensor) const { return call.rates[(k * depth + l) * kTensors + tensor]; }
+
+  // lambda += w_k grad L_q(theta_k)
+  void add_query(int k) {
+    if (n.query == 0 || !call.evaluates[k]) return;
+    const Kept* const kept = layout.query.data();
+    const int classes = n.blocks[depth - 1].filters;
+    forward(query_x, kept, n.query, k, layout.body, depth);
+    call.step_losses[k * call.tasks + task] = query_loss.forward(numbers + kept[depth - 1].output);
+    if (k == n.steps) query_loss.store(call.query_outputs + task * n.query * classes);
+    const T w = T(call.step_weights[k]);
+    if (!n.differentiate || w == T(0)) return;
+    T* const delta = numbers + kept[depth - 1].output_delta;
+    query_loss.backward(delta);
+    for (int64_t i = 0; i < int64_t(n.query) * layout.shapes[depth - 1].out; ++i) delta[i] *= w;
+    backward(query_x, kept, n.query, k, true, numbers + layout.lambda, true);
+  }
+
+  void through_step(int k) {
+    const T *const lambda = numbers + layout.lambda, *const g = gradient(k);
+    T *const vector = numbers + layout.vector, *const anchor = numbers + layout.anchor;
+    const T weight = call.task_weights[task];
+    conv::clear(vector, layout.block);
+    // The vector is -a_k * lambda_{k+1}, so that its products add to lambda.
+    head_tensors([&](int l, int i, int64_t from, int64_t size) {
+      if (!n.blocks[l].adapts[i]) return;
+      const T a = rate(k, l, i);
+      for (int64_t j = from; j < from + size; ++j) vector[j] = -a * lambda[j];
+      if (!n.learned_rates) return;
+      T along = 0;
+      for (int64_t j = from; j < from + size; ++j) along += lambda[j] * g[j];
+      sums[layout.block + (k * depth + l) * kTensors + i] -= weight * along;
+    });
+    if (n.first_order) return;
+    if (n.prox != 0) {
+      add_scaled(T(n.prox), layout.vector);
+      add(T(1), vector, layout.block, anchor);
+    }
+    add_hessian_product(k);
+  }
+
+  // lambda += H_k times the vector, forward over reverse, on what the inner step left.
+  void add_hessian_product(int k) {
+    const Kept* const kept = support(k);
+    const Moving* const r = layout.moving.data();
+    const T* const vector = numbers + layout.vector;
+    const auto moving_input = [&](int l) {
+      return l == layout.body ? nullptr : numbers + r[l - 1].output;
+    };
+    for (int l = layout.body; l < depth; ++l) {
+      block(l).tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
+                               tensors(l, vector, layout.zero), n.support);
+    }
+    support_loss.forward(numbers + kept[depth - 1].output);
+    support_loss.tangent(numbers + r[depth - 1].output, numbers + r[depth - 1].output_delta);
+    for (int l = depth - 1; l >= layout.body; --l) {
+      const bool border = l == layout.body;
+      T* const x_delta = border ? (l > 0 ? numbers + layout.border : nullptr)
+                                : numbers + r[l - 1].output_delta;
+      block(l).tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
+                                tensors(l, vector, layout.zero), n.support,
+                                numbers + layout.lambda, x_delta);
+      if (border && x_delta) add(T(1), x_delta, border_size(n.support), cotangent(kept));
+    }
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE::conv

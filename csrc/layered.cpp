@@ -1,0 +1,153 @@
+// The convolutional meta-step as a Python class: addresses and sizes in, everything checked in
+// Python.
+
+#include "layered.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/conv/conv_step.h"
+#include "cpu/step.h"
+
+namespace fastmeta {
+namespace {
+
+namespace py = pybind11;
+
+using Address = uintptr_t;
+using Pair = std::array<int, 2>;
+using Each = std::array<bool, kTensors>;
+// ((channels, height, width, filters), kernel, stride, padding, dilation, norm, eps, slope below
+// zero, window of the maximum, whether the mean follows, which tensors it has, which adapt)
+using BlockTuple = std::tuple<std::array<int, 4>, Pair, Pair, Pair, Pair, int, double, double, Pair,
+                              bool, Each, Each>;
+
+class ConvStep {
+ public:
+  ConvStep(const std::vector<BlockTuple>& blocks, int loss, double loss_option, int64_t ignore_index,
+           bool weighted, int support, int query, int steps, bool differentiate, bool first_order,
+           bool learned_rates, double prox, bool is_double, const std::string& instruction_set)
+      : set_(cpu::instruction_set(instruction_set).name),
+        kernels_(conv::kernels(set_)),
+        is_double_(is_double) {
+    for (const auto& [sizes, kernel, stride, padding, dilation, norm, eps, below, window, mean, has,
+                      adapts] : blocks) {
+      conv::Block block{};
+      block.channels = sizes[0], block.height = sizes[1], block.width = sizes[2];
+      block.filters = sizes[3];
+      std::copy(kernel.begin(), kernel.end(), block.kernel);
+      std::copy(stride.begin(), stride.end(), block.stride);
+      std::copy(padding.begin(), padding.end(), block.padding);
+      std::copy(dilation.begin(), dilation.end(), block.dilation);
+      std::copy(window.begin(), window.end(), block.window);
+      std::copy(has.begin(), has.end(), block.has);
+      std::copy(adapts.begin(), adapts.end(), block.adapts);
+      block.norm = Norm(norm), block.eps = eps, block.below = below, block.mean = mean;
+      network_.blocks.push_back(block);
+    }
+    network_.loss = {LossKind(loss), loss_option, ignore_index, weighted};
+    network_.support = support, network_.query = query, network_.steps = steps;
+    network_.differentiate = differentiate, network_.first_order = first_order;
+    network_.learned_rates = learned_rates;
+    network_.prox = prox;
+    layout_ = conv::lay_out(network_, is_double ? kernels_.of_double.lanes : kernels_.of_float.lanes);
+  }
+
+  int64_t gradients() const { return conv::gradient_size(network_); }
+  int64_t storage_bytes() const { return layout_.size * (is_double_ ? 8 : 4); }
+  std::string instruction_set() const { return set_; }
+  int body() const { return layout_.body; }
+
+  // False, and nothing is computed, where a label is no class.
+  bool run(int64_t tasks, const std::vector<Address>& parameters,
+           const std::vector<Address>& statistics, Address rates,
+           const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
+           Address task_weights, const std::vector<Address>& support,
+           const std::vector<Address>& query, Address support_losses, Address step_losses,
+           Address query_outputs, Address gradient, int threads) const {
+    if (!are_classes(support[2], tasks * network_.support) ||
+        !are_classes(query[2], tasks * network_.query)) {
+      return false;
+    }
+    py::gil_scoped_release release;
+    const auto of = [&](auto kernel) {
+      run_as(kernel, tasks, parameters, statistics, rates, step_weights, evaluates, task_weights,
+             support, query, support_losses, step_losses, query_outputs, gradient, threads);
+    };
+    if (is_double_) {
+      of(kernels_.of_double);
+    } else {
+      of(kernels_.of_float);
+    }
+    return true;
+  }
+
+ private:
+  std::string set_;
+  conv::Kernels kernels_;
+  bool is_double_;
+  conv::Network network_{};
+  conv::Layout layout_;
+
+  bool are_classes(Address address, int64_t count) const {
+    if (address == 0) return true;
+    const auto labels = reinterpret_cast<const int64_t*>(address);
+    const uint64_t classes = network_.blocks.back().filters;
+    const int64_t ignored = network_.loss.ignore_index;
+    return std::all_of(labels, labels + count, [=](int64_t label) {
+      return uint64_t(label) < classes || label == ignored;
+    });
+  }
+
+  template <class T>
+  void run_as(const conv::Kernel<T>& kernel, int64_t tasks, const std::vector<Address>& parameters,
+              const std::vector<Address>& statistics, Address rates,
+              const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
+              Address task_weights, const std::vector<Address>& support,
+              const std::vector<Address>& query, Address support_losses, Address step_losses,
+              Address query_outputs, Address gradient, int threads) const {
+    const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
+    const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
+    conv::Addresses<T> addresses{};
+    for (Address a : parameters) addresses.parameters.push_back(of(a));
+    for (Address a : statistics) addresses.statistics.push_back(of(a));
+    addresses.gradient = of(gradient);
+    const std::unique_ptr<bool[]> evaluated(new bool[evaluates.size()]);
+    std::copy(evaluates.begin(), evaluates.end(), evaluated.get());
+    conv::Call<T> call{};
+    call.tasks = tasks;
+    call.rates = of(rates);
+    call.step_weights = step_weights.data();
+    call.evaluates = evaluated.get();
+    call.task_weights = of(task_weights);
+    // Each set is inputs, targets, labels and the loss's weights; 0 where there is none.
+    call.support_x = of(support[0]), call.query_x = of(query[0]);
+    call.support_y = of(support[1]), call.query_y = of(query[1]);
+    call.support_labels = labels(support[2]), call.query_labels = labels(query[2]);
+    call.support_factors = of(support[3]), call.query_factors = of(query[3]);
+    call.support_losses = of(support_losses), call.step_losses = of(step_losses);
+    call.query_outputs = of(query_outputs);
+    conv::run(kernel, network_, layout_, call, addresses, threads);
+  }
+};
+
+}  // namespace
+
+void bind_layered(py::module_& module) {
+  py::class_<ConvStep>(module, "ConvStep")
+      .def(py::init<const std::vector<BlockTuple>&, int, double, int64_t, bool, int, int, int, bool,
+                    bool, bool, double, bool, const std::string&>())
+      .def_property_readonly("gradients", &ConvStep::gradients)
+      .def_property_readonly("storage_bytes", &ConvStep::storage_bytes)
+      .def_property_readonly("instruction_set", &ConvStep::instruction_set)
+      .def_property_readonly("body", &ConvStep::body)
+      .def("run", &ConvStep::run);
+}
+
+}  // namespace fastmeta

@@ -1,0 +1,131 @@
+"""Tensors as compiled steps take them, and their gradients back from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
+
+from fastmeta.executors import rates
+from fastmeta.executors.problem import Problem
+
+
+class WrongLabel(Exception):
+    """A label is none of the network's classes."""
+
+
+class Norm(Protocol):
+    """What is read of a batch norm."""
+
+    @property
+    def mean(self) -> str | None: ...
+
+    @property
+    def variance(self) -> str | None: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def batch_statistics(self) -> bool: ...
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where its numbers begin; 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor with its numbers in order in memory; itself where they are."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.detach().resolve_neg().contiguous()
+
+
+def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | None]:
+    """Mean and 1 / standard deviation of each, where running statistics are used."""
+    found: list[Tensor | None] = []
+    for norm in norms:
+        if norm is None or norm.batch_statistics:
+            found += [None, None]
+            continue
+        assert norm.mean is not None
+        assert norm.variance is not None
+        module = problem.model.module
+        mean, variance = module.get_buffer(norm.mean), module.get_buffer(norm.variance)
+        found += [mean.contiguous(), (variance + norm.eps).rsqrt()]
+    return found
+
+
+def gradients(
+    problem: Problem, names: Sequence[str | None], packed: Tensor
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Every leaf with its gradient: views of `packed`, parameters first, then learned rates."""
+    named: dict[str, Any] = problem.model.all_parameters()
+    used = [name for name in names if name is not None]
+    parts = _unflatten_dense_tensors(packed, [named[name] for name in used])
+    by_name = dict(zip(used, parts, strict=True))
+    pairs: list[tuple[Tensor, Tensor | None]] = [
+        (parameter, by_name.get(name)) for name, parameter in problem.model.parameters().items()
+    ]
+    inner = problem.inner
+    if inner.learned_rates():
+        start = sum(part.numel() for part in parts)
+        # Not by division: no steps have rates too.
+        width = start if rates.elementwise(inner) else len(names)
+        found = packed[start:].view(inner.steps, width)
+        pairs += rates.gradients(inner, named, names, found)
+    return pairs
+
+
+def declines(problem: Problem, used: Iterable[str]) -> str | None:
+    """Why parameters of these names can't be served; None where they can."""
+    names = list(used)
+    named = problem.model.all_parameters()
+    if any(name not in named for name in names):
+        return "a layer's weight is a buffer"
+    dtype = named[names[0]].dtype
+    if dtype not in (torch.float32, torch.float64):
+        return f"parameters are {dtype}, not float32 or float64"
+    for name in names:
+        if named[name].device.type != "cpu":
+            return f"parameters are on {named[name].device}"
+        if named[name].dtype != dtype:
+            return "parameters are of different dtypes"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if any(name not in names for name in problem.inner.adapted):
+        return "a parameter adapts that no layer reads"
+    if problem.task_weights.dtype != dtype:
+        return "task_weights are of another dtype than the parameters"
+    return None
+
+
+def declines_buffers(
+    problem: Problem, norms: Iterable[Norm | None], dtype: torch.dtype
+) -> str | None:
+    """Running statistics may be written, because every pass's are thrown away; nothing else."""
+    module = problem.model.module
+    written = set(problem.model.written)
+    for norm in norms:
+        if norm is None:
+            continue
+        found = [name for name in (norm.mean, norm.variance) if name]
+        written.difference_update(found)
+        if norm.batch_statistics:
+            continue
+        buffers = dict(module.named_buffers())
+        for name in found:
+            if name not in buffers or buffers[name].requires_grad:
+                return "running statistics are no constant buffers"
+            if buffers[name].dtype != dtype or buffers[name].device.type != "cpu":
+                return f"running statistics are {buffers[name].dtype}, parameters {dtype}"
+    for name in list(written):
+        owner, _, counter = name.rpartition(".")
+        norm_types = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+        if counter == "num_batches_tracked" and type(module.get_submodule(owner)) in norm_types:
+            written.remove(name)
+    return "a forward pass writes buffers" if written else None
