@@ -1,8 +1,8 @@
 // A convolutional block of one task: its four rules, over convolution kernels and single passes.
 #pragma once
 
-#include "direct.h"
 #include "chain.h"
+#include "convolution.h"
 #include "passes.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
@@ -28,20 +28,23 @@ class Block {
   Block(const fastmeta::conv::Block& block, const Shape& shape, const Layout& layout,
         const T* shared, T* numbers)
       : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
-        field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}} {}
+        field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
+        convolution(shape, block.height, block.width,
+                    {numbers + layout.panel, numbers + layout.planes, numbers + layout.zero}) {}
 
   // x [examples, height, width, in] to product, statistics, value and output.
   void forward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
     T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
-    const Operand<T> operand{x, at.of[kWeight]};
+    const Operand<T> operand{x, convolution.prepared(at.of[kWeight], room(0))};
+    T* const product = numbers + kept.product;
     if (b.norm == Norm::batch) {  // which takes any bias away
       Moments<T> moments(mean, inverse, s.out);
-      convolve(s.forward, examples, inputs(), &operand, 1, products(kept.product), panel(),
-               [&](T* const* rows, int live) { moments.add(rows, live); });
+      convolution.forward(&operand, 1, examples, product,
+                          [&](T* const* rows, int live) { moments.add(rows, live); });
       moments.finish(T(b.eps));
     } else {
-      convolve(s.forward, examples, inputs(), &operand, 1, products(kept.product), panel(),
-               [&](T* const* rows, int live) { add_row(at.of[kBias], rows, live); });
+      convolution.forward(&operand, 1, examples, product,
+                          [&](T* const* rows, int live) { add_row(at.of[kBias], rows, live); });
       for (int c = 0; c < s.out; ++c) {
         mean[c] = b.norm == Norm::running ? given[c] : T(0);
         inverse[c] = b.norm == Norm::running ? given[s.out + c] : T(1);
@@ -62,17 +65,18 @@ class Block {
     run_pass(field, 0, examples,
              BackwardSums<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, sums});
     const Pull<T> pull = shares(sums, examples, 0);
-    T* const turned = numbers + layout.turned;
-    if (x_delta != nullptr) turn_weight(s, at.of[kWeight], turned);
+    const T* const back = x_delta ? prepared_back(at, 0) : nullptr;
+    convolution.start(weight_sums());
     for_chunks(examples, [&](int64_t first, int64_t last) {
       run_pass(field, first, last,
                Backward<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, pull,
                            numbers + result});
       add_weight_gradient(x, numbers + result, first, last, gradient);
       if (x_delta == nullptr) return;
-      const Operand<T> operand{numbers + result + first * product_size(), turned};
-      convolve_back(s, last - first, &operand, 1, inputs_at(x_delta, first), panel());
+      const Operand<T> operand{numbers + result + first * product_size(), back};
+      convolution.backward(&operand, 1, last - first, x_delta + first * input_size());
     });
+    convolution.finish(weight_sums(), tensor(gradient, kWeight));
     add(T(1), sums + s.out, tensor(gradient, kScale));
     add(T(1), sums, tensor(gradient, kShift));
     if (!b.has[kBias] || b.norm == Norm::batch) return;
@@ -86,10 +90,12 @@ class Block {
   // along v.
   void tangent_forward(const T* x, const T* rx, const Kept& kept, const Moving& r,
                        const Tensors<T>& at, const Tensors<T>& v, int64_t examples) {
-    const Operand<T> operands[2] = {{x, v.of[kWeight]}, {rx, at.of[kWeight]}};
+    const Operand<T> operands[2] = {
+        {x, convolution.prepared(v.of[kWeight], room(0))},
+        {rx, rx ? convolution.prepared(at.of[kWeight], room(1)) : nullptr}};
     const T* const bias = b.norm == Norm::batch ? nullptr : v.of[kBias];
-    convolve(s.forward, examples, inputs(), operands, rx == nullptr ? 1 : 2, products(r.product),
-             panel(), [&](T* const* rows, int live) { add_row(bias, rows, live); });
+    convolution.forward(operands, rx == nullptr ? 1 : 2, examples, numbers + r.product,
+                        [&](T* const* rows, int live) { add_row(bias, rows, live); });
     T* const sums = numbers + r.sums;
     conv::clear(sums, 2 * s.out);
     if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, examples, sums);
@@ -111,11 +117,9 @@ class Block {
     run_pass(field, 0, examples, TangentSums<T>{pass, delta, r_delta, sums});
     const T* const old = numbers + kept.statistics + 2 * s.out;
     const Pull<T> of_delta = shares(old, examples, 1), of_r_delta = shares(sums, examples, 2);
-    T *const turned = numbers + layout.turned, *const v_turned = numbers + layout.second_turned;
-    if (x_delta != nullptr) {
-      turn_weight(s, at.of[kWeight], turned);
-      turn_weight(s, v.of[kWeight], v_turned);
-    }
+    const T* const back = x_delta ? prepared_back(at, 0) : nullptr;
+    const T* const v_back = x_delta ? prepared_back(v, 1) : nullptr;
+    convolution.start(weight_sums());
     const T* const before = numbers + kept.product_delta;
     for_chunks(examples, [&](int64_t first, int64_t last) {
       run_pass(field, first, last,
@@ -124,9 +128,10 @@ class Block {
       if (rx != nullptr) add_weight_gradient(rx, before, first, last, gradient);
       if (x_delta == nullptr) return;
       const int64_t at = first * product_size();
-      const Operand<T> operands[2] = {{numbers + r.product + at, turned}, {before + at, v_turned}};
-      convolve_back(s, last - first, operands, 2, inputs_at(x_delta, first), panel());
+      const Operand<T> operands[2] = {{numbers + r.product + at, back}, {before + at, v_back}};
+      convolution.backward(operands, 2, last - first, x_delta + first * input_size());
     });
+    convolution.finish(weight_sums(), tensor(gradient, kWeight));
     add(T(1), sums + s.out, tensor(gradient, kScale));
     add(T(1), sums, tensor(gradient, kShift));
     if (!b.has[kBias] || b.norm == Norm::batch) return;
@@ -144,14 +149,15 @@ class Block {
   const T* given;
   T* numbers;
   const Field field;
+  const Convolution<T> convolution;
 
-  T* panel() const { return numbers + layout.panel; }
   int64_t product_size() const { return int64_t(s.pixels()) * s.out; }
-  Images<const T> inputs() const { return {nullptr, b.height, b.width, s.in}; }
-  Images<T> inputs_at(T* x, int64_t first) const {
-    return {x + first * b.height * b.width * s.in, b.height, b.width, s.in};
+  int64_t input_size() const { return int64_t(b.height) * b.width * s.in; }
+  T* room(int slot) const { return numbers + layout.prepared[slot]; }
+  T* weight_sums() const { return numbers + layout.weight_sums; }
+  const T* prepared_back(const Tensors<T>& of, int slot) const {
+    return convolution.prepared_back(of.of[kWeight], numbers + layout.turned[slot], room(slot));
   }
-  Images<T> products(int64_t at) const { return {numbers + at, s.rows, s.cols, s.out}; }
   T* tensor(T* block, Tensor which) const { return b.has[which] ? block + s.of[which] : nullptr; }
 
   PassBase<T> base(const Kept& kept, const Tensors<T>& at) const {
@@ -182,11 +188,8 @@ class Block {
 
   void add_weight_gradient(const T* x, const T* derivative, int64_t first, int64_t last,
                            T* gradient) const {
-    Images<const T> in = inputs();
-    in.data = x + first * b.height * b.width * s.in;
-    convolve_weight(s.forward, last - first, in,
-                    Images<const T>{derivative + first * product_size(), s.rows, s.cols, s.out},
-                    tensor(gradient, kWeight), panel());
+    convolution.add(x + first * input_size(), derivative + first * product_size(), last - first,
+                    weight_sums(), tensor(gradient, kWeight));
   }
 
   void add_row(const T* row, T* const* rows, int live) const {

@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kLine = 16;       // numbers; everything begins at a multiple
 constexpr int64_t kPanelBytes = 128 << 10;
 constexpr int kMostRows = 16;       // of a tile
+constexpr int64_t kPlanes = 16, kMostTiles = 28;  // of Winograd's transforms
 
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
 
@@ -136,7 +137,7 @@ bool sweeps(const Network& n) {
 Layout lay_out(const Network& n, int lanes) {
   Layout layout{};
   const int depth = int(n.blocks.size());
-  int64_t widest = 0, longest = 0, largest = 0, inputs = 0;
+  int64_t widest = 0, longest = 0, largest = 0, inputs = 0, planes = 0;
   for (int l = 0; l < depth; ++l) {
     const Block& b = n.blocks[l];
     const int in = l == 0 ? b.channels : layout.shapes[l - 1].out;
@@ -152,6 +153,9 @@ Layout lay_out(const Network& n, int lanes) {
         longest, std::max<int64_t>(shape.depth(), int64_t(taps_of(b)) * shape.out));
     largest = std::max<int64_t>(largest, int64_t(shape.pixels()) * shape.out);
     inputs = std::max<int64_t>(inputs, int64_t(taps_of(b)) * filled_up(in, lanes) * shape.out);
+    if (taps_of(b) == 9) {
+      planes = std::max<int64_t>(planes, int64_t(kPlanes) * filled_up(in, lanes) * shape.out);
+    }
     layout.shapes.push_back(shape);
   }
   for (int l = 0; l < depth; ++l) {
@@ -171,8 +175,11 @@ Layout lay_out(const Network& n, int lanes) {
   layout.lambda = take(layout.block);
   layout.vector = take(layout.block);
   layout.anchor = take(layout.block);
-  layout.turned = take(inputs);
-  layout.second_turned = take(inputs);
+  for (int i = 0; i < 2; ++i) {
+    layout.turned[i] = take(inputs);
+    layout.prepared[i] = take(planes);
+  }
+  layout.weight_sums = take(planes);
   const Block& first = n.blocks.front();
   const int64_t image = int64_t(first.channels) * first.height * first.width;
   layout.support_x = take(image * n.support);
@@ -203,6 +210,8 @@ Layout lay_out(const Network& n, int lanes) {
   layout.product_delta = take(largest * n.support);
   const int64_t pitch = longest + 2 * kLine;
   layout.panel = take(2 * std::max<int64_t>(kMostRows * pitch, kPanelBytes / 4));
+  // Two sets of planes, of at most so many tiles, and the gaps between planes.
+  layout.planes = take(planes > 0 ? 2 * kPlanes * (kMostTiles * widest + 8 * kLine) : 0);
   layout.pulls = take(8 * widest);
   layout.one = take(widest);
   layout.zero = take(widest);

@@ -81,14 +81,15 @@ struct Layout {
   int64_t block = 0, given = 0;  // numbers of a block of parameters, and of given statistics
   int steps_kept = 0, weights_kept = 0, gradients_kept = 0;
   int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
-  int64_t turned = 0, second_turned = 0;  // weights as the adjoint takes them
+  int64_t turned[2] = {0, 0}, prepared[2] = {0, 0};  // weights as kernels take them
   int64_t support_x = 0, query_x = 0;     // channels last
   int64_t support_loss = 0, query_loss = 0;
   std::vector<Kept> support, query;  // [steps kept * blocks], [blocks]
   std::vector<Moving> moving;        // [blocks]
   int64_t product_delta = 0;         // of the block at hand, where it is not kept
   int64_t border = 0;                // a derivative on its way into the body's sums
-  int64_t panel = 0, pulls = 0, one = 0, zero = 0;
+  int64_t weight_sums = 0;           // of a weight's gradient
+  int64_t planes = 0, panel = 0, pulls = 0, one = 0, zero = 0;
   int64_t size = 0;
 };
 

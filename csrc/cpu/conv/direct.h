@@ -64,47 +64,59 @@ void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Oper
   }
 }
 
+// c [depth, cols] += A' B over `live` rows of both; depth is at least that of a tile.
+template <class T>
+void outer_columns(const T* a, int64_t pitch, int depth, const T* b, int cols, int live, T* c) {
+  constexpr int R = kTileRows, L = lanes<T>;
+  for (int k = 0; k < depth; k += R) {
+    // The last tile begins earlier, and leaves alone what was done.
+    const int from = k + R <= depth ? k : depth - R;
+    T* const to = c + int64_t(from) * cols;
+    int j = 0;
+    for (; j + 2 * L <= cols; j += 2 * L) {
+      outer_tile<2>(a + from, pitch, b + j, int64_t(cols), live, to + j, int64_t(cols), k - from);
+    }
+    for (; j < cols; j += L) {
+      outer_tile<1>(a + from, pitch, b + j, int64_t(cols), live, to + j, int64_t(cols), k - from);
+    }
+  }
+}
+
+// The same for a shallow one, whose rows go on with zeros: by way of a tile of its own.
+template <class T>
+void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int cols, int live, T* c) {
+  constexpr int L = lanes<T>;
+  for (int j = 0; j < cols; j += L) {
+    T tile[kTileRows * L];
+    conv::clear(tile, kTileRows * L);
+    outer_tile<1>(a, pitch, b + j, int64_t(cols), live, tile, int64_t(L), 0);
+    for (int i = 0; i < depth; ++i) {
+      T* const to = c + int64_t(i) * cols + j;
+      store(to, load(to) + load(tile + i * L));
+    }
+  }
+}
+
 // weight [depth, cols] += the sum over pixels of what they read, times their derivatives.
 template <class T>
-void convolve_weight(const Grid& grid, int64_t examples, Images<const T> in,
-                     Images<const T> derivative, T* weight, T* panel) {
-  constexpr int R = kTileRows, L = lanes<T>;
+void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& in,
+                     const Images<const T>& derivative, T* weight, T* panel) {
   const int depth = int(grid.taps.size()) * in.channels, cols = derivative.channels;
   const int64_t pitch = depth + kGap, pixels = examples * grid.rows * grid.cols;
   int64_t most = kPanelBytes / int64_t(sizeof(T)) / pitch;
-  if (most < R) most = R;
+  if (most < kTileRows) most = kTileRows;
   for (int64_t first = 0; first < pixels; first += most) {
     const int live = int(pixels - first < most ? pixels - first : most);
     Walk walk(grid, first);
     for (int i = 0; i < live; ++i, walk.step()) {
       walk.read(in, panel + i * pitch);
-      if (depth < R) conv::clear(panel + i * pitch + depth, R - depth);
+      if (depth < kTileRows) conv::clear(panel + i * pitch + depth, kTileRows - depth);
     }
-    const T* rows = derivative.data + first * cols;
-    for (int k = 0; k < depth; k += R) {
-      // The last tile begins earlier, and leaves alone what was done; a short one reads zeros, and
-      // writes into a tile of its own.
-      const int from = k + R <= depth || depth < R ? k : depth - R;
-      T few[R * 2 * L];
-      for (int j = 0; j < cols;) {
-        const bool two = j + 2 * L <= cols;
-        T* to = weight + int64_t(from) * cols + j;
-        if (depth < R) conv::clear(few, R * 2 * L);
-        T* const at = depth < R ? few : to;
-        const int64_t apart = depth < R ? 2 * L : cols;
-        if (two) {
-          outer_tile<2>(panel + from, pitch, rows + j, int64_t(cols), live, at, apart, k - from);
-        } else {
-          outer_tile<1>(panel + from, pitch, rows + j, int64_t(cols), live, at, apart, k - from);
-        }
-        for (int i = 0; depth < R && i < depth; ++i) {
-          for (int v = 0; v < (two ? 2 : 1); ++v) {
-            T* number = to + int64_t(i) * cols + v * L;
-            store(number, load(number) + load(few + i * 2 * L + v * L));
-          }
-        }
-        j += two ? 2 * L : L;
-      }
+    const T* const rows = derivative.data + first * cols;
+    if (depth < kTileRows) {
+      outer_shallow(panel, pitch, depth, rows, cols, live, weight);
+    } else {
+      outer_columns(panel, pitch, depth, rows, cols, live, weight);
     }
   }
 }
@@ -118,22 +130,6 @@ void turn_weight(const fastmeta::conv::Shape& shape, const T* weight, T* turned)
     const int* taps = grids[g].taps.data();
     for (int i = 0; i < int(grids[g].taps.size()); ++i, turned += size) {
       transpose(weight + taps[i] * size, shape.in, shape.out, turned);
-    }
-  }
-}
-
-// derivative by the input = the adjoint over all grids; operands hold derivatives by the output and
-// turned weights.
-template <class T>
-void convolve_back(const fastmeta::conv::Shape& shape, int64_t examples, const Operand<T>* operands,
-                   int count, Images<T> out, T* panel) {
-  const Grid* grids = shape.backward.data();
-  Operand<T> at[2] = {operands[0], operands[count - 1]};
-  for (int g = 0; g < int(shape.backward.size()); ++g) {
-    const Images<const T> in{nullptr, shape.rows, shape.cols, shape.out};
-    convolve(grids[g], examples, in, at, count, out, panel, [](T* const*, int) {});
-    for (Operand<T>& operand : at) {
-      operand.weight += int64_t(grids[g].taps.size()) * shape.in * shape.out;
     }
   }
 }

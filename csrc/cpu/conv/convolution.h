@@ -1,0 +1,98 @@
+// Convolutions of a block behind one interface: direct, or Winograd's where that fits.
+#pragma once
+
+#include "winograd.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE::conv {
+
+using fastmeta::conv::Shape;
+
+template <class T>
+struct Scratch {
+  T *panel, *planes;
+  const T* zeros;
+};
+
+template <class T>
+class Convolution {
+ public:
+  Convolution(const Shape& shape, int height, int width, const Scratch<T>& scratch)
+      : s(shape), scratch(scratch), in{nullptr, height, width, s.in},
+        out{nullptr, s.rows, s.cols, s.out},
+        fast(fits_winograd(s.forward, s.in, lanes<T>)),
+        fast_back(fits_winograd(s.backward.data()[0], s.out, lanes<T>) && s.backward.size() == 1) {}
+
+  // The weight as `forward` takes it: itself, or made in `room`.
+  const T* prepared(const T* weight, T* room) const {
+    if (!fast) return weight;
+    transform_weight(weight, size(), room);
+    return room;
+  }
+  // The weight as `backward` takes it, made in `room`; `turned` is scratch.
+  const T* prepared_back(const T* weight, T* turned, T* room) const {
+    turn_weight(s, weight, turned);
+    if (!fast_back) return turned;
+    transform_weight(turned, size(), room);
+    return room;
+  }
+
+  // to [examples, rows, cols, out] = the sum over operands; `then(rows, live)` after every few
+  // pixels, while they are close.
+  template <class Then>
+  void forward(const Operand<T>* operands, int count, int64_t examples, T* to, Then then) const {
+    const Images<const T> from{nullptr, in.height, in.width, in.channels};
+    const Images<T> result{to, out.height, out.width, out.channels};
+    if (fast) {
+      convolve_winograd(s.forward, examples, from, operands, count, result, scratch.zeros,
+                        scratch.planes, then);
+    } else {
+      convolve(s.forward, examples, from, operands, count, result, scratch.panel, then);
+    }
+  }
+
+  // to [examples, height, width, in] = the adjoint of derivatives by the output.
+  void backward(const Operand<T>* operands, int count, int64_t examples, T* to) const {
+    const Images<const T> from{nullptr, out.height, out.width, out.channels};
+    const Images<T> result{to, in.height, in.width, in.channels};
+    const auto nothing = [](T* const*, int) {};
+    if (fast_back) {
+      convolve_winograd(s.backward.data()[0], examples, from, operands, count, result, scratch.zeros,
+                        scratch.planes, nothing);
+      return;
+    }
+    Operand<T> at[2] = {operands[0], operands[count - 1]};
+    for (int g = 0; g < int(s.backward.size()); ++g) {
+      const Grid& grid = s.backward.data()[g];
+      convolve(grid, examples, from, at, count, result, scratch.panel, nothing);
+      for (Operand<T>& operand : at) operand.weight += int64_t(grid.taps.size()) * size();
+    }
+  }
+
+  // The gradient of the weight, in parts: `start`, then `add` any times, then `finish`. `sums` is
+  // scratch in between.
+  void start(T* sums) const {
+    if (fast) conv::clear(sums, kPlanes * size());
+  }
+  void add(const T* x, const T* derivative, int64_t examples, T* sums, T* gradient) const {
+    const Images<const T> from{x, in.height, in.width, in.channels};
+    const Images<const T> by{derivative, out.height, out.width, out.channels};
+    if (fast) {
+      add_planes(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
+    } else {
+      convolve_weight(s.forward, examples, from, by, gradient, scratch.panel);
+    }
+  }
+  void finish(const T* sums, T* gradient) const {
+    if (fast) add_weight_back(sums, size(), gradient);
+  }
+
+ private:
+  const Shape& s;
+  const Scratch<T> scratch;
+  const Images<const T> in, out;
+  const bool fast, fast_back;
+
+  int64_t size() const { return int64_t(s.in) * s.out; }
+};
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE::conv
