@@ -34,6 +34,7 @@ class Block {
 
   // x [examples, height, width, in] to product, statistics, value and output.
   void forward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
+    if (kept.product < 0) return forward_by_strips(x, kept, at, examples);
     T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
     const Operand<T> operand{x, convolution.prepared(at.of[kWeight], room(0))};
     T* const product = numbers + kept.product;
@@ -44,11 +45,8 @@ class Block {
       moments.finish(T(b.eps));
     } else {
       convolution.forward(&operand, 1, examples, product,
-                          [&](T* const* rows, int live) { add_row(at.of[kBias], rows, live); });
-      for (int c = 0; c < s.out; ++c) {
-        mean[c] = b.norm == Norm::running ? given[c] : T(0);
-        inverse[c] = b.norm == Norm::running ? given[s.out + c] : T(1);
-      }
+                          [&](T* const* rows, int live) { add_row(bias(at), rows, live); });
+      fix_statistics(mean, inverse);
     }
     run_pass(field, 0, examples,
              Forward<T>{base(kept, at), numbers + kept.product, numbers + kept.value});
@@ -60,6 +58,7 @@ class Block {
   void backward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
                 int64_t result, T* gradient, T* x_delta) {
     if (b.mean) spread(kept.output_delta, kept.delta, examples);
+    if (kept.product < 0) return backward_by_strips(x, kept, at, examples, gradient);
     T* const sums = numbers + kept.statistics + 2 * s.out;
     conv::clear(sums, 2 * s.out);
     run_pass(field, 0, examples,
@@ -77,13 +76,7 @@ class Block {
       convolution.backward(&operand, 1, last - first, x_delta + first * input_size());
     });
     convolution.finish(weight_sums(), tensor(gradient, kWeight));
-    add(T(1), sums + s.out, tensor(gradient, kScale));
-    add(T(1), sums, tensor(gradient, kShift));
-    if (!b.has[kBias] || b.norm == Norm::batch) return;
-    const T* const inverse = numbers + kept.statistics + s.out;
-    for (int c = 0; c < s.out; ++c) {
-      tensor(gradient, kBias)[c] += at.of[kScale][c] * inverse[c] * sums[c];
-    }
+    add_row_gradients(kept, at, gradient);
   }
 
   // x and its tangent rx, which is null where x does not move, to the tangents of product and output
@@ -93,9 +86,8 @@ class Block {
     const Operand<T> operands[2] = {
         {x, convolution.prepared(v.of[kWeight], room(0))},
         {rx, rx ? convolution.prepared(at.of[kWeight], room(1)) : nullptr}};
-    const T* const bias = b.norm == Norm::batch ? nullptr : v.of[kBias];
     convolution.forward(operands, rx == nullptr ? 1 : 2, examples, numbers + r.product,
-                        [&](T* const* rows, int live) { add_row(bias, rows, live); });
+                        [&](T* const* rows, int live) { add_row(bias(v), rows, live); });
     T* const sums = numbers + r.sums;
     conv::clear(sums, 2 * s.out);
     if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, examples, sums);
@@ -160,14 +152,105 @@ class Block {
   }
   T* tensor(T* block, Tensor which) const { return b.has[which] ? block + s.of[which] : nullptr; }
 
-  PassBase<T> base(const Kept& kept, const Tensors<T>& at) const {
+  PassBase<T> base(const Kept& kept, const Tensors<T>& at) const { return base(kept, at, field); }
+  PassBase<T> base(const Kept& kept, const Tensors<T>& at, const Field& part) const {
     const T* const mean = numbers + kept.statistics;
-    return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}};
+    return {part, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}};
   }
   Moved<T> moved(const Kept& kept, const Moving& r, const Tensors<T>& at, const Tensors<T>& v,
                  int64_t examples) const {
     return {base(kept, at), numbers + kept.product, numbers + r.product,
             shares(numbers + r.sums, examples, 3), v.of[kScale], v.of[kShift]};
+  }
+
+  // Where a product is cheaper made anew than kept: strip by strip of rows, in the second cache.
+  // use(field, first pixel, pixels, place of the values)
+  template <class Use>
+  void for_strips(const T* x, const T* weight, int64_t examples, Use use) const {
+    const int covered = s.out_rows * b.window[0];
+    for (int64_t n = 0; n < examples; ++n) {
+      for (int y = 0; y < s.rows;) {
+        const int next = y + layout.strip_rows < covered ? y + layout.strip_rows : s.rows;
+        const Field part{next - y, s.cols, (next - y) / b.window[0], s.out_cols, s.out,
+                         {b.window[0], b.window[1]}};
+        const int64_t first = (n * s.rows + y) * s.cols;
+        const int pixels = part.rows * s.cols;
+        convolution.forward_strip(x, weight, first, pixels, strip());
+        use(part, pixels, (n * s.out_rows + y / b.window[0]) * s.out_cols * s.out);
+        y = next;
+      }
+    }
+  }
+  T* strip() const { return numbers + layout.strip; }
+  // A bias goes with the mean that is taken away.
+  const T* bias(const Tensors<T>& at) const {
+    return b.norm == Norm::batch ? nullptr : at.of[kBias];
+  }
+  void add_bias(const Tensors<T>& at, int pixels) const {
+    for (int i = 0; bias(at) != nullptr && i < pixels; ++i) add(T(1), bias(at), strip() + i * s.out);
+  }
+
+  void forward_by_strips(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
+    T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
+    const T* const weight = at.of[kWeight];
+    if (b.norm == Norm::batch) {
+      Moments<T> moments(mean, inverse, s.out);
+      for_strips(x, weight, examples, [&](const Field&, int pixels, int64_t) {
+        for (int i = 0; i < pixels; i += kTileRows) {
+          T* rows[kTileRows];
+          const int live = pixels - i < kTileRows ? pixels - i : kTileRows;
+          for (int r = 0; r < live; ++r) rows[r] = strip() + int64_t(i + r) * s.out;
+          moments.add(rows, live);
+        }
+      });
+      moments.finish(T(b.eps));
+    } else {
+      fix_statistics(mean, inverse);
+    }
+    for_strips(x, weight, examples, [&](const Field& part, int pixels, int64_t place) {
+      add_bias(at, pixels);
+      run_pass(part, 0, 1,
+               Forward<T>{base(kept, at, part), strip(), numbers + kept.value + place});
+    });
+    if (b.mean) average(kept.value, kept.output, examples);
+  }
+
+  void backward_by_strips(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
+                          T* gradient) {
+    const T* const weight = at.of[kWeight];
+    T* const sums = numbers + kept.statistics + 2 * s.out;
+    conv::clear(sums, 2 * s.out);
+    for_strips(x, weight, examples, [&](const Field& part, int pixels, int64_t place) {
+      add_bias(at, pixels);
+      run_pass(part, 0, 1,
+               BackwardSums<T>{base(kept, at, part), strip(), numbers + kept.delta + place, sums});
+    });
+    const Pull<T> pull = shares(sums, examples, 0);
+    for_strips(x, weight, examples, [&](const Field& part, int pixels, int64_t place) {
+      add_bias(at, pixels);
+      run_pass(part, 0, 1,
+               Backward<T>{base(kept, at, part), strip(), numbers + kept.delta + place, pull,
+                           strip()});
+      convolution.add_strip(strip(), pixels, tensor(gradient, kWeight));
+    });
+    add_row_gradients(kept, at, gradient);
+  }
+
+  void fix_statistics(T* mean, T* inverse) const {
+    for (int c = 0; c < s.out; ++c) {
+      mean[c] = b.norm == Norm::running ? given[c] : T(0);
+      inverse[c] = b.norm == Norm::running ? given[s.out + c] : T(1);
+    }
+  }
+
+  void add_row_gradients(const Kept& kept, const Tensors<T>& at, T* gradient) const {
+    const T *const inverse = numbers + kept.statistics + s.out, *const sums = inverse + s.out;
+    add(T(1), sums + s.out, tensor(gradient, kScale));
+    add(T(1), sums, tensor(gradient, kShift));
+    if (!b.has[kBias] || b.norm == Norm::batch) return;
+    for (int c = 0; c < s.out; ++c) {
+      tensor(gradient, kBias)[c] += at.of[kScale][c] * inverse[c] * sums[c];
+    }
   }
 
   // Of sums [2, out] over all pixels what each pixel bears; nothing where statistics don't move.

@@ -10,6 +10,8 @@ namespace {
 constexpr int64_t kLine = 16;       // numbers; everything begins at a multiple
 constexpr int64_t kPanelBytes = 128 << 10;
 constexpr int kMostRows = 16;       // of a tile
+constexpr int64_t kStrip = 1 << 15;  // numbers of a product that stay in the second cache
+constexpr int kShallow = 32;         // numbers that a pixel reads, so few that they are read twice
 constexpr int64_t kPlanes = 16, kMostTiles = 28;  // of Winograd's transforms
 
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
@@ -109,11 +111,11 @@ bool adapts(const Block& b) {
 
 // `deltas`: derivatives lie apart from what they are derived by, because both are read again.
 Kept keep(Taker& take, const Block& b, const Shape& shape, int64_t examples, bool deltas,
-          bool product_delta) {
+          bool product_delta, bool keeps_product = true) {
   const int64_t product = examples * shape.pixels() * shape.out;
   const int64_t value = examples * shape.out_pixels() * shape.out;
   Kept kept{};
-  kept.product = take(product);
+  kept.product = keeps_product ? take(product) : -1;
   kept.value = take(value);
   kept.delta = deltas ? take(value) : kept.value;
   kept.output = b.mean ? take(examples * shape.out) : kept.value;
@@ -165,6 +167,13 @@ Layout lay_out(const Network& n, int lanes) {
   }
   while (layout.body < depth - 1 && !adapts(n.blocks[layout.body])) ++layout.body;
 
+  const Shape& outermost = layout.shapes.front();
+  if (outermost.depth() <= kShallow) {
+    const int window = n.blocks.front().window[0];
+    const int64_t rows = kStrip / (int64_t(outermost.cols) * outermost.out);
+    layout.strip_rows = int(std::max<int64_t>(1, rows / window)) * window;
+  }
+
   Taker take(layout);
   const bool second = sweeps(n) && !n.first_order;
   layout.steps_kept = sweeps(n) ? n.steps : 1;
@@ -197,7 +206,8 @@ Layout lay_out(const Network& n, int lanes) {
   for (int l = 0; l < depth; ++l) {
     // Where the body ends, the steps add up derivatives while values are read again.
     layout.query.push_back(
-        keep(take, n.blocks[l], layout.shapes[l], n.query, l + 1 == layout.body, false));
+        keep(take, n.blocks[l], layout.shapes[l], n.query, l + 1 == layout.body, false,
+             l > 0 || layout.strip_rows == 0));
   }
   for (int l = 0; second && l < depth; ++l) {
     layout.moving.push_back(
@@ -208,8 +218,12 @@ Layout lay_out(const Network& n, int lanes) {
     layout.border = take(int64_t(std::max(n.support, n.query)) * last.out_pixels() * last.out);
   }
   layout.product_delta = take(largest * n.support);
+  // The last strip takes what rows are left of no whole window.
+  const int64_t strip = (layout.strip_rows + n.blocks.front().window[0]) * int64_t(outermost.cols);
+  layout.strip = take(layout.strip_rows > 0 ? strip * outermost.out : 0);
   const int64_t pitch = longest + 2 * kLine;
-  layout.panel = take(2 * std::max<int64_t>(kMostRows * pitch, kPanelBytes / 4));
+  layout.panel = take(
+      std::max({kMostRows * pitch, kPanelBytes / 4, strip * (outermost.depth() + kLine)}));
   // Two sets of planes, of at most so many tiles, and the gaps between planes.
   layout.planes = take(planes > 0 ? 2 * kPlanes * (kMostTiles * widest + 8 * kLine) : 0);
   layout.pulls = take(8 * widest);

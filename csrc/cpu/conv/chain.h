@@ -61,7 +61,7 @@ struct Shape {
 
 // What a block keeps of a pass over some examples: offsets into a thread's numbers.
 struct Kept {
-  int64_t product;       // of the convolution [N, rows, cols, out]
+  int64_t product;       // of the convolution [N, rows, cols, out]; -1 where it is made anew
   int64_t value;         // of norm, activation and maximum [N, out_rows, out_cols, out]
   int64_t output;        // that, or its mean over the image [N, out]
   int64_t delta, output_delta;  // derivatives by value and output
@@ -89,6 +89,8 @@ struct Layout {
   int64_t product_delta = 0;         // of the block at hand, where it is not kept
   int64_t border = 0;                // a derivative on its way into the body's sums
   int64_t weight_sums = 0;           // of a weight's gradient
+  int strip_rows = 0;                // of the first block, where its product is not kept
+  int64_t strip = 0;                 // that of so many rows
   int64_t planes = 0, panel = 0, pulls = 0, one = 0, zero = 0;
   int64_t size = 0;
 };

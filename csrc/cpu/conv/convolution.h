@@ -50,6 +50,22 @@ class Convolution {
     }
   }
 
+  // The same of `count` pixels from one of them on, read into the panel, which `add_strip` takes.
+  void forward_strip(const T* x, const T* weight, int64_t first, int count, T* to) const {
+    const Images<const T> from{x, in.height, in.width, in.channels};
+    gather(s.forward, from, first, count, scratch.panel, pitch());
+    for (int i = 0; i < count; i += kTileRows) {
+      T* rows[kTileRows];
+      const int live = count - i < kTileRows ? count - i : kTileRows;
+      for (int r = 0; r < live; ++r) rows[r] = to + int64_t(i + r) * s.out;
+      multiply_columns<false>(scratch.panel + i * pitch(), pitch(), weight, s.out, s.depth(), rows,
+                              live);
+    }
+  }
+  void add_strip(const T* derivative, int count, T* gradient) const {
+    add_panel(scratch.panel, pitch(), s.depth(), derivative, s.out, count, gradient);
+  }
+
   // to [examples, height, width, in] = the adjoint of derivatives by the output.
   void backward(const Operand<T>* operands, int count, int64_t examples, T* to) const {
     const Images<const T> from{nullptr, out.height, out.width, out.channels};
@@ -92,6 +108,7 @@ class Convolution {
   const Images<const T> in, out;
   const bool fast, fast_back;
 
+  int64_t pitch() const { return s.depth() + kGap; }
   int64_t size() const { return int64_t(s.in) * s.out; }
 };
 

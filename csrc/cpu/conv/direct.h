@@ -49,10 +49,10 @@ void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Oper
     T* rows[kTileRows];
     for (int o = 0; o < count; ++o) {
       in.data = operands[o].images;
+      gather(grid, in, first, live, panel, pitch);
       Walk walk(grid, first);
       for (int i = 0; i < live; ++i, walk.step()) {
         rows[i] = out.data + walk.place(out.height, out.width) * cols;
-        walk.read(in, panel + i * pitch);
       }
       if (o > 0) {
         multiply_columns<true>(panel, pitch, operands[o].weight, cols, depth, rows, live);
@@ -97,6 +97,18 @@ void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int cols, i
   }
 }
 
+// weight [depth, cols] += a panel's part in its gradient.
+template <class T>
+void add_panel(T* panel, int64_t pitch, int depth, const T* derivative, int cols, int live,
+               T* weight) {
+  if (depth >= kTileRows) {
+    outer_columns(panel, pitch, depth, derivative, cols, live, weight);
+    return;
+  }
+  for (int i = 0; i < live; ++i) conv::clear(panel + i * pitch + depth, kTileRows - depth);
+  outer_shallow(panel, pitch, depth, derivative, cols, live, weight);
+}
+
 // weight [depth, cols] += the sum over pixels of what they read, times their derivatives.
 template <class T>
 void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& in,
@@ -107,17 +119,8 @@ void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& 
   if (most < kTileRows) most = kTileRows;
   for (int64_t first = 0; first < pixels; first += most) {
     const int live = int(pixels - first < most ? pixels - first : most);
-    Walk walk(grid, first);
-    for (int i = 0; i < live; ++i, walk.step()) {
-      walk.read(in, panel + i * pitch);
-      if (depth < kTileRows) conv::clear(panel + i * pitch + depth, kTileRows - depth);
-    }
-    const T* const rows = derivative.data + first * cols;
-    if (depth < kTileRows) {
-      outer_shallow(panel, pitch, depth, rows, cols, live, weight);
-    } else {
-      outer_columns(panel, pitch, depth, rows, cols, live, weight);
-    }
+    gather(grid, in, first, live, panel, pitch);
+    add_panel(panel, pitch, depth, derivative.data + first * cols, cols, live, weight);
   }
 }
 
