@@ -17,11 +17,11 @@ format:
 	ruff check --fix
 	ruff format
 
-sanitize:  ## the fused step in C++ under address, undefined-behaviour and thread sanitizers
+sanitize:  ## the steps in C++ under address, undefined-behaviour and thread sanitizers
 	python tests/sanitize.py
 
-fuzz:  ## the fused step over 2,000 drawn networks and options, against the float64 oracle
-	FASTMETA_FUZZ=2000 pytest -q --timeout=0 tests/executors/test_fuzz.py
+fuzz:  ## both compiled steps over 2,000 drawn networks and options, against the float64 oracle
+	FASTMETA_FUZZ=2000 pytest -q --timeout=0 tests/executors/test_fuzz.py tests/executors/test_layered_fuzz.py
 
 demo:
 	python -m fastmeta demo

@@ -28,7 +28,7 @@ INSTRUCTION_SETS = {
     ],
 }  # fmt: skip
 
-SELDOM = ("lanes_baseline", "plain")
+SELDOM = ("lanes_baseline", "plain", "conv_baseline", "conv_plain")
 """Units that a processor with those sets runs only when told to; -O2 compiles them sooner."""
 
 AGAIN = "run `pip install .` again"

@@ -120,9 +120,9 @@ def loss_function(case: Case, dtype: torch.dtype = torch.float64) -> Callable[[A
     }[case.loss]
 
 
-def examples(case: Case, count: int) -> tuple[Tensor, Tensor]:
-    """[T, N, D] and [T, N] or [T, N, C]."""
-    x = torch.randn(case.tasks, count, case.widths[0]).double()
+def examples(case: Case, count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """[T, N, *shape] and [T, N] or [T, N, C]."""
+    x = torch.randn(case.tasks, count, *shape).double()
     outputs = case.widths[-1]
     if case.loss != "cross_entropy" or case.probabilities:
         return x, torch.rand(case.tasks, count, outputs).double()
@@ -200,16 +200,21 @@ class Drawn:
         }  # fmt: skip
 
 
-def draw(case: Case) -> Drawn:
-    """The case's tensors, in float64."""
+def draw(
+    case: Case,
+    make: Callable[[Case], nn.Sequential] = network,
+    shape: tuple[int, ...] | None = None,
+) -> Drawn:
+    """The case's tensors, in float64; examples of that shape, or rows."""
     torch.manual_seed(case.seed)
-    model = network(case)
+    model = make(case)
     trainable = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
     chosen = [name for i, name in enumerate(trainable) if case.adapt >> i & 1]
     adapted = chosen or [*trainable]
     inner_lr = rates.by_kind(case.rate_kind, case.steps, {n: trainable[n] for n in adapted})
     more = case.norm == "batch"
-    support, query = examples(case, case.support + more), examples(case, case.query + more)
+    shape = shape or (case.widths[0],)
+    support, query = (examples(case, count + more, shape) for count in (case.support, case.query))
     return Drawn(
         case, model,
         ragged(support) if case.ragged else support, ragged(query) if case.ragged else query,

@@ -1,4 +1,4 @@
-"""The fused step under the compiler's sanitizers, as programs without Python: `make sanitize`."""
+"""The compiled steps under the compiler's sanitizers, without Python: `make sanitize`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import compiling
 # Without optimisation nothing undefined is optimised away, and the units compile much faster.
 FLAGS = ("-O0", "-g1", "-fno-sanitize-recover=all")
 PROGRAMS = {
-    "address,undefined": {"engines_agree": "120", "pool_is_shared": "100"},
-    "thread": {"engines_agree": "24", "pool_is_shared": "100"},
+    "address,undefined": {"engines_agree": "120", "conv_agrees": "48", "pool_is_shared": "100"},
+    "thread": {"engines_agree": "24", "conv_agrees": "12", "pool_is_shared": "100"},
 }
 # The thread sanitizer would have every forked child wait for a second before it ends.
 OPTIONS = {"TSAN_OPTIONS": "atexit_sleep_ms=0"}

@@ -1,4 +1,4 @@
-"""The programs of tests/csrc: engines against the plain one, the pool under callers and forks.
+"""The programs of tests/csrc: kernels against the plain ones, the pool under callers and forks.
 
 `make sanitize` runs the same ones under the compiler's sanitizers.
 """
@@ -12,7 +12,9 @@ import compiling
 import pytest
 
 
-@pytest.mark.parametrize(("name", "count"), [("engines_agree", 960), ("pool_is_shared", 100)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("engines_agree", 960), ("conv_agrees", 240), ("pool_is_shared", 100)]
+)
 def test_program(name: str, count: int, units: list[Path], tmp_path: Path) -> None:
     if name == "pool_is_shared" and not Path("/proc/self/task").exists():
         pytest.skip("needs Linux's /proc to count threads")

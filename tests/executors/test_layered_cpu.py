@@ -126,6 +126,15 @@ NETWORKS: dict[str, tuple[Any, tuple[int, int, int]]] = {
         lambda: [Block(1, 4, pool=1), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
         (1, 5, 4),
     ),
+    # Several strips of the first block, and several chunks of images of the second.
+    "large-images": (
+        lambda: [Block(1, 16, pool=1), Block(16, 16), Average(), nn.Linear(16, 3)],
+        (1, 50, 41),
+    ),
+    "pooled-strips": (
+        lambda: [Block(1, 16, pool=3), Average(), nn.Linear(16, 3)],
+        (1, 53, 50),
+    ),
     "same-shape-blocks": (lambda: [Block(3, 16), Block(16, 16), *flat(16 * 16)], (3, 19, 16)),
 }
 OPTIONS: dict[str, dict[str, Any]] = {

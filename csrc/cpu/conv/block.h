@@ -3,7 +3,10 @@
 
 #include "chain.h"
 #include "convolution.h"
+#include "mean.h"
+#include "moments.h"
 #include "passes.h"
+#include "tangent_passes.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
@@ -50,14 +53,14 @@ class Block {
     }
     run_pass(field, 0, examples,
              Forward<T>{base(kept, at), numbers + kept.product, numbers + kept.value});
-    if (b.mean) average(kept.value, kept.output, examples);
+    if (b.mean) average(field, examples, numbers + kept.value, numbers + kept.output);
   }
 
   // From the derivative by the output: adds to `gradient`, leaves that by the product at `result`,
   // which may be where the product is, and that by x at `x_delta` (which may be x), unless null.
   void backward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
                 int64_t result, T* gradient, T* x_delta) {
-    if (b.mean) spread(kept.output_delta, kept.delta, examples);
+    if (b.mean) spread(field, examples, numbers + kept.output_delta, numbers + kept.delta);
     if (kept.product < 0) return backward_by_strips(x, kept, at, examples, gradient);
     T* const sums = numbers + kept.statistics + 2 * s.out;
     conv::clear(sums, 2 * s.out);
@@ -93,7 +96,7 @@ class Block {
     if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, examples, sums);
     run_pass(field, 0, examples,
              TangentForward<T>{moved(kept, r, at, v, examples), numbers + r.value});
-    if (b.mean) average(r.value, r.output, examples);
+    if (b.mean) average(field, examples, numbers + r.value, numbers + r.output);
   }
 
   // From the tangent of the derivative by the output: adds to `gradient`, and leaves that by x at
@@ -101,7 +104,7 @@ class Block {
   void tangent_backward(const T* x, const T* rx, const Kept& kept, const Moving& r,
                         const Tensors<T>& at, const Tensors<T>& v, int64_t examples, T* gradient,
                         T* x_delta) {
-    if (b.mean) spread(r.output_delta, r.delta, examples);
+    if (b.mean) spread(field, examples, numbers + r.output_delta, numbers + r.delta);
     const Moved<T> pass = moved(kept, r, at, v, examples);
     const T *const delta = numbers + kept.delta, *const r_delta = numbers + r.delta;
     T* const sums = numbers + r.sums + 2 * s.out;
@@ -212,7 +215,7 @@ class Block {
       run_pass(part, 0, 1,
                Forward<T>{base(kept, at, part), strip(), numbers + kept.value + place});
     });
-    if (b.mean) average(kept.value, kept.output, examples);
+    if (b.mean) average(field, examples, numbers + kept.value, numbers + kept.output);
   }
 
   void backward_by_strips(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
@@ -301,28 +304,6 @@ class Block {
         }
         store(sums + c, load(sums + c) + plain);
         store(sums + s.out + c, load(sums + s.out + c) + along * inverse);
-      }
-    }
-  }
-
-  void average(int64_t from, int64_t to, int64_t examples) const {
-    const T share = T(1) / T(s.out_pixels());
-    for (int64_t n = 0; n < examples; ++n) {
-      const T* image = numbers + from + n * s.out_pixels() * s.out;
-      for (int c = 0; c < s.out; c += lanes<T>) {
-        Num<T> sum{};
-        for (int64_t p = 0; p < s.out_pixels(); ++p) sum += load(image + p * s.out + c);
-        store(numbers + to + n * s.out + c, sum * share);
-      }
-    }
-  }
-  void spread(int64_t from, int64_t to, int64_t examples) const {
-    const T share = T(1) / T(s.out_pixels());
-    for (int64_t n = 0; n < examples; ++n) {
-      T* image = numbers + to + n * s.out_pixels() * s.out;
-      for (int c = 0; c < s.out; c += lanes<T>) {
-        const Num<T> each = load(numbers + from + n * s.out + c) * share;
-        for (int64_t p = 0; p < s.out_pixels(); ++p) store(image + p * s.out + c, each);
       }
     }
   }

@@ -8,11 +8,8 @@ namespace fastmeta::conv {
 namespace {
 
 constexpr int64_t kLine = 16;       // numbers; everything begins at a multiple
-constexpr int64_t kPanelBytes = 128 << 10;
-constexpr int kMostRows = 16;       // of a tile
 constexpr int64_t kStrip = 1 << 15;  // numbers of a product that stay in the second cache
 constexpr int kShallow = 32;         // numbers that a pixel reads, so few that they are read twice
-constexpr int64_t kPlanes = 16, kMostTiles = 28;  // of Winograd's transforms
 
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
 
@@ -221,11 +218,10 @@ Layout lay_out(const Network& n, int lanes) {
   // The last strip takes what rows are left of no whole window.
   const int64_t strip = (layout.strip_rows + n.blocks.front().window[0]) * int64_t(outermost.cols);
   layout.strip = take(layout.strip_rows > 0 ? strip * outermost.out : 0);
-  const int64_t pitch = longest + 2 * kLine;
-  layout.panel = take(
-      std::max({kMostRows * pitch, kPanelBytes / 4, strip * (outermost.depth() + kLine)}));
-  // Two sets of planes, of at most so many tiles, and the gaps between planes.
-  layout.planes = take(planes > 0 ? 2 * kPlanes * (kMostTiles * widest + 8 * kLine) : 0);
+  // A product's last tile reads past its rows.
+  layout.panel = take(std::max({kMostRows * (longest + kGap), kPanelBytes / 4,
+                                (strip + kMostRows) * (outermost.depth() + kGap)}));
+  layout.planes = take(planes > 0 ? 2 * kPlanes * (kMostTiles * widest + kPlaneGap) : 0);
   layout.pulls = take(8 * widest);
   layout.one = take(widest);
   layout.zero = take(widest);

@@ -8,6 +8,13 @@
 
 namespace fastmeta::conv {
 
+// What kernels and the layout agree on.
+constexpr int kMostRows = 16;                  // of a tile of a product
+constexpr int kGap = 16;                       // numbers behind each row of a panel
+constexpr int64_t kPanelBytes = 128 << 10;     // of rows at a time, unless they are very long
+constexpr int kPlanes = 16, kMostTiles = 28;   // of Winograd's transforms, at a time
+constexpr int kPlaneGap = 80;                  // numbers behind each plane
+
 // A convolution, maybe a norm, a piecewise linear activation, and maybe a pooling. A linear layer is
 // the one whose kernel is as large as its input.
 struct Block {

@@ -6,10 +6,9 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
-// A row of a panel is so much longer than its numbers: not a multiple of 4 KiB, and long enough for
-// the last tile.
-constexpr int kGap = 16;
-constexpr int kPanelBytes = 128 << 10;
+// Rows of a panel are then no multiple of 4 KiB apart, and long enough for the last tile.
+using fastmeta::conv::kGap;
+using fastmeta::conv::kPanelBytes;
 
 // One of the products that a convolution adds up: images, and a weight [depth, cols].
 template <class T>

@@ -6,8 +6,9 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
-constexpr int kPlanes = 16;
-constexpr int kTiles = 28 / kTileRows * kTileRows;  // at a time
+using fastmeta::conv::kPlanes;
+
+constexpr int kTiles = fastmeta::conv::kMostTiles / kTileRows * kTileRows;  // at a time
 constexpr int kSmallestSide = 7;
 
 // Whether a grid is a 3 x 3 convolution of stride 1 that is large enough.
@@ -24,7 +25,9 @@ inline bool fits_winograd(const Grid& grid, int channels, int lanes) {
 }
 
 // Between the planes of tiles; no multiple of 4 KiB for any count of channels.
-constexpr int64_t plane_size(int channels) { return int64_t(kTiles) * channels + 5 * 16; }
+constexpr int64_t plane_size(int channels) {
+  return int64_t(kTiles) * channels + fastmeta::conv::kPlaneGap;
+}
 
 // The four output pixels and the sixteen input pixels of a tile.
 struct Tile {

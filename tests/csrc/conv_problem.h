@@ -1,0 +1,212 @@
+// A convolutional meta-step, drawn, with random data.
+#pragma once
+
+#include <memory>
+
+#include "cpu/conv/conv_step.h"
+#include "problem.h"
+
+namespace fastmeta::tests {
+
+struct ConvProblem {
+  conv::Network network;
+  int64_t tasks;
+  std::vector<double> step_weights;  // [K + 1]
+  uint64_t seed;
+};
+
+// The sides of what a block gives.
+inline int side(const conv::Block& b, int axis) {
+  if (b.mean) return 1;
+  const int size = axis == 0 ? b.height : b.width;
+  const int reach = b.dilation[axis] * (b.kernel[axis] - 1) + 1;
+  return ((size + 2 * b.padding[axis] - reach) / b.stride[axis] + 1) / b.window[axis];
+}
+
+inline conv::Block linear(int channels, int height, int width, int filters) {
+  conv::Block b{};
+  b.channels = channels, b.height = height, b.width = width, b.filters = filters;
+  b.below = 1;
+  for (int axis = 0; axis < 2; ++axis) b.stride[axis] = b.dilation[axis] = b.window[axis] = 1;
+  b.kernel[0] = height, b.kernel[1] = width;
+  return b;
+}
+
+// Half of them are 3 x 3 convolutions of stride 1, which Winograd's transforms serve.
+inline conv::Block block(Random& random, int channels, int height, int width) {
+  conv::Block b = linear(channels, height, width, random.of<int>({1, 5, 16, 33}));
+  const bool plain = random.coin();
+  for (int axis = 0; axis < 2; ++axis) {
+    const int size = axis == 0 ? height : width;
+    b.kernel[axis] = plain ? 3 : 1 + random.below(4);
+    b.padding[axis] = plain ? 1 : random.below(b.kernel[axis]);
+    b.stride[axis] = plain ? 1 : 1 + random.below(3);
+    b.dilation[axis] = plain ? 1 : 1 + random.below(2);
+    if (b.dilation[axis] * (b.kernel[axis] - 1) + 1 > size + 2 * b.padding[axis]) {
+      b.kernel[axis] = b.dilation[axis] = 1, b.padding[axis] = 0;
+    }
+    if (side(b, axis) > 1 && random.coin()) b.window[axis] = 2;
+  }
+  b.norm = Norm(random.below(3));
+  b.eps = 0.1;  // large, or few pixels that are nearly alike would magnify every rounding error
+  b.below = random.of<double>({0, 0.2, 1});
+  return b;
+}
+
+inline void draw_tensors(Random& random, conv::Block& b, bool adapts) {
+  b.has[kWeight] = true;
+  b.has[kBias] = random.coin();
+  b.has[kScale] = b.norm != Norm::none && random.coin();
+  b.has[kShift] = b.norm != Norm::none && random.coin();
+  for (int i = 0; i < kTensors; ++i) b.adapts[i] = adapts && b.has[i] && random.below(4) > 0;
+}
+
+inline ConvProblem draw_conv(int number) {
+  Random random(number);
+  ConvProblem problem{};
+  problem.seed = number;
+  conv::Network& network = problem.network;
+  int channels = random.of<int>({1, 3, 16}), sides[2];
+  for (int& size : sides) size = random.of<int>({4, 7, 13, 15});
+  const int depth = 1 + number % 3;
+  for (int l = 0; l < depth; ++l) {
+    network.blocks.push_back(block(random, channels, sides[0], sides[1]));
+    conv::Block& b = network.blocks.back();
+    if (l == depth - 1) b.mean = random.coin();
+    channels = b.filters, sides[0] = side(b, 0), sides[1] = side(b, 1);
+  }
+  network.blocks.push_back(linear(channels, sides[0], sides[1], 3));
+  const int frozen = random.coin() ? random.below(depth + 1) : 0;
+  for (int l = 0; l <= depth; ++l) draw_tensors(random, network.blocks[l], l >= frozen);
+  network.loss = {random.coin() ? LossKind::cross_entropy : LossKind::mse, 0, -100, false};
+  network.support = 1 + random.below(4), network.query = 1 + random.below(4);
+  network.steps = number % 4;
+  network.differentiate = random.below(4) > 0;
+  network.first_order = random.below(3) == 0;
+  network.learned_rates = network.differentiate && random.coin();
+  network.prox = random.of<double>({0, 0.4});
+  problem.tasks = random.of<int>({1, 3, 18});
+  for (int k = 0; k < network.steps; ++k) {
+    problem.step_weights.push_back(random.coin() ? random.between(0, 1) : 0);
+  }
+  problem.step_weights.push_back(1);
+  return problem;
+}
+
+// Two maxima, or an activation's corner, that rounding may choose between.
+inline bool has_corners(const conv::Network& network) {
+  for (const conv::Block& b : network.blocks) {
+    if (b.below != 1 || b.window[0] * b.window[1] > 1) return true;
+  }
+  return false;
+}
+
+inline int64_t size_of(const conv::Block& b, int tensor) {
+  if (!b.has[tensor]) return 0;
+  return tensor == kWeight ? int64_t(b.filters) * b.channels * b.kernel[0] * b.kernel[1] : b.filters;
+}
+
+template <class T>
+Inputs<T> inputs(const ConvProblem& problem) {
+  const conv::Network& network = problem.network;
+  Random random(problem.seed);
+  const auto numbers = [&](int64_t count, double low, double high) {
+    std::vector<T> values(count);
+    for (T& value : values) value = T(float(random.between(low, high)));
+    return values;
+  };
+  Inputs<T> in;
+  for (const conv::Block& b : network.blocks) {
+    const double scale = 1 / std::sqrt(double(size_of(b, kWeight)) / b.filters);
+    for (int i = 0; i < kTensors; ++i) {
+      const double low = i == kScale ? 0.5 : -scale;
+      in.parameters.push_back(numbers(size_of(b, i), low, low + 2 * scale));
+    }
+    const int given = b.norm == Norm::running ? b.filters : 0;
+    in.statistics.push_back(numbers(given, -0.5, 0.5));
+    in.statistics.push_back(numbers(given, 0.5, 2));
+  }
+  for (int k = 0; k < network.steps; ++k) {
+    for (const conv::Block& b : network.blocks) {
+      for (int i = 0; i < kTensors; ++i) in.rates.push_back(b.adapts[i] ? T(0.25) : T(0));
+    }
+  }
+  in.task_weights = numbers(problem.tasks, 0, 1);
+  const conv::Block& first = network.blocks.front();
+  const int64_t image = int64_t(first.channels) * first.height * first.width;
+  const int classes = network.blocks.back().filters;
+  const auto fill = [&](int count, std::vector<T>& x, std::vector<T>& y,
+                        std::vector<int64_t>& labels) {
+    x = numbers(problem.tasks * count * image, -1, 1);
+    if (network.loss.kind == LossKind::mse) {
+      y = numbers(problem.tasks * count * classes, 0, 1);
+      return;
+    }
+    for (int64_t i = 0; i < problem.tasks * count; ++i) labels.push_back(random.below(classes));
+  };
+  fill(network.support, in.support_x, in.support_y, in.support_labels);
+  fill(network.query, in.query_x, in.query_y, in.query_labels);
+  return in;
+}
+
+// What conv::run does, but each task in memory of its own, of exactly its size and full of NaN.
+template <class T>
+void run_alone(const conv::Kernel<T>& kernel, const conv::Network& network,
+               const conv::Layout& layout, conv::Call<T> call,
+               const conv::Addresses<T>& addresses) {
+  std::vector<T> parameters(layout.block + layout.given);
+  conv::pack(network, layout, addresses, parameters.data());
+  call.parameters = parameters.data();
+  const std::size_t size = layout.block + network.steps * network.blocks.size() * kTensors;
+  std::vector<T> sums(size);
+  for (int64_t task = 0; task < call.tasks; ++task) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, layout.size * sizeof(T)) != 0) throw std::bad_alloc();
+    std::memset(memory, 0xff, layout.size * sizeof(T));
+    std::vector<T> partial(size);
+    kernel.run(network, layout, call, task, static_cast<T*>(memory), partial.data());
+    for (std::size_t i = 0; i < size; ++i) sums[i] += partial[i];
+    std::free(memory);
+  }
+  if (network.differentiate) conv::unpack(network, layout, sums.data(), addresses.gradient);
+}
+
+// On so many threads, or alone. What nothing writes is not a number.
+template <class T>
+Results<T> run(const conv::Kernel<T>& kernel, const ConvProblem& problem, const Inputs<T>& in,
+               int threads) {
+  const conv::Network& network = problem.network;
+  const conv::Layout layout = conv::lay_out(network, kernel.lanes);
+  const T nothing = T(NAN);
+  Results<T> out;
+  out.support_losses.assign(network.steps * problem.tasks, nothing);
+  out.step_losses.assign((network.steps + 1) * problem.tasks, nothing);
+  out.query_outputs.assign(problem.tasks * network.query * network.blocks.back().filters, nothing);
+  out.gradient.assign(conv::gradient_size(network), nothing);
+  const auto given = [](const auto& values) { return values.empty() ? nullptr : values.data(); };
+  conv::Addresses<T> addresses{};
+  for (const auto& parameter : in.parameters) addresses.parameters.push_back(given(parameter));
+  for (const auto& statistic : in.statistics) addresses.statistics.push_back(given(statistic));
+  addresses.gradient = out.gradient.data();
+  const std::unique_ptr<bool[]> evaluates(new bool[network.steps + 1]);
+  std::fill_n(evaluates.get(), network.steps + 1, true);
+  conv::Call<T> call{};
+  call.tasks = problem.tasks;
+  call.rates = given(in.rates);
+  call.step_weights = problem.step_weights.data();
+  call.evaluates = evaluates.get();
+  call.task_weights = given(in.task_weights);
+  call.support_x = given(in.support_x), call.query_x = given(in.query_x);
+  call.support_y = given(in.support_y), call.query_y = given(in.query_y);
+  call.support_labels = given(in.support_labels), call.query_labels = given(in.query_labels);
+  call.support_losses = out.support_losses.data(), call.step_losses = out.step_losses.data();
+  call.query_outputs = out.query_outputs.data();
+  if (threads == kAlone) {
+    run_alone(kernel, network, layout, call, addresses);
+  } else {
+    conv::run(kernel, network, layout, call, addresses, threads);
+  }
+  return out;
+}
+
+}  // namespace fastmeta::tests

@@ -1,0 +1,143 @@
+"""The convolutional step over drawn chains, losses and options, in float64, by the oracle.
+
+`make fuzz` draws 2,000, new ones each time; the tests draw 60, the same ones each time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import drawn_steps
+import pytest
+import torch
+from drawn_steps import Case
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fastmeta
+
+extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
+
+CASES = int(os.environ.get("FASTMETA_FUZZ", "0"))
+RATES = ("number", "scalar", "per-step", "layer", "layer-step")
+CLASSES = 3
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+# One draws what Winograd's transforms serve, one everything.
+convolutions = st.one_of(
+    st.fixed_dictionaries(
+        {"out_channels": st.sampled_from([1, 16, 20]), "kernel_size": st.just(3),
+         "padding": st.just(1), "bias": st.booleans()}
+    ),
+    st.fixed_dictionaries(
+        {"out_channels": st.integers(1, 9), "kernel_size": pairs, "stride": pairs,
+         "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+         "dilation": st.integers(1, 2), "bias": st.booleans()}
+    ),
+)  # fmt: skip
+followed = st.tuples(
+    convolutions,
+    st.sampled_from(["none", "batch", "batch", "running"]),
+    st.sampled_from([None, 0.0, 0.0, 0.3]),
+    st.integers(1, 3),
+)
+
+
+def image(case: Case) -> tuple[int, int, int]:
+    return case.widths[0], 4 + case.seed % 11, 4 + case.seed // 11 % 11
+
+
+def chain(case: Case, blocks: list[Any]) -> nn.Sequential:
+    """Blocks as far as the image lasts, then a mean or none, then a linear layer."""
+    layers: list[nn.Module] = []
+    x = torch.zeros(2, *image(case)).double()
+    for options, norm, below, pool in blocks:
+        convolution = nn.Conv2d(x.shape[1], **options).double()
+        try:
+            x = convolution(x)
+        except RuntimeError:  # the kernel is larger than what is left
+            continue
+        layers.append(convolution)
+        if norm != "none":
+            layers.append(batch_norm(x.shape[1], norm, options["bias"]))
+        if below is not None:
+            layers.append(nn.LeakyReLU(below) if below else nn.ReLU())
+        if 1 < pool <= min(x.shape[2:]):
+            layers.append(nn.MaxPool2d(pool))
+        x = nn.Sequential(*layers).eval()(torch.zeros(2, *image(case)).double())
+    if not layers:
+        layers = [nn.Conv2d(case.widths[0], 2, 1).double()]
+        x = torch.zeros(2, 2, *image(case)[1:])
+    if case.ends_in_activation:
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        x = x.mean((2, 3))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(x[0].numel(), CLASSES)).double()
+    if case.frozen:
+        model[0].requires_grad_(False)
+    return model
+
+
+def batch_norm(width: int, kind: str, affine: bool) -> nn.BatchNorm2d:
+    # A large epsilon, or two pixels that are nearly alike would magnify every rounding error.
+    norm = nn.BatchNorm2d(width, eps=0.125, affine=affine).double()
+    if affine:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    norm.num_batches_tracked += 1  # or they would count as never written
+    return norm.train(kind == "batch")
+
+
+@settings(
+    max_examples=CASES or 60, derandomize=CASES == 0, deadline=None, print_blob=True,
+    suppress_health_check=[*HealthCheck],
+)  # fmt: skip
+@given(
+    case=drawn_steps.cases,
+    blocks=st.lists(followed, min_size=1, max_size=3),
+    rate_kind=st.sampled_from(RATES),
+    tasks=st.sampled_from([1, 2, 3, 17]),
+    threads=st.sampled_from([1, 2]),
+    isa=st.sampled_from(extension.instruction_sets()),
+)
+def test_drawn_chains_agree_with_the_oracle(
+    case: Case, blocks: list[Any], rate_kind: str, tasks: int, threads: int, isa: str, monkeypatch
+) -> None:
+    case = replace(
+        case, widths=[case.widths[0], CLASSES], norm="batch", tasks=tasks, ragged=False,
+        rate_kind=rate_kind, steps=case.steps % 3, step_weights=without_learned(case.step_weights),
+        task_weights=case.task_weights,
+    )  # fmt: skip
+    make: Callable[[Case], nn.Sequential] = lambda case: chain(case, blocks)  # noqa: E731
+    drawn = drawn_steps.draw(case, make, image(case))
+    leaves = drawn.leaves()
+    expected = drawn.reference(drawn_steps.loss_function(case))
+    monkeypatch.setenv("FASTMETA_ISA", isa)
+    torch.set_num_threads(threads)
+    try:
+        out = fastmeta.maml_step(
+            drawn.model, drawn.support, drawn.query, executor="layered", **drawn.options()
+        )
+    finally:
+        torch.set_num_threads(1)
+    assert out.executor == "layered-cpu"
+    gradients = torch.autograd.grad(out.loss, leaves, allow_unused=True)
+    pairs = zip(gradients, expected.gradients, leaves, strict=True)
+    apart = 0.0
+    for ours, theirs, leaf in pairs:
+        ours, theirs = (torch.zeros_like(leaf) if g is None else g for g in (ours, theirs))
+        apart = max(apart, float((ours - theirs).norm() / theirs.norm().clamp(min=1e-2)))
+    note(f"{drawn.model}, {isa}: gradients apart by {apart:.3g}")
+    assert apart < 1e-10
+    torch.testing.assert_close(out.task_losses, expected.task_losses)
+    torch.testing.assert_close(out.query_outputs, torch.stack(expected.query_outputs).detach())
+
+
+def without_learned(kind: str) -> str:
+    """Learned weights of steps are the general path's."""
+    return "given" if kind == "learned" else kind
