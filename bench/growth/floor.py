@@ -28,7 +28,7 @@ def measure(name: str, seconds: float) -> table.Record:
     fused.check(workload if workload.tasks <= 100 else workload.with_tasks(50))
     planned = steps.planned(workload)
     kernel = kernel_of(planned)
-    products = {(library, side): call for side in SIDES for library, call in _products(side)}
+    products = {(library, side): call for side in SIDES for library, call in large_products(side)}
     timings = rounds.times(
         {
             "whole": steps.whole(workload),
@@ -107,7 +107,7 @@ def markdown(records: list[table.Record]) -> str:
     return f"{table.markdown(header, rows)}\n\nA large product, GFLOP/s: {found}."
 
 
-def _products(side: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def large_products(side: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """One product by each library in torch: on some processors one runs at half speed."""
     a, b, out = (torch.randn(side, side) for _ in range(3))
     yield "torch.mm", lambda: torch.mm(a, b, out=out)
