@@ -7,20 +7,9 @@
 #include "moments.h"
 #include "passes.h"
 #include "tangent_passes.h"
+#include "tensors.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
-
-using fastmeta::conv::Kept;
-using fastmeta::conv::Layout;
-using fastmeta::conv::Moving;
-using fastmeta::conv::Network;
-using fastmeta::conv::Shape;
-
-// Where a block's tensors lie. Null where it has no bias; ones and zeros for a norm's own.
-template <class T>
-struct Tensors {
-  const T* of[kTensors];
-};
 
 // Derivatives go to chunks of images at a time, of so many numbers, which stay in the second cache.
 constexpr int64_t kChunk = 1 << 16;
@@ -37,7 +26,6 @@ class Block {
 
   // x [examples, height, width, in] to product, statistics, value and output.
   void forward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
-    if (kept.product < 0) return forward_by_strips(x, kept, at, examples);
     T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
     const Operand<T> operand{x, convolution.prepared(at.of[kWeight], room(0))};
     T* const product = numbers + kept.product;
@@ -61,7 +49,6 @@ class Block {
   void backward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
                 int64_t result, T* gradient, T* x_delta) {
     if (b.mean) spread(field, examples, numbers + kept.output_delta, numbers + kept.delta);
-    if (kept.product < 0) return backward_by_strips(x, kept, at, examples, gradient);
     T* const sums = numbers + kept.statistics + 2 * s.out;
     conv::clear(sums, 2 * s.out);
     run_pass(field, 0, examples,
@@ -155,10 +142,9 @@ class Block {
   }
   T* tensor(T* block, Tensor which) const { return b.has[which] ? block + s.of[which] : nullptr; }
 
-  PassBase<T> base(const Kept& kept, const Tensors<T>& at) const { return base(kept, at, field); }
-  PassBase<T> base(const Kept& kept, const Tensors<T>& at, const Field& part) const {
+  PassBase<T> base(const Kept& kept, const Tensors<T>& at) const {
     const T* const mean = numbers + kept.statistics;
-    return {part, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}};
+    return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}};
   }
   Moved<T> moved(const Kept& kept, const Moving& r, const Tensors<T>& at, const Tensors<T>& v,
                  int64_t examples) const {
@@ -166,77 +152,9 @@ class Block {
             shares(numbers + r.sums, examples, 3), v.of[kScale], v.of[kShift]};
   }
 
-  // Where a product is cheaper made anew than kept: strip by strip of rows, in the second cache.
-  // use(field, first pixel, pixels, place of the values)
-  template <class Use>
-  void for_strips(const T* x, const T* weight, int64_t examples, Use use) const {
-    const int covered = s.out_rows * b.window[0];
-    for (int64_t n = 0; n < examples; ++n) {
-      for (int y = 0; y < s.rows;) {
-        const int next = y + layout.strip_rows < covered ? y + layout.strip_rows : s.rows;
-        const Field part{next - y, s.cols, (next - y) / b.window[0], s.out_cols, s.out,
-                         {b.window[0], b.window[1]}};
-        const int64_t first = (n * s.rows + y) * s.cols;
-        const int pixels = part.rows * s.cols;
-        convolution.forward_strip(x, weight, first, pixels, strip());
-        use(part, pixels, (n * s.out_rows + y / b.window[0]) * s.out_cols * s.out);
-        y = next;
-      }
-    }
-  }
-  T* strip() const { return numbers + layout.strip; }
   // A bias goes with the mean that is taken away.
   const T* bias(const Tensors<T>& at) const {
     return b.norm == Norm::batch ? nullptr : at.of[kBias];
-  }
-  void add_bias(const Tensors<T>& at, int pixels) const {
-    for (int i = 0; bias(at) != nullptr && i < pixels; ++i) add(T(1), bias(at), strip() + i * s.out);
-  }
-
-  void forward_by_strips(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
-    T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
-    const T* const weight = at.of[kWeight];
-    if (b.norm == Norm::batch) {
-      Moments<T> moments(mean, inverse, s.out);
-      for_strips(x, weight, examples, [&](const Field&, int pixels, int64_t) {
-        for (int i = 0; i < pixels; i += kTileRows) {
-          T* rows[kTileRows];
-          const int live = pixels - i < kTileRows ? pixels - i : kTileRows;
-          for (int r = 0; r < live; ++r) rows[r] = strip() + int64_t(i + r) * s.out;
-          moments.add(rows, live);
-        }
-      });
-      moments.finish(T(b.eps));
-    } else {
-      fix_statistics(mean, inverse);
-    }
-    for_strips(x, weight, examples, [&](const Field& part, int pixels, int64_t place) {
-      add_bias(at, pixels);
-      run_pass(part, 0, 1,
-               Forward<T>{base(kept, at, part), strip(), numbers + kept.value + place});
-    });
-    if (b.mean) average(field, examples, numbers + kept.value, numbers + kept.output);
-  }
-
-  void backward_by_strips(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
-                          T* gradient) {
-    const T* const weight = at.of[kWeight];
-    T* const sums = numbers + kept.statistics + 2 * s.out;
-    conv::clear(sums, 2 * s.out);
-    for_strips(x, weight, examples, [&](const Field& part, int pixels, int64_t place) {
-      add_bias(at, pixels);
-      run_pass(part, 0, 1,
-               BackwardSums<T>{base(kept, at, part), strip(), numbers + kept.delta + place, sums});
-    });
-    const Pull<T> pull = shares(sums, examples, 0);
-    for_strips(x, weight, examples, [&](const Field& part, int pixels, int64_t place) {
-      add_bias(at, pixels);
-      run_pass(part, 0, 1,
-               Backward<T>{base(kept, at, part), strip(), numbers + kept.delta + place, pull,
-                           strip()});
-      convolution.add_strip(strip(), pixels, tensor(gradient, kWeight));
-    });
-    add_row_gradients(kept, at, gradient);
   }
 
   void fix_statistics(T* mean, T* inverse) const {

@@ -8,8 +8,8 @@ namespace fastmeta::conv {
 namespace {
 
 constexpr int64_t kLine = 16;       // numbers; everything begins at a multiple
-constexpr int64_t kStrip = 1 << 15;  // numbers of a product that stay in the second cache
-constexpr int kShallow = 32;         // numbers that a pixel reads, so few that they are read twice
+constexpr int64_t kStrip = 1 << 13;  // numbers of a product that stay in the first cache
+constexpr int kShallow = 32;         // numbers that a pixel reads, few enough for their covariance
 
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
 
@@ -106,24 +106,28 @@ bool adapts(const Block& b) {
   return b.adapts[kWeight] || b.adapts[kBias] || b.adapts[kScale] || b.adapts[kShift];
 }
 
-// `deltas`: derivatives lie apart from what they are derived by, because both are read again.
-Kept keep(Taker& take, const Block& b, const Shape& shape, int64_t examples, bool deltas,
-          bool product_delta, bool keeps_product = true) {
+struct Keeping {
+  bool deltas;         // derivatives lie apart from what they are derived by: both are read again
+  bool product, product_delta;
+};
+
+Kept keep(Taker& take, const Block& b, const Shape& shape, int64_t examples, Keeping keeping) {
   const int64_t product = examples * shape.pixels() * shape.out;
   const int64_t value = examples * shape.out_pixels() * shape.out;
+  const bool deltas = keeping.deltas;
   Kept kept{};
-  kept.product = keeps_product ? take(product) : -1;
+  kept.product = keeping.product ? take(product) : -1;
   kept.value = take(value);
   kept.delta = deltas ? take(value) : kept.value;
   kept.output = b.mean ? take(examples * shape.out) : kept.value;
   kept.output_delta = !b.mean ? kept.delta : deltas ? take(examples * shape.out) : kept.output;
-  kept.product_delta = product_delta ? take(product) : -1;
+  kept.product_delta = keeping.product_delta ? take(product) : -1;
   kept.statistics = take(4 * shape.out);
   return kept;
 }
 
-Moving move(Taker& take, const Block& b, const Shape& shape, int64_t examples) {
-  const Kept kept = keep(take, b, shape, examples, true, false);
+Moving move(Taker& take, const Block& b, const Shape& shape, int64_t examples, bool product) {
+  const Kept kept = keep(take, b, shape, examples, {true, product, false});
   return {kept.product, kept.value, kept.output, kept.delta, kept.output_delta, kept.statistics};
 }
 
@@ -150,7 +154,9 @@ Layout lay_out(const Network& n, int lanes) {
     widest = std::max<int64_t>(widest, std::max(shape.in, shape.out));
     longest = std::max<int64_t>(
         longest, std::max<int64_t>(shape.depth(), int64_t(taps_of(b)) * shape.out));
-    largest = std::max<int64_t>(largest, int64_t(shape.pixels()) * shape.out);
+    if (l > 0 || shape.depth() > kShallow) {
+      largest = std::max<int64_t>(largest, int64_t(shape.pixels()) * shape.out);
+    }
     inputs = std::max<int64_t>(inputs, int64_t(taps_of(b)) * filled_up(in, lanes) * shape.out);
     if (taps_of(b) == 9) {
       planes = std::max<int64_t>(planes, int64_t(kPlanes) * filled_up(in, lanes) * shape.out);
@@ -165,7 +171,9 @@ Layout lay_out(const Network& n, int lanes) {
   while (layout.body < depth - 1 && !adapts(n.blocks[layout.body])) ++layout.body;
 
   const Shape& outermost = layout.shapes.front();
-  if (outermost.depth() <= kShallow) {
+  const bool by_patches = outermost.depth() <= kShallow;
+  if (by_patches) {
+    layout.patch_pitch = filled_up(outermost.depth(), lanes);
     const int window = n.blocks.front().window[0];
     const int64_t rows = kStrip / (int64_t(outermost.cols) * outermost.out);
     layout.strip_rows = int(std::max<int64_t>(1, rows / window)) * window;
@@ -190,25 +198,37 @@ Layout lay_out(const Network& n, int lanes) {
   const int64_t image = int64_t(first.channels) * first.height * first.width;
   layout.support_x = take(image * n.support);
   layout.query_x = take(image * n.query);
+  const auto patches = [&](Kept& kept, int64_t measured, int64_t examples) {
+    if (!by_patches) return;
+    kept.code = take(examples * outermost.out_pixels() * outermost.out);
+    kept.measured = measured;
+    kept.patch_sums = take(int64_t(outermost.depth()) * outermost.out);
+  };
+  const int64_t measures =
+      by_patches ? int64_t(layout.patch_pitch) * (1 + outermost.depth()) : 0;
+  layout.support_measured = take(measures), layout.query_measured = take(measures);
   for (int k = 0; k < layout.steps_kept; ++k) {
     for (int l = 0; l < depth; ++l) {
       if (k > 0 && l < layout.body) {  // which is run once
         layout.support.push_back(layout.support[l]);
         continue;
       }
-      layout.support.push_back(keep(take, n.blocks[l], layout.shapes[l], n.support, true,
-                                    second && l > 0 && l >= layout.body));
+      layout.support.push_back(keep(take, n.blocks[l], layout.shapes[l], n.support,
+                                    {true, l > 0 || !by_patches,
+                                     second && l > 0 && l >= layout.body}));
+      if (l == 0) patches(layout.support.back(), layout.support_measured, n.support);
     }
   }
   for (int l = 0; l < depth; ++l) {
     // Where the body ends, the steps add up derivatives while values are read again.
-    layout.query.push_back(
-        keep(take, n.blocks[l], layout.shapes[l], n.query, l + 1 == layout.body, false,
-             l > 0 || layout.strip_rows == 0));
+    layout.query.push_back(keep(take, n.blocks[l], layout.shapes[l], n.query,
+                                {l + 1 == layout.body, l > 0 || !by_patches, false}));
+    if (l == 0) patches(layout.query.back(), layout.query_measured, n.query);
   }
   for (int l = 0; second && l < depth; ++l) {
-    layout.moving.push_back(
-        l < layout.body ? Moving{} : move(take, n.blocks[l], layout.shapes[l], n.support));
+    layout.moving.push_back(l < layout.body ? Moving{}
+                                            : move(take, n.blocks[l], layout.shapes[l], n.support,
+                                                   l > 0 || !by_patches));
   }
   if (layout.body > 0) {
     const Shape& last = layout.shapes[layout.body - 1];
@@ -217,7 +237,8 @@ Layout lay_out(const Network& n, int lanes) {
   layout.product_delta = take(largest * n.support);
   // The last strip takes what rows are left of no whole window.
   const int64_t strip = (layout.strip_rows + n.blocks.front().window[0]) * int64_t(outermost.cols);
-  layout.strip = take(layout.strip_rows > 0 ? strip * outermost.out : 0);
+  layout.strip = take(by_patches ? std::max<int64_t>(strip * outermost.out, layout.patch_pitch) : 0);
+  layout.first = take(by_patches ? (1 + 4 * int64_t(outermost.depth())) * outermost.out : 0);
   // A product's last tile reads past its rows.
   layout.panel = take(std::max({kMostRows * (longest + kGap), kPanelBytes / 4,
                                 (strip + kMostRows) * (outermost.depth() + kGap)}));

@@ -68,12 +68,16 @@ struct Shape {
 
 // What a block keeps of a pass over some examples: offsets into a thread's numbers.
 struct Kept {
-  int64_t product;       // of the convolution [N, rows, cols, out]; -1 where it is made anew
+  int64_t product;       // of the convolution [N, rows, cols, out]
   int64_t value;         // of norm, activation and maximum [N, out_rows, out_cols, out]
   int64_t output;        // that, or its mean over the image [N, out]
   int64_t delta, output_delta;  // derivatives by value and output
   int64_t product_delta;        // and by the product, where it is kept; else -1
   int64_t statistics;    // mean, 1 / deviation, and the sums of derivatives [4, out]
+  // Of the block that reads the data, in place of products:
+  int64_t code;          // which pixels are the greatest [N, out_rows, out_cols, out]
+  int64_t measured;      // mean [1, patch_pitch] and covariance [depth, patch_pitch] of patches
+  int64_t patch_sums;    // of derivatives times patches [depth, out]
 };
 
 // The same of the tangents.
@@ -96,8 +100,12 @@ struct Layout {
   int64_t product_delta = 0;         // of the block at hand, where it is not kept
   int64_t border = 0;                // a derivative on its way into the body's sums
   int64_t weight_sums = 0;           // of a weight's gradient
-  int strip_rows = 0;                // of the first block, where its product is not kept
-  int64_t strip = 0;                 // that of so many rows
+  // Of the block that reads the data, where its products are not kept:
+  int strip_rows = 0;                // of them at a time; 0: they are kept
+  int patch_pitch = 0;               // depth, filled up to whole vectors
+  int64_t strip = 0;                 // its product in so many rows
+  int64_t first = 0;                 // scratch [1 + 4 depth, out]
+  int64_t support_measured = 0, query_measured = 0;  // see Kept
   int64_t planes = 0, panel = 0, pulls = 0, one = 0, zero = 0;
   int64_t size = 0;
 };

@@ -50,10 +50,16 @@ class Convolution {
     }
   }
 
-  // The same of `count` pixels from one of them on, read into the panel, which `add_strip` takes.
-  void forward_strip(const T* x, const T* weight, int64_t first, int count, T* to) const {
+  // What `count` pixels read from one of them on: the panel [count, depth], rows `pitch` apart.
+  T* read_strip(const T* x, int64_t first, int count) const {
     const Images<const T> from{x, in.height, in.width, in.channels};
     gather(s.forward, from, first, count, scratch.panel, pitch());
+    return scratch.panel;
+  }
+  int64_t pitch() const { return s.depth() + kGap; }
+  // to [count, out] = these pixels' product with a weight
+  void forward_strip(const T* x, const T* weight, int64_t first, int count, T* to) const {
+    read_strip(x, first, count);
     for (int i = 0; i < count; i += kTileRows) {
       T* rows[kTileRows];
       const int live = count - i < kTileRows ? count - i : kTileRows;
@@ -62,8 +68,13 @@ class Convolution {
                               live);
     }
   }
+  // weight [depth, out] += the panel's part in its gradient
   void add_strip(const T* derivative, int count, T* gradient) const {
-    add_panel(scratch.panel, pitch(), s.depth(), derivative, s.out, count, gradient);
+    add_panel(scratch.panel, pitch(), s.depth(), derivative, s.out, s.out, count, gradient);
+  }
+  // squares [depth, cols] += the panel's products with itself
+  void add_squares(int count, T* squares, int cols) const {
+    add_panel(scratch.panel, pitch(), s.depth(), scratch.panel, pitch(), cols, count, squares);
   }
 
   // to [examples, height, width, in] = the adjoint of derivatives by the output.
@@ -108,7 +119,6 @@ class Convolution {
   const Images<const T> in, out;
   const bool fast, fast_back;
 
-  int64_t pitch() const { return s.depth() + kGap; }
   int64_t size() const { return int64_t(s.in) * s.out; }
 };
 

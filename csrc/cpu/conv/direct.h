@@ -65,7 +65,8 @@ void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Oper
 
 // c [depth, cols] += A' B over `live` rows of both; depth is at least that of a tile.
 template <class T>
-void outer_columns(const T* a, int64_t pitch, int depth, const T* b, int cols, int live, T* c) {
+void outer_columns(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols,
+                   int live, T* c) {
   constexpr int R = kTileRows, L = lanes<T>;
   for (int k = 0; k < depth; k += R) {
     // The last tile begins earlier, and leaves alone what was done.
@@ -73,22 +74,23 @@ void outer_columns(const T* a, int64_t pitch, int depth, const T* b, int cols, i
     T* const to = c + int64_t(from) * cols;
     int j = 0;
     for (; j + 2 * L <= cols; j += 2 * L) {
-      outer_tile<2>(a + from, pitch, b + j, int64_t(cols), live, to + j, int64_t(cols), k - from);
+      outer_tile<2>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
     }
     for (; j < cols; j += L) {
-      outer_tile<1>(a + from, pitch, b + j, int64_t(cols), live, to + j, int64_t(cols), k - from);
+      outer_tile<1>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
     }
   }
 }
 
 // The same for a shallow one, whose rows go on with zeros: by way of a tile of its own.
 template <class T>
-void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int cols, int live, T* c) {
+void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols,
+                   int live, T* c) {
   constexpr int L = lanes<T>;
   for (int j = 0; j < cols; j += L) {
     T tile[kTileRows * L];
     conv::clear(tile, kTileRows * L);
-    outer_tile<1>(a, pitch, b + j, int64_t(cols), live, tile, int64_t(L), 0);
+    outer_tile<1>(a, pitch, b + j, b_pitch, live, tile, int64_t(L), 0);
     for (int i = 0; i < depth; ++i) {
       T* const to = c + int64_t(i) * cols + j;
       store(to, load(to) + load(tile + i * L));
@@ -98,14 +100,14 @@ void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int cols, i
 
 // weight [depth, cols] += a panel's part in its gradient.
 template <class T>
-void add_panel(T* panel, int64_t pitch, int depth, const T* derivative, int cols, int live,
-               T* weight) {
+void add_panel(T* panel, int64_t pitch, int depth, const T* derivative, int64_t derivative_pitch,
+               int cols, int live, T* weight) {
   if (depth >= kTileRows) {
-    outer_columns(panel, pitch, depth, derivative, cols, live, weight);
+    outer_columns(panel, pitch, depth, derivative, derivative_pitch, cols, live, weight);
     return;
   }
   for (int i = 0; i < live; ++i) conv::clear(panel + i * pitch + depth, kTileRows - depth);
-  outer_shallow(panel, pitch, depth, derivative, cols, live, weight);
+  outer_shallow(panel, pitch, depth, derivative, derivative_pitch, cols, live, weight);
 }
 
 // weight [depth, cols] += the sum over pixels of what they read, times their derivatives.
@@ -119,7 +121,7 @@ void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& 
   for (int64_t first = 0; first < pixels; first += most) {
     const int live = int(pixels - first < most ? pixels - first : most);
     gather(grid, in, first, live, panel, pitch);
-    add_panel(panel, pitch, depth, derivative.data + first * cols, cols, live, weight);
+    add_panel(panel, pitch, depth, derivative.data + first * cols, cols, cols, live, weight);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include "block.h"
 #include "conv_loss.h"
+#include "first_block.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
@@ -56,6 +57,11 @@ class TaskStep {
 
   Block<T> block(int l) const {
     return {n.blocks[l], layout.shapes[l], layout, call.parameters, numbers};
+  }
+  // The first layer, where it goes by its patches.
+  bool by_patches(int l) const { return l == 0 && layout.strip_rows > 0; }
+  FirstBlock<T> first_block() const {
+    return {n.blocks[0], layout.shapes[0], layout, call.parameters, numbers};
   }
   // The block of theta_k. Those of all steps share one, where they are not kept.
   T* theta(int k) const {
@@ -120,6 +126,10 @@ class TaskStep {
                     of(call.query_factors, of_classes ? 0 : query_rows));
     for (int64_t i = layout.one; i < layout.zero; ++i) numbers[i] = T(1);
     for (int64_t i = 0; i < layout.zero - layout.one; ++i) numbers[layout.zero + i] = T(0);
+    if (by_patches(0)) {
+      if (n.steps > 0) first_block().measure(support_x, n.support, layout.support_measured);
+      if (n.query > 0) first_block().measure(query_x, n.query, layout.query_measured);
+    }
     conv::clear(numbers + layout.lambda, layout.block);
     conv::clear(numbers + layout.anchor, layout.block);
     if (layout.body == 0) return;
@@ -141,6 +151,10 @@ class TaskStep {
 
   void forward(const T* x, const Kept* kept, int64_t examples, int k, int from, int to) {
     for (int l = from; l < to; ++l) {
+      if (by_patches(l)) {
+        first_block().forward(x, kept[0], at(0, k), examples);
+        continue;
+      }
       block(l).forward(input(x, kept, l), kept[l], at(l, k), examples);
     }
   }
@@ -150,6 +164,10 @@ class TaskStep {
   void backward(const T* x, const Kept* kept, int64_t examples, int k, bool in_place, T* into,
                 bool to_body) {
     for (int l = depth - 1; l >= layout.body; --l) {
+      if (by_patches(l)) {
+        first_block().backward(x, kept[0], at(0, k), examples, into);
+        continue;
+      }
       const bool border = l == layout.body;
       T* const x_delta = border ? (to_body && l > 0 ? numbers + layout.border : nullptr)
                                 : numbers + kept[l - 1].output_delta;
@@ -164,6 +182,10 @@ class TaskStep {
   // lambda += the body's gradient, of what the steps have summed after it.
   void backward_body(const T* x, const Kept* kept, int64_t examples, bool in_place) {
     for (int l = layout.body - 1; l >= 0; --l) {
+      if (by_patches(l)) {
+        first_block().backward(x, kept[0], at(0, 0), examples, numbers + layout.lambda);
+        continue;
+      }
       T* const x_delta = l == 0 ? nullptr : numbers + kept[l - 1].output_delta;
       block(l).backward(input(x, kept, l), kept[l], at(l, 0), examples,
                         in_place ? kept[l].product : layout.product_delta, numbers + layout.lambda,
@@ -242,18 +264,28 @@ class TaskStep {
       return l == layout.body ? nullptr : numbers + r[l - 1].output;
     };
     for (int l = layout.body; l < depth; ++l) {
+      const Tensors<T> v = tensors(l, vector, layout.zero);
+      if (by_patches(l)) {
+        first_block().tangent_forward(support_x, kept[0], r[0], at(0, k), v, n.support);
+        continue;
+      }
       block(l).tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                               tensors(l, vector, layout.zero), n.support);
+                               v, n.support);
     }
     support_loss.forward(numbers + kept[depth - 1].output);
     support_loss.tangent(numbers + r[depth - 1].output, numbers + r[depth - 1].output_delta);
     for (int l = depth - 1; l >= layout.body; --l) {
+      const Tensors<T> v = tensors(l, vector, layout.zero);
+      if (by_patches(l)) {
+        first_block().tangent_backward(support_x, kept[0], r[0], at(0, k), v, n.support,
+                                       numbers + layout.lambda);
+        continue;
+      }
       const bool border = l == layout.body;
       T* const x_delta = border ? (l > 0 ? numbers + layout.border : nullptr)
                                 : numbers + r[l - 1].output_delta;
       block(l).tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                                tensors(l, vector, layout.zero), n.support,
-                                numbers + layout.lambda, x_delta);
+                                v, n.support, numbers + layout.lambda, x_delta);
       if (border && x_delta) add(T(1), x_delta, border_size(n.support), cotangent(kept));
     }
   }

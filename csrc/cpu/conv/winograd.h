@@ -257,7 +257,7 @@ void add_planes(const Grid& grid, int64_t examples, const Images<const T>& in,
     transform_inputs(tiles, in, zeros, first, live, inputs);
     transform_derivatives(tiles, derivative.data, cols, zeros, first, live, derivatives);
     for (int p = 0; p < kPlanes; ++p) {
-      outer_columns(inputs + p * in_plane, depth, depth, derivatives + p * plane, cols, live,
+      outer_columns(inputs + p * in_plane, depth, depth, derivatives + p * plane, cols, cols, live,
                     planes + int64_t(p) * depth * cols);
     }
   }
