@@ -63,23 +63,50 @@ void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Oper
   }
 }
 
-// c [depth, cols] += A' B over `live` rows of both; depth is at least that of a tile.
-template <class T>
-void outer_columns(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols,
-                   int live, T* c) {
-  constexpr int R = kTileRows, L = lanes<T>;
+// Rows of the smallest tile of an outer product: a grey image's 3 x 3 taps, where they fit.
+constexpr int kFewestRows = kTileRows < 9 ? kTileRows : 9;
+
+// c [depth, cols] += A' B over `live` rows of both, in tiles of R rows; depth is at least R.
+template <int R, class T>
+void outer_in_tiles(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols,
+                    int live, T* c) {
+  constexpr int L = lanes<T>;
   for (int k = 0; k < depth; k += R) {
     // The last tile begins earlier, and leaves alone what was done.
     const int from = k + R <= depth ? k : depth - R;
     T* const to = c + int64_t(from) * cols;
     int j = 0;
     for (; j + 2 * L <= cols; j += 2 * L) {
-      outer_tile<2>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
+      outer_tile<R, 2>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
     }
     for (; j < cols; j += L) {
-      outer_tile<1>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
+      outer_tile<R, 1>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
     }
   }
+}
+
+// Of a tile, so that few rows of a product are done twice.
+inline int rows_of_tile(int depth) {
+  constexpr int kChoices[] = {kTileRows, 13, 11, kFewestRows};
+  int best = kFewestRows, least = 1 << 30;
+  for (int rows : kChoices) {
+    const int done = (depth + rows - 1) / rows * (rows + 1);  // and a tile costs by itself
+    if (rows <= depth && rows <= kTileRows && done < least) best = rows, least = done;
+  }
+  return best;
+}
+
+// The same in the best tiles; depth is at least kFewestRows.
+template <class T>
+void outer(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols, int live,
+           T* c) {
+  const int rows = rows_of_tile(depth);
+  if (rows == kTileRows) return outer_in_tiles<kTileRows>(a, pitch, depth, b, b_pitch, cols, live, c);
+  if constexpr (kTileRows > 13) {
+    if (rows == 13) return outer_in_tiles<13>(a, pitch, depth, b, b_pitch, cols, live, c);
+    if (rows == 11) return outer_in_tiles<11>(a, pitch, depth, b, b_pitch, cols, live, c);
+  }
+  outer_in_tiles<kFewestRows>(a, pitch, depth, b, b_pitch, cols, live, c);
 }
 
 // The same for a shallow one, whose rows go on with zeros: by way of a tile of its own.
@@ -88,9 +115,9 @@ void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int64_t b_p
                    int live, T* c) {
   constexpr int L = lanes<T>;
   for (int j = 0; j < cols; j += L) {
-    T tile[kTileRows * L];
-    conv::clear(tile, kTileRows * L);
-    outer_tile<1>(a, pitch, b + j, b_pitch, live, tile, int64_t(L), 0);
+    T tile[kFewestRows * L];
+    conv::clear(tile, kFewestRows * L);
+    outer_tile<kFewestRows, 1>(a, pitch, b + j, b_pitch, live, tile, int64_t(L), 0);
     for (int i = 0; i < depth; ++i) {
       T* const to = c + int64_t(i) * cols + j;
       store(to, load(to) + load(tile + i * L));
@@ -102,11 +129,11 @@ void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int64_t b_p
 template <class T>
 void add_panel(T* panel, int64_t pitch, int depth, const T* derivative, int64_t derivative_pitch,
                int cols, int live, T* weight) {
-  if (depth >= kTileRows) {
-    outer_columns(panel, pitch, depth, derivative, derivative_pitch, cols, live, weight);
+  if (depth >= kFewestRows) {
+    outer(panel, pitch, depth, derivative, derivative_pitch, cols, live, weight);
     return;
   }
-  for (int i = 0; i < live; ++i) conv::clear(panel + i * pitch + depth, kTileRows - depth);
+  for (int i = 0; i < live; ++i) conv::clear(panel + i * pitch + depth, kFewestRows - depth);
   outer_shallow(panel, pitch, depth, derivative, derivative_pitch, cols, live, weight);
 }
 

@@ -43,7 +43,7 @@ void store(T* to, Num<T> whole) {
 
 template <class T>
 Num<T> all(T number) {
-  return Num<T>{} + number;
+  return number - Num<T>{};  // a sum would have to be computed: it makes 0 of -0
 }
 
 // to [cols, rows] from [rows, cols]; both multiples of the lanes.

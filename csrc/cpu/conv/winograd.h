@@ -13,7 +13,7 @@ constexpr int kSmallestSide = 7;
 
 // Whether a grid is a 3 x 3 convolution of stride 1 that is large enough.
 inline bool fits_winograd(const Grid& grid, int channels, int lanes) {
-  if (grid.runs.size() != 3 || channels % lanes != 0 || channels < kTileRows) return false;
+  if (grid.runs.size() != 3 || channels % lanes != 0 || channels < kFewestRows) return false;
   const Run* const runs = grid.runs.data();
   for (int i = 0; i < 3; ++i) {
     if (runs[i].count != 3 || runs[i].col != runs[0].col || runs[i].row != runs[0].row + i) {
@@ -84,6 +84,9 @@ void transform_inputs(const Tiles& tiles, const Images<const T>& in, const T* ze
     const T* at[16];
     tiles.inputs(tiles.at(first + t), in, zeros, at);
     for (int c = 0; c < in.channels; c += lanes<T>) {
+      // What is new in the tile after the next; the processor does not see it coming by itself.
+      constexpr int kNew[] = {10, 11, 14, 15};
+      for (int pixel : kNew) __builtin_prefetch(at[pixel] + 4 * in.channels + c);
       Num<T> d[4][4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {  // B' d
@@ -133,6 +136,7 @@ void transform_derivatives(const Tiles& tiles, const T* derivative, int channels
     tiles.outputs(tiles.at(first + t), derivative, channels, at);
     for (const T*& pixel : at) pixel = pixel == nullptr ? zeros : pixel;
     for (int c = 0; c < channels; c += lanes<T>) {
+      for (const T* pixel : at) __builtin_prefetch(pixel + 4 * channels + c);
       Num<T> e[4][2];
 #pragma GCC unroll 2
       for (int j = 0; j < 2; ++j) {
@@ -257,8 +261,8 @@ void add_planes(const Grid& grid, int64_t examples, const Images<const T>& in,
     transform_inputs(tiles, in, zeros, first, live, inputs);
     transform_derivatives(tiles, derivative.data, cols, zeros, first, live, derivatives);
     for (int p = 0; p < kPlanes; ++p) {
-      outer_columns(inputs + p * in_plane, depth, depth, derivatives + p * plane, cols, cols, live,
-                    planes + int64_t(p) * depth * cols);
+      outer(inputs + p * in_plane, depth, depth, derivatives + p * plane, cols, cols, live,
+            planes + int64_t(p) * depth * cols);
     }
   }
 }
