@@ -32,7 +32,7 @@ class ConvStep {
  public:
   ConvStep(const std::vector<BlockTuple>& blocks, int loss, double loss_option, int64_t ignore_index,
            bool weighted, int support, int query, int steps, bool differentiate, bool first_order,
-           bool learned_rates, double prox, bool is_double, const std::string& instruction_set)
+           bool elementwise_rates, bool learned_rates, double prox, bool is_double, const std::string& instruction_set)
       : set_(cpu::instruction_set(instruction_set).name),
         kernels_(conv::kernels(set_)),
         is_double_(is_double) {
@@ -54,7 +54,7 @@ class ConvStep {
     network_.loss = {LossKind(loss), loss_option, ignore_index, weighted};
     network_.support = support, network_.query = query, network_.steps = steps;
     network_.differentiate = differentiate, network_.first_order = first_order;
-    network_.learned_rates = learned_rates;
+    network_.elementwise_rates = elementwise_rates, network_.learned_rates = learned_rates;
     network_.prox = prox;
     layout_ = conv::lay_out(network_, is_double ? kernels_.of_double.lanes : kernels_.of_float.lanes);
   }
@@ -66,7 +66,8 @@ class ConvStep {
 
   // False, and nothing is computed, where a label is no class.
   bool run(int64_t tasks, const std::vector<Address>& parameters,
-           const std::vector<Address>& statistics, Address rates,
+           const std::vector<Address>& adapted, const std::vector<Address>& statistics,
+           Address rates,
            const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
            Address task_weights, const std::vector<Address>& support,
            const std::vector<Address>& query, Address support_losses, Address step_losses,
@@ -77,7 +78,7 @@ class ConvStep {
     }
     py::gil_scoped_release release;
     const auto of = [&](auto kernel) {
-      run_as(kernel, tasks, parameters, statistics, rates, step_weights, evaluates, task_weights,
+      run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates, task_weights,
              support, query, support_losses, step_losses, query_outputs, gradient, threads);
     };
     if (is_double_) {
@@ -107,30 +108,34 @@ class ConvStep {
 
   template <class T>
   void run_as(const conv::Kernel<T>& kernel, int64_t tasks, const std::vector<Address>& parameters,
-              const std::vector<Address>& statistics, Address rates,
+              const std::vector<Address>& adapted, const std::vector<Address>& statistics,
+              Address rates,
               const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
               Address task_weights, const std::vector<Address>& support,
               const std::vector<Address>& query, Address support_losses, Address step_losses,
               Address query_outputs, Address gradient, int threads) const {
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
-    const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
+    const auto integers = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
     conv::Addresses<T> addresses{};
     for (Address a : parameters) addresses.parameters.push_back(of(a));
+    for (Address a : adapted) addresses.adapted.push_back(of(a));
     for (Address a : statistics) addresses.statistics.push_back(of(a));
+    addresses.rates = of(rates);
     addresses.gradient = of(gradient);
     const std::unique_ptr<bool[]> evaluated(new bool[evaluates.size()]);
     std::copy(evaluates.begin(), evaluates.end(), evaluated.get());
     conv::Call<T> call{};
     call.tasks = tasks;
-    call.rates = of(rates);
     call.step_weights = step_weights.data();
     call.evaluates = evaluated.get();
     call.task_weights = of(task_weights);
-    // Each set is inputs, targets, labels and the loss's weights; 0 where there is none.
+    // Each set is inputs, targets, labels, the loss's weights and how many examples of each task are
+    // real; 0 where there is none.
     call.support_x = of(support[0]), call.query_x = of(query[0]);
     call.support_y = of(support[1]), call.query_y = of(query[1]);
-    call.support_labels = labels(support[2]), call.query_labels = labels(query[2]);
+    call.support_labels = integers(support[2]), call.query_labels = integers(query[2]);
     call.support_factors = of(support[3]), call.query_factors = of(query[3]);
+    call.support_counts = integers(support[4]), call.query_counts = integers(query[4]);
     call.support_losses = of(support_losses), call.step_losses = of(step_losses);
     call.query_outputs = of(query_outputs);
     conv::run(kernel, network_, layout_, call, addresses, threads);
@@ -142,7 +147,7 @@ class ConvStep {
 void bind_layered(py::module_& module) {
   py::class_<ConvStep>(module, "ConvStep")
       .def(py::init<const std::vector<BlockTuple>&, int, double, int64_t, bool, int, int, int, bool,
-                    bool, bool, double, bool, const std::string&>())
+                    bool, bool, bool, double, bool, const std::string&>())
       .def_property_readonly("gradients", &ConvStep::gradients)
       .def_property_readonly("storage_bytes", &ConvStep::storage_bytes)
       .def_property_readonly("instruction_set", &ConvStep::instruction_set)

@@ -11,6 +11,7 @@ namespace fastmeta::tests {
 struct ConvProblem {
   conv::Network network;
   int64_t tasks;
+  bool ragged, keep_adapted;
   std::vector<double> step_weights;  // [K + 1]
   uint64_t seed;
 };
@@ -83,8 +84,12 @@ inline ConvProblem draw_conv(int number) {
   network.steps = number % 4;
   network.differentiate = random.below(4) > 0;
   network.first_order = random.below(3) == 0;
+  network.elementwise_rates = random.below(3) == 0;
   network.learned_rates = network.differentiate && random.coin();
   network.prox = random.of<double>({0, 0.4});
+  problem.ragged = random.coin();
+  problem.keep_adapted = !network.differentiate && random.coin();
+  if (problem.keep_adapted) network.query = 0;
   problem.tasks = random.of<int>({1, 3, 18});
   for (int k = 0; k < network.steps; ++k) {
     problem.step_weights.push_back(random.coin() ? random.between(0, 1) : 0);
@@ -128,7 +133,11 @@ Inputs<T> inputs(const ConvProblem& problem) {
   }
   for (int k = 0; k < network.steps; ++k) {
     for (const conv::Block& b : network.blocks) {
-      for (int i = 0; i < kTensors; ++i) in.rates.push_back(b.adapts[i] ? T(0.25) : T(0));
+      for (int i = 0; i < kTensors; ++i) {
+        for (T rate : numbers(network.elementwise_rates ? size_of(b, i) : 1, 0.05, 0.3)) {
+          in.rates.push_back(b.adapts[i] ? rate : T(0));
+        }
+      }
     }
   }
   in.task_weights = numbers(problem.tasks, 0, 1);
@@ -154,10 +163,12 @@ template <class T>
 void run_alone(const conv::Kernel<T>& kernel, const conv::Network& network,
                const conv::Layout& layout, conv::Call<T> call,
                const conv::Addresses<T>& addresses) {
-  std::vector<T> parameters(layout.block + layout.given);
+  std::vector<T> parameters(conv::packed_size(network, layout));
   conv::pack(network, layout, addresses, parameters.data());
   call.parameters = parameters.data();
-  const std::size_t size = layout.block + network.steps * network.blocks.size() * kTensors;
+  call.rates = network.elementwise_rates ? call.parameters + layout.block + layout.given
+                                         : addresses.rates;
+  const std::size_t size = conv::sums_size(network, layout);
   std::vector<T> sums(size);
   for (int64_t task = 0; task < call.tasks; ++task) {
     void* memory = nullptr;
@@ -166,6 +177,11 @@ void run_alone(const conv::Kernel<T>& kernel, const conv::Network& network,
     std::vector<T> partial(size);
     kernel.run(network, layout, call, task, static_cast<T*>(memory), partial.data());
     for (std::size_t i = 0; i < size; ++i) sums[i] += partial[i];
+    if (!addresses.adapted.empty()) {
+      const T* const last = static_cast<T*>(memory) + layout.weights;
+      conv::unpack_adapted(network, layout, network.steps > 0 ? last : parameters.data(), task,
+                           addresses);
+    }
     std::free(memory);
   }
   if (network.differentiate) conv::unpack(network, layout, sums.data(), addresses.gradient);
@@ -187,12 +203,27 @@ Results<T> run(const conv::Kernel<T>& kernel, const ConvProblem& problem, const 
   conv::Addresses<T> addresses{};
   for (const auto& parameter : in.parameters) addresses.parameters.push_back(given(parameter));
   for (const auto& statistic : in.statistics) addresses.statistics.push_back(given(statistic));
+  addresses.rates = given(in.rates);
   addresses.gradient = out.gradient.data();
+  if (problem.keep_adapted) {
+    out.adapted.resize(in.parameters.size());
+    for (std::size_t i = 0; i < in.parameters.size(); ++i) {
+      if (network.blocks[i / kTensors].adapts[i % kTensors]) {
+        out.adapted[i].assign(problem.tasks * in.parameters[i].size(), nothing);
+      }
+      addresses.adapted.push_back(out.adapted[i].empty() ? nullptr : out.adapted[i].data());
+    }
+  }
+  std::vector<int64_t> support_counts, query_counts;
+  for (int64_t task = 0; problem.ragged && task < problem.tasks; ++task) {
+    support_counts.push_back(1 + task % network.support);
+    query_counts.push_back(network.query > 0 ? 1 + task / 2 % network.query : 0);
+  }
   const std::unique_ptr<bool[]> evaluates(new bool[network.steps + 1]);
-  std::fill_n(evaluates.get(), network.steps + 1, true);
+  std::fill_n(evaluates.get(), network.steps + 1, network.query > 0);
   conv::Call<T> call{};
   call.tasks = problem.tasks;
-  call.rates = given(in.rates);
+  call.support_counts = given(support_counts), call.query_counts = given(query_counts);
   call.step_weights = problem.step_weights.data();
   call.evaluates = evaluates.get();
   call.task_weights = given(in.task_weights);

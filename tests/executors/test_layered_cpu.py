@@ -385,14 +385,63 @@ def test_what_it_declines_says_why(name: str) -> None:
 def test_options_that_it_declines() -> None:
     model, image = build("conv4-small")
     data = [batch(image, 2, 4) for _ in "ab"]
-    each = {n: torch.full_like(p, 0.1) for n, p in model.named_parameters()}
-    with pytest.raises(ValueError, match="single elements"):
-        fastmeta.maml_step(model, *data, inner_lr=each, executor="layered")
     with pytest.raises(ValueError, match="flat in K"):
         fastmeta.maml_step(model, *data, inner_steps=3, memory="low", executor="layered")
     x = data[0][0].clone().requires_grad_()
     with pytest.raises(ValueError, match="require grad"):
         fastmeta.maml_step(model, (x, data[0][1]), data[1], executor="layered")
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_learned_rates_of_single_elements(first_order: bool) -> None:
+    model, image = build("pools-to-one-pixel")
+    support, query = batch(image, 3, 4), batch(image, 3, 5)
+    rates = {
+        name: (0.05 + 0.1 * torch.rand(2, *p.shape)).double().requires_grad_()
+        for name, p in model.named_parameters()
+    }
+    leaves = [*model.parameters(), *rates.values()]
+    expected = oracle.maml(
+        model, oracle.split(support, query), leaves, steps=2, rate=lambda n, k: rates[n][k],
+        first_order=first_order,
+    )  # fmt: skip
+    out = fastmeta.maml_step(
+        model, support, query, inner_lr=rates, inner_steps=2, executor="layered",
+        first_order=first_order,
+    )  # fmt: skip
+    assert apart(torch.autograd.grad(out.loss, leaves), expected.gradients) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["no-norm", "strided-mean", "running-norm"])
+def test_tasks_of_different_sizes(name: str) -> None:
+    """Padded without batch statistics, grouped with them: the real examples count alone."""
+    model, image = build(name)
+    sets = [
+        [(torch.randn(n, *image).double(), torch.randint(3, (n,))) for n in counts]
+        for counts in ((4, 2, 3), (2, 5, 5))
+    ]
+    tasks = [(*s, *q) for s, q in zip(*sets, strict=True)]
+    leaves = list(model.parameters())
+    expected = oracle.maml(model, tasks, leaves, steps=2, rate=lambda *_: 0.1)
+    out = fastmeta.maml_step(model, *sets, inner_lr=0.1, inner_steps=2, executor="layered")
+    assert out.executor == "layered-cpu"
+    torch.testing.assert_close(out.task_losses, expected.task_losses)
+    for ours, theirs in zip(out.query_outputs, expected.query_outputs, strict=True):
+        torch.testing.assert_close(ours, theirs.detach())
+    assert apart(torch.autograd.grad(out.loss, leaves), expected.gradients) < TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_adapted_models(steps: int) -> None:
+    model, image = build("wide")
+    support, query = batch(image, 3, 4), batch(image, 3, 5)
+    adapted = fastmeta.adapt(model, support, inner_lr=0.1, inner_steps=steps, executor="layered")
+    expected = oracle.maml(
+        model, oracle.split(support, query), list(model.parameters()), steps=steps,
+        rate=lambda *_: 0.1,
+    )  # fmt: skip
+    outputs = adapted(query[0])
+    torch.testing.assert_close(outputs, torch.stack(expected.query_outputs).detach())
 
 
 def test_wrong_labels_are_refused() -> None:

@@ -33,7 +33,7 @@ struct Network {
   std::vector<Block> blocks;
   Loss loss;
   int support, query, steps;  // N, Q (0: no query set), K
-  bool differentiate, first_order, learned_rates;
+  bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
 };
 
@@ -121,10 +121,11 @@ template <class T>
 struct Call {
   int64_t tasks;
   const T* parameters;  // a block of them as laid out, then the given statistics
-  const T* rates;       // [K, blocks * kTensors]
+  const T* rates;       // [K, blocks * kTensors], or [K, block]
   const double* step_weights;
   const bool* evaluates;
   const T* task_weights;
+  const int64_t *support_counts, *query_counts;  // of real examples, or null: the others follow them
   const T *support_x, *query_x;  // [T, N, C, H, W]
   const T *support_y, *query_y;
   const int64_t *support_labels, *query_labels;

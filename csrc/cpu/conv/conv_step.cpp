@@ -30,15 +30,15 @@ template <class T>
 void run(const Kernel<T>& kernel, const Network& n, const Layout& layout, Call<T> call,
          const Addresses<T>& addresses, int threads) {
   // The same groups of tasks for any number of threads, each with its own sums.
-  const int64_t size = layout.block + int64_t(n.steps) * n.blocks.size() * kTensors;
   const int64_t groups = n.differentiate ? std::min(call.tasks, kMostGroups) : call.tasks;
-  const int64_t sums = n.differentiate ? size : 0;
-  const int64_t given = layout.block + layout.given;
+  const int64_t sums = n.differentiate ? sums_size(n, layout) : 0;
+  const int64_t packed = packed_size(n, layout);
   T* const shared =
-      static_cast<T*>(arena_of_call.at_least((given + groups * sums + 16) * sizeof(T)));
-  T* const partials = shared + given;
+      static_cast<T*>(arena_of_call.at_least((packed + groups * sums + 16) * sizeof(T)));
+  T* const partials = shared + packed;
   pack(n, layout, addresses, shared);
   call.parameters = shared;
+  call.rates = n.elementwise_rates ? shared + layout.block + layout.given : addresses.rates;
   cpu::for_each(groups, threads, [&](int64_t group) {
     T* const partial = partials + group * sums;
     std::fill_n(partial, sums, T(0));
@@ -46,6 +46,8 @@ void run(const Kernel<T>& kernel, const Network& n, const Layout& layout, Call<T
     const int64_t last = (group + 1) * call.tasks / groups;
     for (int64_t task = group * call.tasks / groups; task < last; ++task) {
       kernel.run(n, layout, call, task, numbers, partial);
+      if (addresses.adapted.empty()) continue;
+      unpack_adapted(n, layout, n.steps > 0 ? numbers + layout.weights : shared, task, addresses);
     }
   });
   if (!n.differentiate) return;

@@ -13,20 +13,22 @@ using fastmeta::conv::TaskLoss;
 template <class T>
 class TaskStep {
  public:
-  // `sums` [block + K blocks kTensors]: what is added up over tasks.
+  // `sums` [block, and that of rates]: what is added up over tasks.
   TaskStep(const Network& network, const Layout& layout, const Call<T>& call, int64_t task,
            T* numbers, T* sums)
       : n(network), layout(layout), call(call), task(task), numbers(numbers), sums(sums),
         depth(int(network.blocks.size())),
-        support_loss(n.loss, n.support, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
+        support_count(call.support_counts ? int(call.support_counts[task]) : n.support),
+        query_count(call.query_counts ? int(call.query_counts[task]) : n.query),
+        support_loss(n.loss, support_count, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
                      numbers + layout.support_loss),
-        query_loss(n.loss, n.query, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
+        query_loss(n.loss, query_count, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
                    numbers + layout.query_loss) {}
 
   void run() {
     load();
-    if (n.steps > 0) forward(support_x, support(0), n.support, 0, 0, layout.body);
-    forward(query_x, layout.query.data(), n.query, 0, 0, layout.body);
+    if (n.steps > 0) forward(support_x, support(0), support_count, 0, 0, layout.body);
+    if (n.query > 0) forward(query_x, layout.query.data(), query_count, 0, 0, layout.body);
     for (int k = 0; k < n.steps; ++k) {
       if (!fastmeta::conv::sweeps(n)) add_query(k);
       inner_step(k);
@@ -38,8 +40,8 @@ class TaskStep {
       add_query(k);
     }
     if (n.prox != 0 && !n.first_order) add_scaled(T(-n.prox), layout.anchor);  // (5)
-    backward_body(query_x, layout.query.data(), n.query, true);
-    if (n.steps > 0 && !n.first_order) backward_body(support_x, support(0), n.support, false);
+    backward_body(query_x, layout.query.data(), query_count, true);
+    if (n.steps > 0 && !n.first_order) backward_body(support_x, support(0), support_count, false);
     const T weight = call.task_weights[task];
     const T* const lambda = numbers + layout.lambda;
     for (int64_t i = 0; i < layout.block; ++i) sums[i] += weight * lambda[i];
@@ -52,6 +54,7 @@ class TaskStep {
   const int64_t task;
   T *const numbers, *const sums;
   const int depth;
+  const int support_count, query_count;  // of this task; what is behind them fills up
   const T *support_x = nullptr, *query_x = nullptr;
   TaskLoss<T> support_loss, query_loss;
 
@@ -112,10 +115,10 @@ class TaskStep {
 
   void load() {
     const int64_t image = int64_t(n.blocks[0].channels) * n.blocks[0].height * n.blocks[0].width;
-    support_x = channels_last(call.support_x + task * n.support * image, n.support,
+    support_x = channels_last(call.support_x + task * n.support * image, support_count,
                               numbers + layout.support_x);
     query_x =
-        channels_last(call.query_x + task * n.query * image, n.query, numbers + layout.query_x);
+        channels_last(call.query_x + task * n.query * image, query_count, numbers + layout.query_x);
     const int classes = n.blocks[depth - 1].filters;
     const auto of = [&](auto* all, int64_t size) { return all ? all + task * size : all; };
     const int64_t rows = int64_t(n.support) * classes, query_rows = int64_t(n.query) * classes;
@@ -127,14 +130,14 @@ class TaskStep {
     for (int64_t i = layout.one; i < layout.zero; ++i) numbers[i] = T(1);
     for (int64_t i = 0; i < layout.zero - layout.one; ++i) numbers[layout.zero + i] = T(0);
     if (by_patches(0)) {
-      if (n.steps > 0) first_block().measure(support_x, n.support, layout.support_measured);
-      if (n.query > 0) first_block().measure(query_x, n.query, layout.query_measured);
+      if (n.steps > 0) first_block().measure(support_x, support_count, layout.support_measured);
+      if (n.query > 0) first_block().measure(query_x, query_count, layout.query_measured);
     }
     conv::clear(numbers + layout.lambda, layout.block);
     conv::clear(numbers + layout.anchor, layout.block);
     if (layout.body == 0) return;
-    conv::clear(cotangent(layout.query.data()), border_size(n.query));
-    conv::clear(cotangent(support(0)), border_size(n.support));
+    conv::clear(cotangent(layout.query.data()), border_size(query_count));
+    conv::clear(cotangent(support(0)), border_size(support_count));
   }
 
   const T* channels_last(const T* x, int64_t examples, T* to) const {
@@ -195,41 +198,50 @@ class TaskStep {
 
   void inner_step(int k) {  // (1)
     const Kept* const kept = support(k);
-    forward(support_x, kept, n.support, k, layout.body, depth);
+    forward(support_x, kept, support_count, k, layout.body, depth);
     call.support_losses[k * call.tasks + task] =
         support_loss.forward(numbers + kept[depth - 1].output);
     support_loss.backward(numbers + kept[depth - 1].output_delta);
     T* const g = gradient(k);
     conv::clear(g, layout.block);
-    backward(support_x, kept, n.support, k, false, g, false);
+    backward(support_x, kept, support_count, k, false, g, false);
     const T *const here = parameters(k), *const anchor = parameters(0);
     T* const next = theta(k + 1);
     const T prox = T(n.prox);
     head_tensors([&](int l, int i, int64_t from, int64_t size) {
-      const T a = rate(k, l, i);
+      const Rate a = rate(k, l, i);
       const bool adapts = n.blocks[l].adapts[i];
       for (int64_t j = from; j < from + size; ++j) {
         g[j] += prox * (here[j] - anchor[j]);
-        next[j] = adapts ? here[j] - a * g[j] : here[j];
+        next[j] = adapts ? here[j] - a(j) * g[j] : here[j];
       }
     });
   }
-  T rate(int k, int l, int tensor) const { return call.rates[(k * depth + l) * kTensors + tensor]; }
+  // Of a tensor, or of each element by its place in a block.
+  struct Rate {
+    T one;
+    const T* each;
+    T operator()(int64_t j) const { return each ? each[j] : one; }
+  };
+  Rate rate(int k, int l, int tensor) const {
+    if (n.elementwise_rates) return {T(0), call.rates + k * layout.block};
+    return {call.rates[(k * depth + l) * kTensors + tensor], nullptr};
+  }
 
   // lambda += w_k grad L_q(theta_k)
   void add_query(int k) {
     if (n.query == 0 || !call.evaluates[k]) return;
     const Kept* const kept = layout.query.data();
     const int classes = n.blocks[depth - 1].filters;
-    forward(query_x, kept, n.query, k, layout.body, depth);
+    forward(query_x, kept, query_count, k, layout.body, depth);
     call.step_losses[k * call.tasks + task] = query_loss.forward(numbers + kept[depth - 1].output);
     if (k == n.steps) query_loss.store(call.query_outputs + task * n.query * classes);
     const T w = T(call.step_weights[k]);
     if (!n.differentiate || w == T(0)) return;
     T* const delta = numbers + kept[depth - 1].output_delta;
     query_loss.backward(delta);
-    for (int64_t i = 0; i < int64_t(n.query) * layout.shapes[depth - 1].out; ++i) delta[i] *= w;
-    backward(query_x, kept, n.query, k, true, numbers + layout.lambda, true);
+    for (int64_t i = 0; i < int64_t(query_count) * layout.shapes[depth - 1].out; ++i) delta[i] *= w;
+    backward(query_x, kept, query_count, k, true, numbers + layout.lambda, true);
   }
 
   void through_step(int k) {
@@ -240,9 +252,14 @@ class TaskStep {
     // The vector is -a_k * lambda_{k+1}, so that its products add to lambda.
     head_tensors([&](int l, int i, int64_t from, int64_t size) {
       if (!n.blocks[l].adapts[i]) return;
-      const T a = rate(k, l, i);
-      for (int64_t j = from; j < from + size; ++j) vector[j] = -a * lambda[j];
+      const Rate a = rate(k, l, i);
+      for (int64_t j = from; j < from + size; ++j) vector[j] = -a(j) * lambda[j];
       if (!n.learned_rates) return;
+      if (n.elementwise_rates) {
+        T* const each = sums + layout.block * (1 + k);
+        for (int64_t j = from; j < from + size; ++j) each[j] -= weight * lambda[j] * g[j];
+        return;
+      }
       T along = 0;
       for (int64_t j = from; j < from + size; ++j) along += lambda[j] * g[j];
       sums[layout.block + (k * depth + l) * kTensors + i] -= weight * along;
@@ -266,18 +283,18 @@ class TaskStep {
     for (int l = layout.body; l < depth; ++l) {
       const Tensors<T> v = tensors(l, vector, layout.zero);
       if (by_patches(l)) {
-        first_block().tangent_forward(support_x, kept[0], r[0], at(0, k), v, n.support);
+        first_block().tangent_forward(support_x, kept[0], r[0], at(0, k), v, support_count);
         continue;
       }
       block(l).tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                               v, n.support);
+                               v, support_count);
     }
     support_loss.forward(numbers + kept[depth - 1].output);
     support_loss.tangent(numbers + r[depth - 1].output, numbers + r[depth - 1].output_delta);
     for (int l = depth - 1; l >= layout.body; --l) {
       const Tensors<T> v = tensors(l, vector, layout.zero);
       if (by_patches(l)) {
-        first_block().tangent_backward(support_x, kept[0], r[0], at(0, k), v, n.support,
+        first_block().tangent_backward(support_x, kept[0], r[0], at(0, k), v, support_count,
                                        numbers + layout.lambda);
         continue;
       }
@@ -285,8 +302,8 @@ class TaskStep {
       T* const x_delta = border ? (l > 0 ? numbers + layout.border : nullptr)
                                 : numbers + r[l - 1].output_delta;
       block(l).tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                                v, n.support, numbers + layout.lambda, x_delta);
-      if (border && x_delta) add(T(1), x_delta, border_size(n.support), cotangent(kept));
+                                v, support_count, numbers + layout.lambda, x_delta);
+      if (border && x_delta) add(T(1), x_delta, border_size(support_count), cotangent(kept));
     }
   }
 };

@@ -34,14 +34,14 @@ class Kernel:
 def kernel(problem: Problem, chain: Chain) -> Kernel:
     """The kernel for this problem's sizes and options."""
     inner, tasks = problem.inner, problem.tasks
-    assert tasks.query is not None
     step = _step(
         chain,
         inner.adapted,
-        (tasks.support.count, tasks.query.count, inner.steps),
+        (tasks.support.count, tasks.query.count if tasks.query else 0, inner.steps),
         (
             problem.differentiate,
             inner.first_order,
+            rates.elementwise(inner),
             problem.differentiate and bool(inner.learned_rates()),
         ),
         inner.prox,
@@ -55,7 +55,7 @@ def kernel(problem: Problem, chain: Chain) -> Kernel:
 @functools.lru_cache(maxsize=256)
 def _step(
     chain: Chain, adapted: tuple[str, ...], sizes: tuple[int, int, int],
-    flags: tuple[bool, bool, bool], prox: float, is_double: bool, isa: str,
+    flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, isa: str,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
@@ -86,21 +86,25 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     """
     inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
     chain, names, step = kernel.chain, kernel.names, kernel.step
-    assert tasks.query is not None
     named = problem.model.all_parameters()
     parameters = [None if n is None else readable(named[n]) for n in names]
     statistics = packing.statistics(problem, [block.norm for block in chain.blocks])
     rate = rates.packed(inner, named, names, weights)
     support, query = _arrays(tasks.support, chain), _arrays(tasks.query, chain)
-    count, size = tasks.tasks, tasks.query.count
+    count, size = tasks.tasks, tasks.query.count if tasks.query else 0
     step_losses = weights.new_zeros(inner.steps + 1, count)
     support_losses = weights.new_empty(inner.steps, count)
-    outputs = weights.new_empty(count, size, chain.blocks[-1].filters)
+    outputs = weights.new_zeros(count, size, chain.blocks[-1].filters)  # padding has none
     gradient = weights.new_empty(step.gradients)
+    adapted = {
+        name: weights.new_empty(count, *named[name].shape)
+        for name in (inner.adapted if problem.keep_adapted else ())
+    }
     task_weights = readable(weights)
     computed = step.run(
         count,
         [address(p) for p in parameters],
+        [address(adapted.get(name or "")) for name in names] if adapted else [],
         [address(t) for t in statistics],
         rate.data_ptr(),
         inner.step_weights,
@@ -116,18 +120,23 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     )
     if not computed:
         raise WrongLabel
-    outcome = Outcome(step_losses, support_losses, outputs)
+    outcome = Outcome(
+        step_losses, support_losses, outputs if tasks.query else None, adapted=adapted
+    )
     if problem.differentiate:
         outcome.gradients = packing.gradients(problem, names, gradient)
     return outcome
 
 
-def _arrays(examples: Examples, chain: Chain) -> list[Tensor | None]:
-    """Inputs, targets, labels and the loss's weights."""
-    x, y = examples.inputs, examples.targets
+def _arrays(examples: Examples | None, chain: Chain) -> list[Tensor | None]:
+    """Inputs, targets, labels, the loss's weights, and how many examples of each task are real."""
+    if examples is None:
+        return [None] * 5
+    x, y, weights = examples.inputs, examples.targets, examples.weights
     factors = None
     if chain.loss.weighted:
         y, factors = chain.loss.weigh(y.detach())
     y = readable(y)
     floating = y.is_floating_point()
-    return [readable(x), y if floating else None, None if floating else y, factors]
+    counts = None if weights is None else (weights > 0).sum(1)  # padding comes last
+    return [readable(x), y if floating else None, None if floating else y, factors, counts]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.executors import packing, rates
+from fastmeta.executors import packing
 from fastmeta.executors.extension import extension
 from fastmeta.executors.layered.chain import Chain
 from fastmeta.executors.problem import Problem
@@ -27,12 +27,8 @@ def declines(problem: Problem, chain: Chain) -> str | None:
     )
     if why is not None:
         return why
-    if problem.tasks.query is None:
-        return "adapted parameters are asked for"
-    if rates.elementwise(problem.inner):
-        return "learning rates are of single elements"
-    if any(examples.weights is not None for examples in problem.tasks.sets()):
-        return "examples are padded"
+    if problem.keep_adapted and problem.differentiate:
+        return "adapted parameters and a meta-gradient are asked for"
     _check_batches(problem, chain)
     for examples in problem.tasks.sets():
         why = _declines_examples(examples, chain, dtype, problem.differentiate)
@@ -56,9 +52,14 @@ def _check_batches(problem: Problem, chain: Chain) -> None:
             continue
         for examples in problem.tasks.sets():
             read = examples is not problem.tasks.support or problem.inner.steps
-            if read and examples.count * block.pixels == 1:
+            if read and _fewest(examples) * block.pixels == 1:
                 like = problem.task_weights.new_zeros(1, block.filters, 1, 1)
                 F.batch_norm(like, None, None, training=True)
+
+
+def _fewest(examples: Examples) -> int:
+    """Real ones of a task."""
+    return examples.count if examples.weights is None else int((examples.weights > 0).sum(1).min())
 
 
 def _declines_examples(
