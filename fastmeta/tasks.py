@@ -70,6 +70,11 @@ class TaskBatch:
         query = None if self.query is None else _narrow(self.query, count)
         return TaskBatch(_narrow(self.support, count), query)
 
+    def shortened(self, count: int) -> TaskBatch:
+        """The first `count` examples of each task, as views; all where examples are padded."""
+        query = None if self.query is None else _shorten(self.query, count)
+        return TaskBatch(_shorten(self.support, count), query)
+
 
 @dataclass(frozen=True, eq=False)
 class RaggedTasks:
@@ -374,6 +379,15 @@ def _narrow(examples: Examples, count: int) -> Examples:
     )
     weights = None if examples.weights is None else examples.weights[:count]
     return Examples(inputs, targets, min(count, examples.tasks), examples.count, weights)
+
+
+def _shorten(examples: Examples, count: int) -> Examples:
+    if examples.weights is not None or examples.count <= count:
+        return examples
+    inputs, targets = pytree.tree_map(
+        lambda leaf: leaf[:, :count], (examples.inputs, examples.targets)
+    )
+    return Examples(inputs, targets, examples.tasks, count)
 
 
 def _autocasts(device: torch.device) -> bool:

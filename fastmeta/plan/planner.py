@@ -34,6 +34,7 @@ from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
 
 _KEPT_PER_MODEL = 64
+_TRIAL_EXAMPLES = 8
 
 R = TypeVar("R")
 
@@ -398,6 +399,9 @@ def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
     if inner.steps > 1:
         inner = replace(inner, steps=1, step_weights=(0.0, 1.0), learned_step_weights=None)
     tasks = problem.tasks.first(2)
+    if form == "layered" and isinstance(plan.chain, layered.Chain) and not plan.chain.loss.weighted:
+        # The loop's graphs over images are large; weights of a loss may be one an example.
+        tasks = tasks.shortened(_TRIAL_EXAMPLES)
     small = replace(
         problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
     )
