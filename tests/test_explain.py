@@ -97,8 +97,8 @@ def test_it_names_the_options(options: dict, line: str) -> None:
             id="dropout",
         ),
         pytest.param(
-            nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
-            "1 is a LayerNorm, which is no known layer",
+            nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)),
+            "1 is a PReLU, which is no known layer",
             id="unknown-layer",
         ),
     ],

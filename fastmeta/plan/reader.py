@@ -102,6 +102,7 @@ class _Reader:
             *model.named_buffers(remove_duplicate=False),
         ]
         self._names = {name: canonical[id(tensor)] for name, tensor in shared}
+        self._sizes = {name: tuple(tensor.shape) for name, tensor in own}
         self._nodes: list[Node] = []
         self._values: dict[Any, Any] = {}
 
@@ -150,6 +151,8 @@ class _Reader:
             return self._convolution(name, module)
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             return self._batch_norm(name, module)
+        if kind in (nn.GroupNorm, nn.LayerNorm):
+            return self._example_norm(name, module)
         if kind in words.ACTIVATION_MODULES:
             function, options = words.ACTIVATION_MODULES[kind]
             return layers.Activation(function, words.module_options(module, options))
@@ -169,17 +172,11 @@ class _Reader:
     def _convolution(self, name: str, module: Any) -> Layer:
         if module.padding_mode != "zeros":
             raise Unreadable(f"{name} pads with {module.padding_mode!r}")
-        padding = module.padding
-        if isinstance(padding, str):
-            spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-            if padding == "same" and any(span % 2 for span in spans):
-                raise Unreadable(f"{name} pads unevenly")
-            padding = _pair(tuple(span // 2 if padding == "same" else 0 for span in spans))
         return layers.Conv2d(
             self._tensor(f"{name}.weight"),
             self._of_module(name, module, "bias"),
             module.stride,
-            padding,
+            _padding(module.padding, module.kernel_size, module.dilation),
             module.dilation,
             module.groups,
         )
@@ -193,6 +190,12 @@ class _Reader:
             module.eps,
             batch_statistics=module.training or module.running_mean is None,
         )
+
+    def _example_norm(self, name: str, module: Any) -> Layer:
+        scale, shift = (self._of_module(name, module, part) for part in ("weight", "bias"))
+        if type(module) is nn.GroupNorm:
+            return layers.GroupNorm(module.num_groups, scale, shift, module.eps)
+        return layers.LayerNorm(tuple(module.normalized_shape), scale, shift, module.eps)
 
     def _function(self, node: Any) -> Any:
         target = node.target
@@ -252,8 +255,29 @@ class _Reader:
                 name: None if given.get(name) is None else self._parameter(given[name])
                 for name in ("weight", "bias", "running_mean", "running_var")
             }
-            layer = _functional(kind, given, tensors)
+            layer = self._functional(kind, given, tensors)
         return self._append(layer, [source], node.name)
+
+    def _functional(
+        self, kind: str, given: dict[str, Any], tensors: dict[str, str | None]
+    ) -> Layer:
+        weight, bias = tensors["weight"], tensors["bias"]
+        eps = given.get("eps", 1e-5)
+        if kind == "batch_norm":
+            mean, variance = tensors["running_mean"], tensors["running_var"]
+            training = bool(given.get("training", False))
+            return layers.BatchNorm(weight, bias, mean, variance, eps, training)
+        if kind == "group_norm":
+            return layers.GroupNorm(given["num_groups"], weight, bias, eps)
+        if kind == "layer_norm":
+            return layers.LayerNorm(tuple(given["normalized_shape"]), weight, bias, eps)
+        if weight is None:
+            raise Unreadable(f"a call of {kind} without a weight")
+        if kind == "linear":
+            return layers.Linear(weight, bias)
+        stride, dilation = (_pair(given.get(name, 1)) for name in ("stride", "dilation"))
+        padding = _padding(given.get("padding", 0), self._sizes[weight][2:], dilation)
+        return layers.Conv2d(weight, bias, stride, padding, dilation, given.get("groups", 1))
 
     def _view(self, node: Any, sizes: list[Any]) -> Layer:
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
@@ -303,28 +327,16 @@ def _named(node: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return given
 
 
-def _functional(kind: str, given: dict[str, Any], tensors: dict[str, str | None]) -> Layer:
-    weight, bias = tensors["weight"], tensors["bias"]
-    if kind == "batch_norm":
-        return layers.BatchNorm(
-            weight,
-            bias,
-            tensors["running_mean"],
-            tensors["running_var"],
-            given.get("eps", 1e-5),
-            batch_statistics=bool(given.get("training", False)),
-        )
-    if weight is None:
-        raise Unreadable(f"a call of {kind} without a weight")
-    if kind == "linear":
-        return layers.Linear(weight, bias)
-    if isinstance(given.get("padding"), str):
-        raise Unreadable("a convolution pads by name")
-    stride, padding, dilation = (
-        _pair(given.get(name, default))
-        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-    )
-    return layers.Conv2d(weight, bias, stride, padding, dilation, given.get("groups", 1))
+def _padding(given: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, int]:
+    """Zeros on each side, out of numbers or a name."""
+    if given == "valid":
+        return 0, 0
+    if given != "same":
+        return _pair(given)
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if any(span % 2 for span in spans):
+        raise Unreadable("a convolution pads one side more than the other")
+    return _pair(tuple(span // 2 for span in spans))
 
 
 def _flatten(start: Any, end: Any) -> Layer:
@@ -347,7 +359,10 @@ def _batch_size(index: Any) -> object:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        return value, value
+    first, *rest = value
+    return first, *(rest or [first])
 
 
 def _first_line(error: Exception) -> str:

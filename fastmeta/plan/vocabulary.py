@@ -52,6 +52,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "batch_norm": (
         "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
     ),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "flatten": ("input", "start_dim", "end_dim"),
     "mean": ("input", "dim", "keepdim"),
 }  # fmt: skip
@@ -60,6 +62,8 @@ FUNCTIONS: dict[Any, str] = {
     F.conv2d: "conv2d",
     torch.conv2d: "conv2d",
     F.batch_norm: "batch_norm",
+    F.group_norm: "group_norm",
+    F.layer_norm: "layer_norm",
     torch.flatten: "flatten",
     torch.mean: "mean",
     torch.reshape: "view",

@@ -1,0 +1,214 @@
+"""Normalisation per channel, by the statistics of each task's set or by running ones.
+
+With the statistics of the set, `m(u) = sum_r p_r u_r` being the mean over its rows (p is 1 / R, or
+the examples' weights, which are zero on padding) and S the plain sum:
+
+    h = r (x - m(x))                   r = 1 / sqrt(m((x - m(x))²) + eps)      y = w h + b
+    dx = r w (dy - p (S(dy) + h S(h dy)))               dw = S(h dy)           db = S(dy)
+    rh = r (rx - m(rx)) - c h          c = r m(h rx)                           ry = w rh + rw h + rb
+    rdx = -c dx + r (w rdy + rw dy
+                     - p (w S(rdy) + rw S(dy) + w S(h dy) rh
+                          + (w S(rh dy) + w S(h rdy) + rw S(h dy)) h))
+    rdw = S(rh dy) + S(h rdy)          rdb = S(rdy)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmeta.layers import images
+from fastmeta.layers.layer import Gradients, Layer, State, Tensors, Wanted, named
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Normalisation per channel of `[N, C, ...]`, by the batch's statistics or by running ones."""
+
+    weight: str | None
+    bias: str | None
+    mean: str | None
+    variance: str | None
+    eps: float
+    batch_statistics: bool
+
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    def buffers(self) -> tuple[str, ...]:
+        """The names of the statistics that it reads."""
+        if self.batch_statistics:
+            return ()
+        return tuple(name for name in (self.mean, self.variance) if name is not None)
+
+    def reference(self, tensors: Tensors, *inputs: Tensor) -> Tensor:
+        return F.batch_norm(
+            inputs[0],
+            None if self.batch_statistics else named(tensors, self.mean),
+            None if self.batch_statistics else named(tensors, self.variance),
+            named(tensors, self.weight),
+            named(tensors, self.bias),
+            self.batch_statistics,
+            0.0,
+            self.eps,
+        )
+
+    def flops(self, tensors: Tensors, output: Tensor) -> int:
+        return 4 * output.numel()
+
+    def forward(self, state: State, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        rows = images.rows(x)  # [T, R, C]
+        if self.batch_statistics:
+            share = _share(state, rows)
+            h = rows - _mean(rows, share)
+            r = (_mean(h * h, share) + self.eps).rsqrt()  # [T, 1, C]
+        else:
+            assert self.mean is not None
+            assert self.variance is not None
+            h = rows - state.at[self.mean][0]
+            r = (state.at[self.variance][0] + self.eps).rsqrt().expand(1, 1, -1)
+        h *= r
+        state.kept.update(x=x, h=h, r=r)  # Of x, its shape alone is read.
+        weight, bias = _wide(state.at, self.weight), _wide(state.at, self.bias)
+        y = h if weight is None else h * weight
+        return images.like_rows(y if bias is None else y + bias, x)
+
+    def backward(self, state: State, wanted: Wanted, gradient: Tensor) -> Gradients:
+        h, r, dy = state.kept["h"], state.kept["r"], images.rows(gradient)
+        state.kept["dy"] = dy
+        found: dict[str, Tensor] = {}
+        scale = _times(r, _wide(state.at, self.weight))
+        if not self.batch_statistics:
+            self._give(found, wanted, None if self.weight is None else _sum(h * dy), _sum(dy))
+            return (images.like_rows(dy * scale, gradient) if wanted.inputs[0] else None,), found
+        sums = _sum(dy), _sum(h * dy)  # [T, 1, C]
+        state.kept.update(sum=sums[0], moment=sums[1])
+        self._give(found, wanted, sums[1], sums[0])
+        if not wanted.inputs[0]:
+            return (None,), found
+        dx = _through(_share(state, h), -scale * sums[0], [(h, -scale * sums[1])], [(dy, scale)])
+        return (images.like_rows(dx, gradient),), found
+
+    def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
+        (rx,) = inputs
+        h, r = state.kept["h"], state.kept["r"]
+        weight = _wide(state.at, self.weight)
+        rweight, rbias = _wide(state.along, self.weight), _wide(state.along, self.bias)
+        terms: list[tuple[Tensor, Tensor | None]] = []
+        if rx is not None:
+            rows = images.rows(rx)
+            if self.batch_statistics:
+                share = _share(state, h)
+                slant = r * _mean(h * rows, share)
+                rh = torch.addcmul(-r * _mean(rows, share), rows, r).addcmul_(h, -slant)
+                state.kept.update(slant=slant)
+            else:
+                rh = rows * r
+            state.kept["rh"] = rh
+            terms.append((rh, weight))
+        if rweight is not None:
+            terms.append((h, rweight))
+        return images.like_rows(_combined(rbias, terms, h), state.kept["x"])
+
+    def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
+        kept = state.kept
+        h, r, dy, rdy = kept["h"], kept["r"], kept["dy"], images.rows(tangent)
+        rh, weight, rweight = (
+            kept.get("rh"), _wide(state.at, self.weight), _wide(state.along, self.weight),
+        )  # fmt: skip
+        found: dict[str, Tensor] = {}
+        rsum, rmoment = _sum(rdy), _sum(h * rdy)
+        if rh is not None:
+            rmoment = rmoment + _sum(rh * dy)
+        self._give(found, wanted, rmoment, rsum)
+        if not wanted.inputs[0]:
+            return (None,), found
+        scale = _times(r, weight)
+        turn = r * rweight if rweight is not None else torch.zeros_like(scale)
+        if not self.batch_statistics:
+            rows = rdy * scale if rweight is None else (rdy * scale).addcmul_(dy, turn)
+            return (images.like_rows(rows, tangent),), found
+        if rh is not None:
+            turn = turn - kept["slant"] * scale
+        constant = -(scale * rsum + turn * kept["sum"])
+        along_h = -(scale * rmoment + turn * kept["moment"])
+        spread = [(h, along_h)]
+        if rh is not None:
+            spread.append((rh, -scale * kept["moment"]))
+        rdx = _through(_share(state, h), constant, spread, [(rdy, scale), (dy, turn)])
+        return (images.like_rows(rdx, tangent),), found
+
+    def _give(
+        self, found: dict[str, Tensor], wanted: Wanted, scale: Tensor | None, shift: Tensor
+    ) -> None:
+        """Puts the gradients of scale and shift, given as `[T, 1, C]`, into `found`."""
+        for name, each in ((self.weight, scale), (self.bias, shift)):
+            count = name and wanted.parameters.get(name)
+            if name and count and each is not None:
+                each = each.squeeze(1)
+                found[name] = each if count == len(each) else each.sum(0, keepdim=True)
+
+
+def _share(state: State, rows: Tensor) -> Tensor | None:
+    """The rows' shares of a mean, `[T, R, 1]`; None where all are alike."""
+    weights = state.batch.weights
+    if weights is None:
+        return None
+    pixels = rows.shape[1] // weights.shape[1]
+    return (weights.to(rows.dtype) / pixels).repeat_interleave(pixels, 1).unsqueeze(-1)
+
+
+def _mean(rows: Tensor, share: Tensor | None) -> Tensor:
+    return rows.mean(1, keepdim=True) if share is None else _sum(rows * share)
+
+
+def _sum(rows: Tensor) -> Tensor:
+    return rows.sum(1, keepdim=True)
+
+
+def _wide(tensors: Tensors, name: str | None) -> Tensor | None:
+    """`[S, C]` as `[S, 1, C]`."""
+    tensor = named(tensors, name)
+    return None if tensor is None else tensor.unsqueeze(1)
+
+
+def _times(r: Tensor, weight: Tensor | None) -> Tensor:
+    return r if weight is None else r * weight
+
+
+def _combined(
+    constant: Tensor | None, terms: list[tuple[Tensor, Tensor | None]], like: Tensor
+) -> Tensor:
+    """The sum of rows times factors, and of a constant `[S, 1, C]`, in the shape of `like`."""
+    total = torch.zeros_like(like) if constant is None else constant.expand_as(like).clone()
+    for rows, factor in terms:
+        if factor is None:
+            total += rows
+        else:
+            total.addcmul_(rows, factor)
+    return total
+
+
+def _through(
+    share: Tensor | None,
+    constant: Tensor,
+    spread: list[tuple[Tensor, Tensor]],
+    direct: list[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """`p (constant + sum of spread) + sum of direct`, each a pass over rows `[T, R, C]`."""
+    if share is None:
+        count = spread[0][0].shape[1]
+        constant, spread = constant / count, [(rows, c / count) for rows, c in spread]
+    (first, factor), *rest = spread
+    total = torch.addcmul(constant, first, factor)
+    for rows, factor in rest:
+        total.addcmul_(rows, factor)
+    if share is not None:
+        total *= share
+    for rows, factor in direct:
+        total.addcmul_(rows, factor)
+    return total
