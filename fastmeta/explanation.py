@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastmeta.arguments import PlannedStep, plain_module, plan_step
+from fastmeta.executors.layered import Kernel, Program
 from fastmeta.plan import cost, planner
 from fastmeta.plan.planner import Chosen
 
@@ -71,15 +72,24 @@ def _executors(chosen: Chosen, device: torch.device) -> list[str]:
         ]
         return [*lines, f"  not layered: {chosen.not_layered or 'estimated slower'}"]
     not_fused = f"  not fused: {chosen.not_fused or 'estimated slower'}"
-    if chosen.layered:
+    if chosen.layered is None:
+        not_layered = f"  not layered: {chosen.not_layered or 'estimated slower'}"
+        return [f"executor: generic on {device}", not_fused, not_layered]
+    if isinstance(chosen.layered, Kernel):
         step = chosen.layered.step
-        kernel = f"  kernel: {step.instruction_set}, {step.body} blocks run once"
-        return [f"executor: layered on {device}", kernel, not_fused]
-    not_layered = f"  not layered: {chosen.not_layered or 'estimated slower'}"
-    return [f"executor: generic on {device}", not_fused, not_layered]
+        how = [f"  kernel: {step.instruction_set}, {step.body} blocks run once"]
+    else:
+        how = [
+            f"  kernel: torch's operators, {chosen.layered.chunk} tasks at a time, "
+            f"{len(chosen.layered.parts.body)} layers run once",
+            f"  not compiled: {chosen.layered.not_compiled}",
+        ]
+    return [f"executor: layered on {device}", *how, not_fused]
 
 
 def _workspace(chosen: Chosen) -> int:
+    if isinstance(chosen.layered, Program):
+        return chosen.layered.workspace
     kernel = chosen.fused or chosen.layered
     if kernel:
         return kernel.step.storage_bytes
@@ -89,7 +99,11 @@ def _workspace(chosen: Chosen) -> int:
 def _group(count: int, chosen: Chosen, several: bool) -> list[str]:
     choice, sizes, profile = chosen.choice, chosen.sizes, chosen.plan.profile
     where = f"{count} tasks of {sizes.support} + {sizes.query} examples"
-    once = chosen.fused.body_flops if chosen.fused else 0
+    once = 0
+    if chosen.fused:
+        once = chosen.fused.body_flops
+    elif isinstance(chosen.layered, Program):
+        once = chosen.layered.body_flops
     at_once = f", {choice.chunk} tasks at a time" if choice.form == "vmap" else ""
     lines = [
         f"form{f' for {where}' if several else ''}: {choice.form}{at_once} ({choice.reason})",

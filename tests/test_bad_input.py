@@ -243,7 +243,11 @@ def refused(message: str, error: type[Exception] = ValueError, **options: Any) -
         ("memory: 'little'; it must be one of", ValueError, lambda: {"memory": "little"}),
         ("executor: 'best'; it must be one of", ValueError, lambda: {"executor": "best"}),
         ("executor: 'fused' can't serve", ValueError, lambda: {"executor": "fused"}),
-        ("executor: 'layered' can't serve", ValueError, lambda: {"executor": "layered"}),
+        (
+            "executor: 'layered' can't serve: the model could not be read into layers",
+            ValueError,
+            lambda: {"executor": "layered"},
+        ),
         (
             "support and query: one is a list with a pair per task",
             TypeError,

@@ -81,21 +81,26 @@ def gradients(
     return pairs
 
 
-def declines(problem: Problem, used: Iterable[str]) -> str | None:
-    """Why parameters of these names can't be served; None where they can."""
+def declines(problem: Problem, used: Iterable[str], device: str | None = "cpu") -> str | None:
+    """Why parameters of these names can't be served on `device`, None being any; None if they can.
+
+    **Arguments:** the names are those of at least one parameter.
+    """
     names = list(used)
     named = problem.model.all_parameters()
     if any(name not in named for name in names):
         return "a layer's weight is a buffer"
-    dtype = named[names[0]].dtype
+    dtype, place = named[names[0]].dtype, named[names[0]].device
     if dtype not in (torch.float32, torch.float64):
         return f"parameters are {dtype}, not float32 or float64"
     for name in names:
-        if named[name].device.type != "cpu":
+        if device is not None and named[name].device.type != device:
             return f"parameters are on {named[name].device}"
+        if named[name].device != place:
+            return "parameters are on different devices"
         if named[name].dtype != dtype:
             return "parameters are of different dtypes"
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(place.type):
         return "autocast is on"
     if any(name not in names for name in problem.inner.adapted):
         return "a parameter adapts that no layer reads"
@@ -108,7 +113,7 @@ def declines_buffers(
     problem: Problem, norms: Iterable[Norm | None], dtype: torch.dtype
 ) -> str | None:
     """Running statistics may be written, because every pass's are thrown away; nothing else."""
-    module = problem.model.module
+    module, device = problem.model.module, problem.task_weights.device
     written = set(problem.model.written)
     for norm in norms:
         if norm is None:
@@ -121,7 +126,7 @@ def declines_buffers(
         for name in found:
             if name not in buffers or buffers[name].requires_grad:
                 return "running statistics are no constant buffers"
-            if buffers[name].dtype != dtype or buffers[name].device.type != "cpu":
+            if buffers[name].dtype != dtype or buffers[name].device != device:
                 return f"running statistics are {buffers[name].dtype}, parameters {dtype}"
     for name in list(written):
         owner, _, counter = name.rpartition(".")

@@ -70,7 +70,7 @@ class _CrossEntropy(PreparedLoss):
         weight = options.get("weight")
         smoothing, classes = float(options.get("label_smoothing", 0.0)), like.shape[2]
         wide = (1, 1, -1, *(1,) * (like.dim() - 3))
-        of_class = like.new_ones(wide) if weight is None else weight.to(like).view(wide)
+        of_class = like.new_ones(1) if weight is None else weight.to(like).view(wide)
         if target.is_floating_point():
             each = _each(target, batch) * classes  # A mean over pixels, not over classes.
             self._target = (target * (1 - smoothing) + smoothing / classes) * of_class * each

@@ -46,6 +46,8 @@ class Sizes:
     low_memory: bool
     group: tuple[int, int, float] = (0, 0, 0.0)
     """Of the fused kernels: how many tasks at a time, their storage in bytes, their seconds."""
+    compiled: bool = False
+    """Whether the layered executor's compiled step can serve."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Choice:
 def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choice:
     """The fastest form that can serve; for low memory the one that is flat in K."""
     chunk = chunk_size(profile, sizes)
-    if "layered" not in unavailable:
+    if "layered" not in unavailable and sizes.compiled:
         return Choice("layered", sizes.tasks, "convolutions, all tasks in one call")
     if "fused" not in unavailable:
         fused = FUSED_CALL + sizes.group[2]

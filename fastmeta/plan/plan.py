@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmeta.executors.fused import Recipe
-from fastmeta.executors.layered import Chain
+from fastmeta.executors import fused, layered
 from fastmeta.plan.layers import Network
 from fastmeta.plan.losses import Loss
 from fastmeta.plan.profile import Profile
@@ -26,10 +25,10 @@ class Plan:
     network: Network | None
     loss: Loss | None
     unreadable: str = ""
-    recipe: Recipe | str = ""
+    recipe: fused.Recipe | str = ""
     """The network for the fused kernels, or why they can't serve it."""
-    chain: Chain | str = ""
-    """The same for the layered ones."""
+    layers: layered.Recipe | str = ""
+    """The network for the layered executor, or why it can't serve it."""
     unavailable: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -84,28 +84,30 @@ class Chosen:
     not_fused: str | None
     """Why the fused kernels can't serve."""
     not_layered: str | None
-    """Why the layered ones can't."""
-    kernel: fused.Kernel | layered.Kernel | None
-    """The one that can, if any."""
+    """Why the layered executor can't."""
+    kernel: fused.Kernel | None
+    """The fused one, where it can serve."""
+    way: layered.Way | None
+    """That of the layered executor, where it can serve."""
 
     @cached_property
     def fused(self) -> fused.Kernel | None:
         """The fused kernel, where it computes the step."""
-        return self._used if isinstance(self._used, fused.Kernel) else None
+        return self.kernel if self.choice.form == "fused" else None
 
     @cached_property
-    def layered(self) -> layered.Kernel | None:
-        """The layered kernel, where it computes the step."""
-        return self._used if isinstance(self._used, layered.Kernel) else None
+    def layered(self) -> layered.Way | None:
+        """How the layered executor computes the step, where it does."""
+        return self.way if self.choice.form == "layered" else None
 
-    @property
-    def _used(self) -> fused.Kernel | layered.Kernel | None:
-        return self.kernel if self.choice.form in ("fused", "layered") else None
-
-    @property
+    @cached_property
     def executor(self) -> str:
         """What computes the step, as `MetaStep.executor` says it."""
-        return "fused-cpu" if self.fused else "layered-cpu" if self.layered else "generic"
+        if self.fused:
+            return "fused-cpu"
+        if self.layered is None:
+            return "generic"
+        return "layered-cpu" if isinstance(self.layered, layered.Kernel) else "layered-torch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +175,9 @@ def _choose(
 ) -> Chosen:
     plan, tasks, inner = entry.plan, problem.tasks, problem.inner
     not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
-    not_layered = _not_layered(problem, plan, unpinned, low_memory, executor)
-    kernel = _kernel(problem, plan, not_fused, not_layered, low_memory)
+    not_layered = _not_layered(problem, plan, unpinned, executor)
+    kernel = None if not_fused else _kernel(problem, plan, low_memory)
+    not_compiled = _not_compiled(problem, plan, low_memory) if not not_layered else ""
     sizes = cost.Sizes(
         tasks.tasks,
         tasks.support.count,
@@ -182,12 +185,15 @@ def _choose(
         inner.steps,
         problem.differentiate and not inner.first_order,
         low_memory,
-        kernel.group if isinstance(kernel, fused.Kernel) else (0, 0, 0.0),
+        kernel.group if kernel else (0, 0, 0.0),
     )
     while True:
         unavailable = entry.plan.unavailable
         not_fused = not_fused or unavailable.get("fused")
-        not_layered = not_layered or unavailable.get("layered")
+        not_layered = not_layered or unavailable.get("layered-torch")
+        not_compiled = not_compiled or unavailable.get("layered-cpu")
+        way = None if not_layered else _way(problem, plan, not_compiled, low_memory)
+        sizes = replace(sizes, compiled=isinstance(way, layered.Kernel))
         why = {"fused": not_fused, "layered": not_layered}
         if executor in why:
             if why[executor]:
@@ -198,13 +204,15 @@ def _choose(
         else:
             out = {form: reason for form, reason in why.items() if reason}
             choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **out})
-        if choice.form == "loop" or choice.form in entry.trusted:
-            return Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel)
-        reason = _trial(problem, entry.plan, choice.form)
+        chosen = Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel, way)
+        form = chosen.executor if chosen.layered else choice.form
+        if form == "loop" or form in entry.trusted:
+            return chosen
+        reason = _trial(problem, chosen, low_memory)
         if reason is None:
-            entry.trusted.add(choice.form)
+            entry.trusted.add(form)
         else:
-            entry.plan = entry.plan.without(choice.form, reason)
+            entry.plan = entry.plan.without(form, reason)
 
 
 def _not_fused(
@@ -218,35 +226,33 @@ def _not_fused(
     return why or (fused.grows(problem, plan.recipe) if low_memory else None)
 
 
-def _not_layered(
-    problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
-) -> str | None:
+def _not_layered(problem: Problem, plan: Plan, unpinned: str, executor: str) -> str | None:
     if executor in ("generic", "fused"):
         return f"executor={executor!r} was asked for"
-    if isinstance(plan.chain, str):
-        return plan.chain
-    why = layered.declines(problem, plan.chain) or unpinned
-    return why or (layered.grows(problem) if low_memory else None)
+    if isinstance(plan.layers, str):
+        return plan.layers
+    return layered.declines(problem, plan.layers) or unpinned or None
 
 
-def _kernel(
-    problem: Problem, plan: Plan, not_fused: str | None, not_layered: str | None, low_memory: bool
-) -> fused.Kernel | layered.Kernel | None:
-    if not not_fused and isinstance(plan.recipe, fused.Recipe):
-        return fused.kernel(problem, plan.recipe, low_memory)
-    if not not_layered and isinstance(plan.chain, layered.Chain):
-        return layered.kernel(problem, plan.chain)
-    return None
+def _kernel(problem: Problem, plan: Plan, low_memory: bool) -> fused.Kernel:
+    assert isinstance(plan.recipe, fused.Recipe)
+    return fused.kernel(problem, plan.recipe, low_memory)
 
 
-def _run(
-    problem: Problem, kernel: fused.Kernel | layered.Kernel | None, form: str, chunk: int
-) -> Outcome:
-    if form == "fused" and isinstance(kernel, fused.Kernel):
-        return fused.run(problem, kernel)
-    if form == "layered" and isinstance(kernel, layered.Kernel):
-        return layered.run(problem, kernel)
-    return generic.run(problem, form, chunk)
+def _not_compiled(problem: Problem, plan: Plan, low_memory: bool) -> str | None:
+    assert isinstance(plan.layers, layered.Recipe)
+    return layered.not_compiled(problem, plan.layers, low_memory)
+
+
+def _way(problem: Problem, plan: Plan, not_compiled: str | None, low_memory: bool) -> layered.Way:
+    assert isinstance(plan.layers, layered.Recipe)
+    return layered.way(problem, plan.layers, not_compiled, low_memory)
+
+
+def _run(problem: Problem, by: fused.Kernel | layered.Way | None, form: str, chunk: int) -> Outcome:
+    if isinstance(by, fused.Kernel):
+        return fused.run(problem, by)
+    return layered.run(problem, by) if by else generic.run(problem, form, chunk)
 
 
 def _check_targets(
@@ -262,8 +268,9 @@ def _check_targets(
 def compute(planned: Planned) -> Outcome:
     """Runs the chosen form; the loop takes over where a capture turns up."""
     problem, plan, choice = planned.problem, planned.chosen.plan, planned.chosen.choice
+    by = planned.chosen.fused or planned.chosen.layered
     try:
-        outcome = _run(problem, planned.chosen.kernel, choice.form, choice.chunk)
+        outcome = _run(problem, by, choice.form, choice.chunk)
     except WrongLabel:
         _check_targets(plan.loss, problem.tasks, plan.profile.prediction)  # says which
         raise
@@ -370,16 +377,16 @@ def _make(
         loss,
         why,
         _or_why(lambda: fused.recipe(network, loss, why)),
-        _or_why(lambda: _chain(model, network, loss, example, why)),
+        _or_why(lambda: _layers(model, network, loss, example, why)),
     )
 
 
-def _chain(
+def _layers(
     model: nn.Module, network: Network | None, loss: losses.Loss | None, example: Any, why: str
-) -> layered.Chain:
-    image = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return layered.chain(network, loss, image, shapes, why)
+) -> layered.Recipe:
+    shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
+    sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return layered.recipe(network, loss, shape, sizes, why)
 
 
 def _or_why(make: Callable[[], R]) -> R | str:
@@ -390,7 +397,7 @@ def _or_why(make: Callable[[], R]) -> R | str:
         return str(reason)
 
 
-def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
+def _trial(problem: Problem, chosen: Chosen, low_memory: bool) -> str | None:
     """Runs a form on two tasks and one step, and compares it with the loop; why it fails, or None.
 
     The loop is plain autograd and right by construction; nothing else is trusted unseen.
@@ -405,15 +412,18 @@ def _trial(problem: Problem, plan: Plan, form: str) -> str | None:
     small = replace(
         problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
     )
-    other = "another form is tried"
-    kernel = _kernel(
-        small, plan, None if form == "fused" else other, None if form == "layered" else other, False
-    )
+    by: fused.Kernel | layered.Way | None = None
+    if chosen.fused:
+        by = _kernel(small, chosen.plan, False)
+    elif chosen.layered:
+        rules = isinstance(chosen.layered, layered.Program)
+        not_compiled = "its rules are tried" if rules else None
+        by = _way(small, chosen.plan, not_compiled, low_memory)
     with same_random_numbers(problem.task_weights.device), warnings.catch_warnings():
         # The slow batching fallback announces itself so; it is a loop with overhead.
         warnings.filterwarnings("error", message=".*performance drop.*")
         try:
-            outcome = _run(small, kernel, form, 2)
+            outcome = _run(small, by, chosen.choice.form, 2)
         except Exception as error:  # a missing rule shows as any exception
             lines = str(error).strip().splitlines()
             return lines[0][:160] if lines else type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastmeta.executors.kernel_loss import Declined, KernelLoss, kernel_loss
@@ -15,7 +15,6 @@ from fastmeta.plan.layers import (
     Identity,
     Linear,
     Mean,
-    Network,
     Node,
     Pool2d,
     Reshape,
@@ -77,23 +76,21 @@ class Chain:
 
 
 def chain(
-    network: Network | None,
-    loss: Loss | None,
+    nodes: Sequence[Node],
+    output: int,
+    loss: Loss,
     image: tuple[int, ...],
     shapes: Mapping[str, tuple[int, ...]],
-    unreadable: str = "",
 ) -> Chain:
     """The network in the kernels' terms; **raises** `Declined`.
 
     `image` is the shape of an example, `shapes` those of the parameters by name.
     """
-    if network is None:
-        raise Declined(f"the model could not be read into layers: {unreadable}")
     in_terms = kernel_loss(loss)
     blocks: list[Block] = []
     shape = image
     flat: tuple[int, ...] | None = None  # what a row was flattened from
-    for i, node in enumerate(network.nodes):
+    for i, node in enumerate(nodes):
         if node.inputs != (i - 1,):
             raise Declined(f"{node.name} does not follow the layer before it")
         if isinstance(node.layer, (Conv2d, Linear)):
@@ -108,9 +105,9 @@ def chain(
                 raise Declined(f"{node.name} does not follow a convolution")
             blocks[-1] = _followed(blocks[-1], node, shape)
         flat, shape = None, node.shape
-    if not any(isinstance(node.layer, Conv2d) for node in network.nodes):
+    if not any(isinstance(node.layer, Conv2d) for node in nodes):
         raise Declined("there is no convolution")
-    if network.output != len(network.nodes) - 1 or not _is_row(blocks[-1], shape):
+    if output != len(nodes) - 1 or not _is_row(blocks[-1], shape):
         raise Declined("its end is no linear layer, nor a mean over the image")
     names = [name for block in blocks for name in block.tensors() if name]
     if len(set(names)) != len(names):

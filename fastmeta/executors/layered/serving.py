@@ -1,4 +1,4 @@
-"""Why the convolutional kernels can't serve a problem."""
+"""Why the layers' rules, or the compiled step in their place, can't serve a problem."""
 
 from __future__ import annotations
 
@@ -9,62 +9,59 @@ from torch import Tensor
 from fastmeta.executors import packing
 from fastmeta.executors.extension import extension
 from fastmeta.executors.layered.chain import Chain
+from fastmeta.executors.layered.recipe import INPUT, Recipe
 from fastmeta.executors.problem import Problem
+from fastmeta.layers import BatchNorm
 from fastmeta.tasks import Examples
 
 
-def declines(problem: Problem, chain: Chain) -> str | None:
-    """Why this problem can't be served by the chain's kernels; None where it can."""
+def declines(problem: Problem, recipe: Recipe) -> str | None:
+    """Why this problem can't be served layer by layer; None where it can."""
+    why = packing.declines(problem, recipe.names(), device=None)
+    if why is not None:
+        return why
+    dtype, device = problem.task_weights.dtype, problem.task_weights.device
+    norms = [node.layer for node in recipe.nodes if isinstance(node.layer, BatchNorm)]
+    why = packing.declines_buffers(problem, norms, dtype)
+    if why is not None:
+        return why
+    for weight in recipe.loss.options.values():
+        if isinstance(weight, Tensor) and (weight.dtype != dtype or weight.device != device):
+            return f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
+    for examples in problem.tasks.sets():
+        why = _declines_examples(examples, problem.differentiate, dtype)
+        if why is not None:
+            return why
+        if examples is not problem.tasks.support or problem.inner.steps:
+            _check_statistics(examples, recipe)
+    return None
+
+
+def not_compiled(problem: Problem, recipe: Recipe, low_memory: bool) -> str | None:
+    """Why the compiled step can't take what the rules can; None where it does."""
+    chain = recipe.chain
+    if isinstance(chain, str):
+        return chain
     if extension() is None:
         return "the compiled extension is not there; `python -m fastmeta info` says why"
-    why = packing.declines(problem, [name for name in chain.names() if name])
+    if problem.task_weights.device.type != "cpu":
+        return f"parameters are on {problem.task_weights.device}"
+    why = chain.loss.declines(problem, chain.blocks[-1].filters, problem.task_weights.dtype)
     if why is not None:
         return why
-    dtype = problem.task_weights.dtype
-    norms = [block.norm for block in chain.blocks]
-    why = packing.declines_buffers(problem, norms, dtype) or chain.loss.declines(
-        problem, chain.blocks[-1].filters, dtype
-    )
-    if why is not None:
-        return why
+    inner = problem.inner
     if problem.keep_adapted and problem.differentiate:
         return "adapted parameters and a meta-gradient are asked for"
-    _check_batches(problem, chain)
+    if low_memory and problem.differentiate and inner.steps > 1 and not inner.first_order:
+        return "memory='low' asks for memory flat in K, and it keeps every inner step's activations"
     for examples in problem.tasks.sets():
-        why = _declines_examples(examples, chain, dtype, problem.differentiate)
+        why = _not_compiled_examples(examples, chain)
         if why is not None:
             return why
     return None
 
 
-def grows(problem: Problem) -> str | None:
-    """What keeps the kernels from being flat in K; None where there is nothing to keep."""
-    inner = problem.inner
-    if not problem.differentiate or inner.steps <= 1 or inner.first_order:
-        return None
-    return "memory='low' asks for memory flat in K, and every inner step's activations are kept"
-
-
-def _check_batches(problem: Problem, chain: Chain) -> None:
-    """One number has no variance: **raises** what torch raises."""
-    for block in chain.blocks:
-        if block.norm is None or not block.norm.batch_statistics:
-            continue
-        for examples in problem.tasks.sets():
-            read = examples is not problem.tasks.support or problem.inner.steps
-            if read and _fewest(examples) * block.pixels == 1:
-                like = problem.task_weights.new_zeros(1, block.filters, 1, 1)
-                F.batch_norm(like, None, None, training=True)
-
-
-def _fewest(examples: Examples) -> int:
-    """Real ones of a task."""
-    return examples.count if examples.weights is None else int((examples.weights > 0).sum(1).min())
-
-
-def _declines_examples(
-    examples: Examples, chain: Chain, dtype: torch.dtype, differentiate: bool
-) -> str | None:
+def _declines_examples(examples: Examples, differentiate: bool, dtype: torch.dtype) -> str | None:
     x, y = examples.inputs, examples.targets
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         return "inputs or targets are trees"
@@ -72,12 +69,35 @@ def _declines_examples(
         return "inputs or targets require grad"
     if x.dtype != dtype:
         return f"inputs are {x.dtype}, parameters {dtype}"
-    if x.shape[1] == 0 or tuple(x.shape[2:]) != chain.blocks[0].image:
+    if y.is_floating_point() and y.dtype != dtype:
+        return f"targets are {y.dtype}, parameters {dtype}"
+    if x.shape[1:].numel() == 0:
+        return "a set is empty"
+    return None
+
+
+def _check_statistics(examples: Examples, recipe: Recipe) -> None:
+    """One number has no variance: **raises** what torch raises."""
+    fewest = examples.count
+    if examples.weights is not None:
+        fewest = int((examples.weights > 0).sum(1).min())
+    for node in recipe.nodes:
+        layer = node.layer
+        if not isinstance(layer, BatchNorm) or not layer.batch_statistics or fewest > 1:
+            continue
+        (source,) = node.inputs
+        shape = examples.inputs.shape[2:] if source == INPUT else node.shape
+        F.batch_norm(examples.inputs.new_zeros(1, *shape), None, None, training=True)
+
+
+def _not_compiled_examples(examples: Examples, chain: Chain) -> str | None:
+    x, y = examples.inputs, examples.targets
+    if tuple(x.shape[2:]) != chain.blocks[0].image:
         return "inputs are not one image an example"
     if chain.loss.of_classes and not y.is_floating_point():
         return None if y.dim() == 2 else "labels are not one an example"
-    if y.dtype != dtype:
-        return f"targets are {y.dtype}, parameters {dtype}"
+    if not y.is_floating_point():
+        return f"targets are {y.dtype}"
     if tuple(y.shape[2:]) != (chain.blocks[-1].filters,):
         return "targets are not one row an example"
     return None

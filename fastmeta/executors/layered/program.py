@@ -1,0 +1,117 @@
+"""What is the same in every call: how the layers divide, and how many tasks go at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmeta.executors.layered.rates import RateGradients
+from fastmeta.executors.layered.recipe import Parts, Recipe, divide
+from fastmeta.executors.layered.sweep import Parameters, Sweep
+from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.tasks import Examples
+
+_LARGEST = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Bytes of the largest value of the tasks that go at once: past them the CPU's caches lose more
+than larger products gain (docs/design.md, "The layered step")."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A recipe for one set of sizes and options."""
+
+    recipe: Recipe
+    parts: Parts
+    chunk: int
+    """How many tasks go at once."""
+    keeps_steps: bool
+    """Whether the passes of all inner steps stay until the reverse sweep comes to them."""
+    workspace: int
+    """Bytes, by estimate."""
+    not_compiled: str
+    """Why the compiled step does not take it."""
+
+    @property
+    def body_flops(self) -> int:
+        """Of an example's forward pass through the layers that are run once."""
+        return sum(self.recipe.nodes[i].flops for i in self.parts.body)
+
+
+def program(problem: Problem, recipe: Recipe, not_compiled: str, low_memory: bool) -> Program:
+    """The program for this problem's sizes and options."""
+    parts = divide(recipe, problem.inner.adapted, problem.model.parameters())
+    tasks, support = problem.tasks, problem.tasks.support
+    width = problem.task_weights.element_size()
+    query = tasks.query.count if tasks.query else 0
+    sizes = [math.prod(node.shape) * width for node in recipe.nodes]
+    largest = max(sizes) * max(support.count, query)
+    most = max(1, _LARGEST.get(problem.task_weights.device.type, 16 << 20) // max(1, largest))
+    chunk = -(-tasks.tasks // -(-tasks.tasks // most))
+    keeps = problem.differentiate and not problem.inner.first_order and not low_memory
+    kept = problem.inner.steps if keeps else 1
+    # Output, gradient and, of norms, the normalised values.
+    head = 3 * sum(sizes[i] for i in parts.head) * (kept * support.count + query)
+    body = 2 * sum(sizes[i] for i in parts.body) * (support.count + query)
+    return Program(recipe, parts, chunk, keeps, chunk * (head + body), not_compiled)
+
+
+def run(problem: Problem, program: Program) -> Outcome:
+    """Computes the step, some tasks at a time; `declines` must have found nothing."""
+    inner, tasks, module = problem.inner, problem.tasks, problem.model.module
+    named = {**problem.model.all_parameters(), **dict(module.named_buffers())}
+    tensors = {name: tensor.detach().unsqueeze(0) for name, tensor in named.items()}
+    rates = RateGradients(inner)
+    sweeps: list[Sweep] = []
+    totals: Parameters = {}
+    with torch.no_grad():
+        for start in range(0, tasks.tasks, program.chunk):
+            some = slice(start, start + program.chunk)
+            weights = problem.task_weights[some]
+            sweep = Sweep(
+                problem, program.recipe, program.parts, program.keeps_steps, tensors, weights, rates
+            )
+            sweep.run(_cut(tasks.support, some), tasks.query and _cut(tasks.query, some))
+            for name, part in sweep.gradients.items():
+                totals[name] = totals[name] + part if name in totals else part
+            sweeps.append(sweep)
+        return _outcome(problem, sweeps, totals, rates)
+
+
+def _outcome(
+    problem: Problem, sweeps: list[Sweep], totals: Parameters, rates: RateGradients
+) -> Outcome:
+    inner, weights = problem.inner, problem.task_weights
+    losses = torch.cat([torch.stack(sweep.step_losses) for sweep in sweeps], dim=1)
+    support = weights.new_empty(0, len(weights))
+    if inner.steps:
+        support = torch.cat([torch.stack(sweep.support_losses) for sweep in sweeps], dim=1)
+    outputs = [sweep.query_output for sweep in sweeps if sweep.query_output is not None]
+    outcome = Outcome(losses, support, torch.cat(outputs) if outputs else None)
+    if problem.keep_adapted:
+        parameters = problem.model.parameters()
+        outcome.adapted = {
+            name: torch.cat([_each(s.adapted[name], s) for s in sweeps])
+            for name in inner.adapted
+            if name in parameters
+        }
+    if problem.differentiate:
+        outcome.gradients = [
+            (parameter, totals[name].squeeze(0) if name in totals else None)
+            for name, parameter in problem.model.parameters().items()
+        ]
+        outcome.gradients += rates.pairs()
+    return outcome
+
+
+def _each(parameter: Tensor, sweep: Sweep) -> Tensor:
+    """`[T, ...]`, also where no step was taken."""
+    return parameter.expand(len(sweep.step_losses[0]), *parameter.shape[1:])
+
+
+def _cut(examples: Examples, some: slice) -> Examples:
+    inputs, targets = examples.inputs[some], examples.targets[some]
+    weights = None if examples.weights is None else examples.weights[some]
+    return Examples(inputs, targets, len(inputs), examples.count, weights)

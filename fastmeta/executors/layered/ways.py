@@ -1,0 +1,29 @@
+"""Which of the two computes a problem: the compiled step where it can, else the layers' rules."""
+
+from __future__ import annotations
+
+from fastmeta.executors.layered import cpu, program
+from fastmeta.executors.layered.cpu import Kernel
+from fastmeta.executors.layered.program import Program
+from fastmeta.executors.layered.recipe import Recipe
+from fastmeta.executors.problem import Outcome, Problem
+
+Way = Kernel | Program
+
+
+def way(
+    problem: Problem, recipe: Recipe, not_compiled: str | None, low_memory: bool = False
+) -> Way:
+    """What computes this problem; `declines` must have found nothing.
+
+    `not_compiled` is why the compiled step does not take it, None where it does.
+    """
+    if not_compiled is None:
+        assert not isinstance(recipe.chain, str)
+        return cpu.kernel(problem, recipe.chain)
+    return program.program(problem, recipe, not_compiled, low_memory)
+
+
+def run(problem: Problem, way: Way) -> Outcome:
+    """Computes the step. **Raises** `WrongLabel`, from the compiled step."""
+    return cpu.run(problem, way) if isinstance(way, Kernel) else program.run(problem, way)
