@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fastmeta
@@ -340,3 +340,36 @@ def test_batch_norm_by_statistics_never_written_warns() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
     with pytest.warns(UserWarning, match="running statistics that were never written"):
         fastmeta.maml_step(model, examples(), examples())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            [nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.MaxPool2d(4)],
+            r"model: 2 = MaxPool2d\(.* too small",
+        ),
+        ([nn.Conv2d(1, 2, 3), nn.Conv2d(3, 2, 3)], r"model: 1 = Conv2d\(.* 3 channels, but got 2"),
+        ([nn.Conv2d(1, 2, 7)], r"model: 0 = Conv2d\(.*Kernel size can't be greater"),
+        ([nn.Flatten(), nn.Linear(24, 2)], r"model: 1 = Linear\(.*cannot be multiplied"),
+    ],
+    ids=["pools-to-nothing", "channels", "kernel", "rows"],
+)
+@pytest.mark.parametrize("executor", ["auto", "layered"])
+def test_a_layer_that_can_not_take_its_input_is_named(
+    layers: list[nn.Module], message: str, executor: str
+) -> None:
+    sets = [(torch.randn(2, 3, 1, 5, 5), torch.randint(2, (2, 3))) for _ in "sq"]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1, 2))
+    with pytest.raises(RuntimeError, match=message):
+        fastmeta.maml_step(model, *sets, executor=executor)
+
+
+def test_what_the_models_own_code_raises_stays_as_it_is() -> None:
+    class Refuses(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            raise RuntimeError("not today")
+
+    sets = [(torch.randn(2, 3, 4), torch.randint(2, (2, 3))) for _ in "sq"]
+    with pytest.raises(RuntimeError, match=r"^not today$"):
+        fastmeta.maml_step(Refuses(4, 2), *sets)

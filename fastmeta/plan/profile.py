@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fastmeta.executors.problem import StatelessModel, same_random_numbers
+from fastmeta.plan.complaint import naming_layers
 from fastmeta.tasks import TaskBatch, map_tensors
 
 
@@ -58,10 +59,11 @@ def profile(
     versions = {name: b._version for name, b in buffers.items()}
     device = next(iter(parameters.values())).device
     with torch.enable_grad(), same_random_numbers(device):
-        on_query = _shape_on_query(model, tasks, {**proxies, **buffers})
+        with naming_layers(model):
+            on_query = _shape_on_query(model, tasks, {**proxies, **buffers})
         before = _random_state(device)
         with _Counter() as counter:
-            with _no_recomputation():
+            with naming_layers(model), _no_recomputation():
                 prediction = StatelessModel(model)({**proxies, **buffers}, inputs, {})
             single = tuple(prediction.shape) if isinstance(prediction, Tensor) else None
             if single is not None and on_query not in (None, single[1:]):
