@@ -2,13 +2,17 @@
 
 python -m bench.layered              networks, each by the rules, the general path and the loop
 python -m bench.layered --anil       W6 and W5 with only the head adapting, beside the plain loop
+python -m bench.layered --low        networks with memory="low", by the rules and by jvp
 python -m bench.layered --only resnet12,W5
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 from unittest import mock
 
 import torch
@@ -16,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from bench import cores, rounds
+from bench import cores, measure, rounds
 from bench.general import LOOPS, step_function
 from bench.workloads import WORKLOADS, Pair, Workload, conv4
 
-RULES, GENERIC, CHOSEN = "rules", 'fastmeta, executor="generic"', "fastmeta"
+RULES, GENERIC, CHOSEN = "rules", "generic", "as chosen"
+EXECUTORS = {RULES: "layered", GENERIC: "generic", CHOSEN: "auto"}
 
 
 class Residual(nn.Module):
@@ -79,29 +84,45 @@ OURS = {
 }
 
 
-def by_rules(
-    workload: Workload, model: nn.Module, support: Pair, query: Pair, **options: object
+def step(
+    contender: str, workload: Workload, model: nn.Module, support: Pair, query: Pair, **options: Any
 ) -> Callable[[], Tensor]:
-    """A meta-step by the layers' rules, where the compiled step could serve too."""
-    options = {"loss_fn": workload.loss_fn, "executor": "layered", **options}
+    """A meta-step by the layers' rules, even where the compiled step could serve, or otherwise."""
+    options = {"loss_fn": workload.loss_fn, "executor": EXECUTORS[contender], **options}
     options |= {"inner_lr": workload.inner_lr, "inner_steps": workload.steps}
+    asked = mock.patch("fastmeta.executors.layered.not_compiled", return_value="asked for")
 
-    def step() -> Tensor:
-        with mock.patch("fastmeta.executors.layered.not_compiled", return_value="asked for"):
-            out = fastmeta.maml_step(model, support, query, **options)  # pyright: ignore
+    def run() -> Tensor:
+        with asked if contender == RULES else nullcontext():
+            out = fastmeta.maml_step(model, support, query, **options)
         out.loss.backward()
-        assert out.executor == "layered-torch"
+        assert contender != RULES or out.executor == "layered-torch"
         return out.loss.detach()
 
-    return step
+    return run
 
 
 def network_row(workload: Workload, seconds: float) -> dict[str, float]:
     """Milliseconds of each contender, on models of their own."""
-    calls: dict[str, Callable[[], object]] = {RULES: by_rules(workload, *workload.make())}
-    for contender in (GENERIC, CHOSEN, LOOPS[1]):
-        calls[contender] = step_function(contender, workload, *workload.make())
-    return {name: timing.ms for name, timing in rounds.times(calls, seconds).items()}
+    calls: dict[str, Callable[[], object]] = {
+        c: step(c, workload, *workload.make()) for c in EXECUTORS
+    }
+    calls[LOOPS[1]] = step_function(LOOPS[1], workload, *workload.make())
+    return {f"{name}, ms": timing.ms for name, timing in rounds.times(calls, seconds).items()}
+
+
+def low_row(workload: Workload, seconds: float) -> dict[str, float]:
+    """Milliseconds with `memory="low"`, and MB above the bare process."""
+    contenders = (RULES, GENERIC)
+    calls: dict[str, Callable[[], object]] = {
+        c: step(c, workload, *workload.make(), memory="low") for c in contenders
+    }
+    found = {f"{name}, ms": timing.ms for name, timing in rounds.times(calls, seconds).items()}
+    for contender in contenders:
+        arguments = ("--peak-of", workload.name, "--contender", contender)
+        result = measure.in_fresh_process("bench.layered", *arguments)
+        found[f"{contender}, MB"] = result["megabytes"]
+    return found
 
 
 def anil_loop(
@@ -130,57 +151,65 @@ def anil_loop(
 
 
 def anil_row(workload: Workload, seconds: float) -> dict[str, float]:
-    """The same, of a step in which the last layer alone adapts."""
-    calls: dict[str, Callable[[], object]] = {}
-    gradients: list[Tensor] = []
-    for name in ("loop", RULES, CHOSEN):
-        model, support, query = workload.make()
+    """Of a step in which the last layer alone adapts."""
+    check_anil(workload.with_tasks(1))
+    calls: dict[str, Callable[[], object]] = {
+        name: call for name, (_, call) in anil_calls(workload, torch.float32).items()
+    }
+    return {f"{name}, ms": timing.ms for name, timing in rounds.times(calls, seconds).items()}
+
+
+def anil_calls(
+    workload: Workload, dtype: torch.dtype
+) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+    """Every contender with a model of its own."""
+    calls: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {}
+    for name in ("loop", *EXECUTORS):
+        model, support, query = workload.make(dtype=dtype)
         assert isinstance(model, nn.Sequential)
-        head = [name for name, _ in model.named_parameters()][-2:]
         if name == "loop":
-            calls[name] = anil_loop(model, support, query, workload)
-        elif name == RULES:
-            calls[name] = by_rules(workload, model, support, query, adapt=head)
+            call = anil_loop(model, support, query, workload)
         else:
-            calls[name] = chosen(workload, model, support, query, head)
-        calls[name]()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))  # pyright: ignore
-    for other in gradients[1:]:
-        if float((other - gradients[0]).norm()) > 1e-3 * float(gradients[0].norm()):
-            raise SystemExit(f"{workload.name}: disagrees with autograd; not timed")
-    return {name: timing.ms for name, timing in rounds.times(calls, seconds).items()}
+            head = [parameter for parameter, _ in model.named_parameters()][-2:]
+            call = step(name, workload, model, support, query, adapt=head)
+        calls[name] = (model, call)
+    return calls
 
 
-def chosen(
-    workload: Workload, model: nn.Module, support: Pair, query: Pair, adapt: list[str]
-) -> Callable[[], Tensor]:
-    """A meta-step as the plan chooses, in which these parameters adapt."""
-
-    def step() -> Tensor:
-        out = fastmeta.maml_step(
-            model, support, query, inner_lr=workload.inner_lr, inner_steps=workload.steps,
-            loss_fn=workload.loss_fn, adapt=adapt,
-        )  # fmt: skip
-        out.loss.backward()
-        return out.loss.detach()
-
-    return step
+def check_anil(workload: Workload) -> None:
+    """Refuses to time what does not agree with float64 autograd."""
+    reference: Tensor | None = None
+    for name, (model, call) in anil_calls(workload, torch.float64).items():
+        call()
+        found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        reference = found if reference is None else reference
+        if float((found - reference).norm()) > 1e-9 * float(reference.norm()):
+            raise SystemExit(f"{workload.name}: {name} disagrees with autograd; not timed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="workloads, comma-separated")
     parser.add_argument("--anil", action="store_true")
+    parser.add_argument("--low", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="per contender")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.peak_of:
+        torch.set_num_threads(1)
+        workload = OURS[args.peak_of]
+        call = step(args.contender, workload, *workload.make(), memory="low")
+        print(json.dumps({"megabytes": measure.peak_above_start(call)}))
+        return
     cores.restrict(args.threads)
-    row = anil_row if args.anil else network_row
+    row = anil_row if args.anil else low_row if args.low else network_row
     names = args.only.split(",") if args.only else ("W5", "W6") if args.anil else list(OURS)
     for i, name in enumerate(names):
         found = row(OURS[name], args.seconds)
         if not i:
-            print("| workload | " + " | ".join(f"{contender}, ms" for contender in found) + " |")
+            print("| workload | " + " | ".join(found) + " |")
             print("|---" * (len(found) + 1) + "|")
         print(f"| {name} | " + " | ".join(f"{ms:.1f}" for ms in found.values()) + " |", flush=True)
 

@@ -47,11 +47,16 @@ def _layers(name: str, chosen: Chosen) -> list[str]:
     network = chosen.plan.network
     if network is None:
         return [f"model: {name}, not read into layers: {chosen.plan.unreadable}"]
-    lines = [f"model: {name}, {len(network.nodes)} layers"]
-    for node in network.nodes:
+    way = chosen.layered
+    nodes, kept = network.nodes, [""] * len(network.nodes)
+    if isinstance(way, Program):
+        nodes, kept = way.recipe.nodes, [f" {size:>14,} kept" for size in way.workspaces]
+    lines = [f"model: {name}, {len(nodes)} layers; FLOP and bytes of one example, forward"]
+    for node, keeps in zip(nodes, kept, strict=True):
         kind = getattr(node.layer, "kind", type(node.layer).__name__)
         lines.append(
-            f"  {node.name:<24} {kind:<16} -> {list(node.shape)!s:<18} {node.flops:>12,} FLOP"
+            f"  {node.name:<24} {kind:<20} -> {list(node.shape)!s:<18} {node.flops:>12,} FLOP"
+            f" {node.bytes:>10,} bytes{keeps}"
         )
     return lines
 
@@ -89,7 +94,7 @@ def _executors(chosen: Chosen, device: torch.device) -> list[str]:
 
 def _workspace(chosen: Chosen) -> int:
     if isinstance(chosen.layered, Program):
-        return chosen.layered.workspace
+        return sum(chosen.layered.workspaces)
     kernel = chosen.fused or chosen.layered
     if kernel:
         return kernel.step.storage_bytes

@@ -1,14 +1,12 @@
 """Normalisation per channel, by the statistics of each task's set or by running ones.
 
-With the statistics of the set, `m(u) = sum_r p_r u_r` being the mean over its rows (p is 1 / R, or
-the examples' weights, which are zero on padding) and S the plain sum:
+With the statistics of the set, m being the mean over its R rows and S the sum:
 
     h = r (x - m(x))                   r = 1 / sqrt(m((x - m(x))²) + eps)      y = w h + b
-    dx = r w (dy - p (S(dy) + h S(h dy)))               dw = S(h dy)           db = S(dy)
+    dx = r w (dy - (S(dy) + h S(h dy)) / R)             dw = S(h dy)           db = S(dy)
     rh = r (rx - m(rx)) - c h          c = r m(h rx)                           ry = w rh + rw h + rb
-    rdx = -c dx + r (w rdy + rw dy
-                     - p (w S(rdy) + rw S(dy) + w S(h dy) rh
-                          + (w S(rh dy) + w S(h rdy) + rw S(h dy)) h))
+    rdx = -c dx + r (w rdy + rw dy - (w S(rdy) + rw S(dy) + w S(h dy) rh
+                                      + (w S(rh dy) + w S(h rdy) + rw S(h dy)) h) / R)
     rdw = S(rh dy) + S(h rdy)          rdb = S(rdy)
 """
 
@@ -62,13 +60,12 @@ class BatchNorm(Layer):
 
     def forward(self, state: State, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        if self._by_task(state, x):
+        if self._by_task(x):
             return self._forward_by_task(state, x)
         rows = images.rows(x)  # [T, R, C]
         if self.batch_statistics:
-            share = _share(state, rows)
-            h = rows - _mean(rows, share)
-            r = (_mean(h * h, share) + self.eps).rsqrt()  # [T, 1, C]
+            h = rows - _mean(rows)
+            r = (_mean(h * h) + self.eps).rsqrt()  # [T, 1, C]
         else:
             assert self.mean is not None
             assert self.variance is not None
@@ -97,7 +94,7 @@ class BatchNorm(Layer):
         self._give(found, wanted, sums[1], sums[0])
         if not wanted.inputs[0]:
             return (None,), found
-        dx = _through(_share(state, h), -scale * sums[0], [(h, -scale * sums[1])], [(dy, scale)])
+        dx = _through(-scale * sums[0], [(h, -scale * sums[1])], [(dy, scale)])
         return (images.like_rows(dx, gradient),), found
 
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
@@ -113,9 +110,8 @@ class BatchNorm(Layer):
         if rx is not None:
             rows = images.rows(rx)
             if self.batch_statistics:
-                share = _share(state, h)
-                slant = r * _mean(h * rows, share)
-                rh = torch.addcmul(-r * _mean(rows, share), rows, r).addcmul_(h, -slant)
+                slant = r * _mean(h * rows)
+                rh = torch.addcmul(-r * _mean(rows), rows, r).addcmul_(h, -slant)
                 state.kept.update(slant=slant)
             else:
                 rh = rows * r
@@ -150,15 +146,15 @@ class BatchNorm(Layer):
         spread = [(h, along_h)]
         if rh is not None:
             spread.append((rh, -scale * kept["moment"]))
-        rdx = _through(_share(state, h), constant, spread, [(rdy, scale), (dy, turn)])
+        rdx = _through(constant, spread, [(rdy, scale), (dy, turn)])
         return (images.like_rows(rdx, tangent),), found
 
-    def _by_task(self, state: State, x: Tensor) -> bool:
+    def _by_task(self, x: Tensor) -> bool:
         """Whether torch's own kernel, which knows one task's statistics, goes task by task.
 
         It takes a third of the passes over memory; on a GPU its launches would cost more.
         """
-        return self.batch_statistics and state.batch.weights is None and x.device.type == "cpu"
+        return self.batch_statistics and x.device.type == "cpu"
 
     def _forward_by_task(self, state: State, x: Tensor) -> Tensor:
         scale, shift = self._affine_of_tasks(state, x)
@@ -218,17 +214,8 @@ def _of_tasks(x: Tensor) -> tuple[Tensor, ...]:
     return (images.joined(x) if x.dim() == 5 else x.flatten(0, 1)).chunk(len(x))
 
 
-def _share(state: State, rows: Tensor) -> Tensor | None:
-    """The rows' shares of a mean, `[T, R, 1]`; None where all are alike."""
-    weights = state.batch.weights
-    if weights is None:
-        return None
-    pixels = rows.shape[1] // weights.shape[1]
-    return (weights.to(rows.dtype) / pixels).repeat_interleave(pixels, 1).unsqueeze(-1)
-
-
-def _mean(rows: Tensor, share: Tensor | None) -> Tensor:
-    return rows.mean(1, keepdim=True) if share is None else _sum(rows * share)
+def _mean(rows: Tensor) -> Tensor:
+    return rows.mean(1, keepdim=True)
 
 
 def _sum(rows: Tensor) -> Tensor:
@@ -259,21 +246,14 @@ def _combined(
 
 
 def _through(
-    share: Tensor | None,
-    constant: Tensor,
-    spread: list[tuple[Tensor, Tensor]],
-    direct: list[tuple[Tensor, Tensor]],
+    constant: Tensor, spread: list[tuple[Tensor, Tensor]], direct: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """`p (constant + sum of spread) + sum of direct`, each a pass over rows `[T, R, C]`."""
-    if share is None:
-        count = spread[0][0].shape[1]
-        constant, spread = constant / count, [(rows, c / count) for rows, c in spread]
+    """`(constant + sum of spread) / R + sum of direct`, each a pass over rows `[T, R, C]`."""
     (first, factor), *rest = spread
-    total = torch.addcmul(constant, first, factor)
+    count = first.shape[1]
+    total = torch.addcmul(constant / count, first, factor / count)
     for rows, factor in rest:
-        total.addcmul_(rows, factor)
-    if share is not None:
-        total *= share
+        total.addcmul_(rows, factor / count)
     for rows, factor in direct:
         total.addcmul_(rows, factor)
     return total

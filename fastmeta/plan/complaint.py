@@ -26,7 +26,7 @@ def naming_layers(model: nn.Module) -> Generator[None, None, None]:
         layer = _innermost(error.__traceback__)
         if layer is None or not type(layer).__module__.startswith("torch.nn.modules"):
             raise
-        name = next(name for name, part in model.named_modules() if part is layer)
+        name = next((name for name, part in model.named_modules() if part is layer), "")
         where = f"model: {name} = {layer}" if name else f"model: {layer}"
         raise RuntimeError(f"{where} can't take its input: {error}") from error
 

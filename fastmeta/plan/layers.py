@@ -40,6 +40,8 @@ class Node:
     """The output of one example."""
     flops: int = 0
     """Of one example, forward."""
+    bytes: int = 0
+    """Of one example's output; none where it is a view."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,14 @@ class Network:
                     raise ValueError("a mean over examples")
             out = layer.reference(tensors, *arguments)
             values[i] = out
-            flops = layer.flops(tensors, out) // max(1, x.shape[0])
-            nodes.append(Node(layer, node.inputs, node.name, tuple(out.shape[1:]), flops))
+            count = max(1, x.shape[0])
+            is_view = out.data_ptr() == arguments[0].data_ptr()
+            nodes.append(
+                Node(
+                    layer, node.inputs, node.name, tuple(out.shape[1:]),
+                    layer.flops(tensors, out) // count, 0 if is_view else out.nbytes // count,
+                )
+            )  # fmt: skip
         return Network(tuple(nodes), self.output)
 
     def examples_independent(self) -> bool:

@@ -275,39 +275,15 @@ def test_one_parameter_alone_has_a_tangent(case: Case, moving: str) -> None:
         torch.testing.assert_close(gradient, torch.stack([w[k] for w in expect[3]]), **CLOSE)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 3), (4,)])
-def test_batch_norm_takes_the_real_examples_only(shape: tuple[int, ...]) -> None:
-    """Padded rows count in no statistic, and none of their own gradients in any other."""
-    counts, longest = [2, 5, 3], 5
-    layer = batch_norm("w", "b")
-    case = Case("padded", layer, (shape,), {"w": shape[:1], "b": shape[:1]})
-    point = draw(case, 3, longest, False)
-    real = torch.arange(longest)[None] < torch.tensor(counts)[:, None]  # [T, N]
-    weights = real.double() / torch.tensor(counts)[:, None]
-    for tensor in (point.gradient, point.along_gradient):
-        tensor[~real] = 0  # a loss gives padding no weight
-    state = State(point.parameters, Batch(3, longest, weights))
-    wanted = Wanted((True,), {"w": 3, "b": 3})
-    y = layer.forward(state, *point.inputs)
-    back = layer.backward(state, wanted, point.gradient)
-    state.along = point.along
-    ry = layer.tangent(state, *point.along_inputs)
-    rback = layer.tangent_backward(state, wanted, point.along_gradient)
-    for i, count in enumerate(counts):
-        cut = lambda x, i=i, count=count: x[i : i + 1, :count]  # noqa: E731
-        own = {n: p[i : i + 1] for n, p in point.parameters.items()}
-        alone = Point(
-            case, 1, count, [cut(x) for x in point.inputs], own, {}, cut(point.gradient),
-            [cut(x) for x in point.along_inputs], {n: p[i : i + 1] for n, p in point.along.items()},
-            cut(point.along_gradient),
-        )  # fmt: skip
-        e = expected(alone)
-        torch.testing.assert_close(cut(y)[0], e[0][0], **CLOSE)
-        torch.testing.assert_close(cut(ry)[0], e[2][0], **CLOSE)
-        for got, want in ((back, e[1][0]), (rback, e[3][0])):
-            torch.testing.assert_close(cut(got[0][0])[0], want[0], **CLOSE)
-            torch.testing.assert_close(got[1]["w"][i], want[1], **CLOSE)
-            torch.testing.assert_close(got[1]["b"][i], want[2], **CLOSE)
+@pytest.mark.parametrize("count", [4, 1])
+@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("batch-norm")],
+                         ids=lambda case: case.name)  # fmt: skip
+def test_batch_norm_of_all_tasks_in_one_pass(
+    case: Case, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU takes: on the CPU torch's own kernel goes task by task."""
+    monkeypatch.setattr(layers.BatchNorm, "_by_task", lambda *_: False)
+    agree(draw(case, 3, max(count, 2 if len(case.inputs[0]) == 1 else 1), False), 3)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +28,8 @@ class Program:
     """How many tasks go at once."""
     keeps_steps: bool
     """Whether the passes of all inner steps stay until the reverse sweep comes to them."""
-    workspace: int
-    """Bytes, by estimate."""
+    workspaces: tuple[int, ...]
+    """Bytes that each layer keeps, by estimate."""
     not_compiled: str
     """Why the compiled step does not take it."""
 
@@ -44,18 +43,19 @@ def program(problem: Problem, recipe: Recipe, not_compiled: str, low_memory: boo
     """The program for this problem's sizes and options."""
     parts = divide(recipe, problem.inner.adapted, problem.model.parameters())
     tasks, support = problem.tasks, problem.tasks.support
-    width = problem.task_weights.element_size()
     query = tasks.query.count if tasks.query else 0
-    sizes = [math.prod(node.shape) * width for node in recipe.nodes]
-    largest = max(sizes) * max(support.count, query)
+    largest = max(node.bytes for node in recipe.nodes) * max(support.count, query)
     most = max(1, _LARGEST.get(problem.task_weights.device.type, 16 << 20) // max(1, largest))
     chunk = -(-tasks.tasks // -(-tasks.tasks // most))
     keeps = problem.differentiate and not problem.inner.first_order and not low_memory
-    kept = problem.inner.steps if keeps else 1
-    # Output, gradient and, of norms, the normalised values.
-    head = 3 * sum(sizes[i] for i in parts.head) * (kept * support.count + query)
-    body = 2 * sum(sizes[i] for i in parts.body) * (support.count + query)
-    return Program(recipe, parts, chunk, keeps, chunk * (head + body), not_compiled)
+    passes = problem.inner.steps if keeps else 1
+    # Output and gradient; in the head the tangents of both too.
+    body = chunk * 2 * (support.count + query)
+    head = chunk * 4 * (passes * support.count + query)
+    workspaces = tuple(
+        node.bytes * (body if i in parts.body else head) for i, node in enumerate(recipe.nodes)
+    )
+    return Program(recipe, parts, chunk, keeps, workspaces, not_compiled)
 
 
 def run(problem: Problem, program: Program) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastmeta.executors.kernel_loss import Declined
 from fastmeta.executors.layered.chain import Chain, chain
@@ -96,8 +96,7 @@ def divide(recipe: Recipe, adapted: Iterable[str], trainable: Iterable[str]) -> 
 
 
 def _moved(node: Node, place: dict[int, int]) -> Node:
-    inputs = tuple(place[i] for i in node.inputs)
-    return Node(node.layer, inputs, node.name, node.shape, node.flops)
+    return replace(node, inputs=tuple(place[i] for i in node.inputs))
 
 
 def _reached(recipe: Recipe, names: Iterable[str]) -> frozenset[int]:

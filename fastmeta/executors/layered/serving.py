@@ -25,6 +25,8 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
     why = packing.declines_buffers(problem, norms, dtype)
     if why is not None:
         return why
+    if any(norm.batch_statistics for norm in norms) and problem.tasks.support.weights is not None:
+        return "examples are padded, and batch norm would count them"
     for weight in recipe.loss.options.values():
         if isinstance(weight, Tensor) and (weight.dtype != dtype or weight.device != device):
             return f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
@@ -78,16 +80,16 @@ def _declines_examples(examples: Examples, differentiate: bool, dtype: torch.dty
 
 def _check_statistics(examples: Examples, recipe: Recipe) -> None:
     """One number has no variance: **raises** what torch raises."""
-    fewest = examples.count
-    if examples.weights is not None:
-        fewest = int((examples.weights > 0).sum(1).min())
+    if examples.count > 1:
+        return
     for node in recipe.nodes:
         layer = node.layer
-        if not isinstance(layer, BatchNorm) or not layer.batch_statistics or fewest > 1:
+        if not isinstance(layer, BatchNorm) or not layer.batch_statistics:
             continue
         (source,) = node.inputs
         shape = examples.inputs.shape[2:] if source == INPUT else node.shape
-        F.batch_norm(examples.inputs.new_zeros(1, *shape), None, None, training=True)
+        zeros = examples.inputs.new_zeros(1, *shape)
+        F.batch_norm(zeros, None, None, training=True)
 
 
 def _not_compiled_examples(examples: Examples, chain: Chain) -> str | None:
