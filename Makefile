@@ -20,8 +20,10 @@ format:
 sanitize:  ## the steps in C++ under address, undefined-behaviour and thread sanitizers
 	python tests/sanitize.py
 
-fuzz:  ## both compiled steps over 2,000 drawn networks and options, against the float64 oracle
-	FASTMETA_FUZZ=2000 pytest -q --timeout=0 tests/executors/test_fuzz.py tests/executors/test_layered_fuzz.py
+fuzz:  ## the compiled steps and the layers' rules over 2,000 drawn networks and options, against the float64 oracle
+	FASTMETA_FUZZ=2000 pytest -q --timeout=0 \
+		tests/executors/test_fuzz.py tests/executors/test_layered_fuzz.py \
+		tests/executors/test_layered_rules_fuzz.py
 
 demo:
 	python -m fastmeta demo
