@@ -162,7 +162,7 @@ class BatchNorm(Layer):
             torch.native_batch_norm(each, w, b, None, None, True, 0.0, self.eps)
             for each, w, b in zip(_of_tasks(x), scale, shift, strict=True)
         ]
-        y, mean, r = (torch.cat(parts) for parts in zip(*found, strict=True))
+        y, mean, r = (images.stacked(parts) for parts in zip(*found, strict=True))
         shape = (len(x), 1, -1)
         state.kept.update(x=x, mean=mean.view(shape), r=r.view(shape))
         return y.unflatten(0, x.shape[:2])
@@ -180,11 +180,11 @@ class BatchNorm(Layer):
         ]
         shape = (len(x), 1, -1)
         kept["dy"] = images.rows(gradient)
-        kept["moment"] = torch.cat([moment for _, moment, _ in found]).view(shape)
-        kept["sum"] = torch.cat([total for _, _, total in found]).view(shape)
+        kept["moment"] = images.stacked([moment for _, moment, _ in found]).view(shape)
+        kept["sum"] = images.stacked([total for _, _, total in found]).view(shape)
         if not wanted.inputs[0]:
             return None
-        return torch.cat([dx for dx, _, _ in found]).unflatten(0, x.shape[:2])
+        return images.stacked([dx for dx, _, _ in found]).unflatten(0, x.shape[:2])
 
     def _affine_of_tasks(self, state: State, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift `[T, C]`, ones and zeros where there are none."""

@@ -101,7 +101,7 @@ def _split(y: Tensor, tasks: int) -> Tensor:
 
 
 def _joined(parts: list[Tensor], tasks: int) -> Tensor:
-    return _split(torch.cat(parts), tasks)
+    return _split(images.stacked(parts), tasks)
 
 
 def _grouped(batch: Tensor, tasks: int) -> Tensor:

@@ -23,8 +23,8 @@ class ExampleNorm(Layer):
     bias: str | None
     eps: float
 
-    def pieces(self, x: Tensor) -> Tensor:
-        """`[T, N, ...]` as `[..., M]`."""
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over each piece of `[T, N, ...]`, so that it broadcasts to `x`."""
         raise NotImplementedError
 
     def wide(self, parameter: Tensor, x: Tensor) -> Tensor:
@@ -43,49 +43,46 @@ class ExampleNorm(Layer):
 
     def forward(self, state: State, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        pieces = self.pieces(x)
-        h = pieces - _mean(pieces)
-        r = (_mean(h * h) + self.eps).rsqrt()
+        h = x - self.mean(x)
+        r = (self.mean(h * h) + self.eps).rsqrt()
         h *= r
-        state.kept.update(x=x, h=h, r=r)  # Of x, its shape alone is read.
-        y = self._scaled(h.view(x.shape), named(state.at, self.weight))
+        state.kept.update(h=h, r=r)
+        y = self._scaled(h, named(state.at, self.weight))
         bias = named(state.at, self.bias)
         return y if bias is None else y + self.wide(bias, x)
 
     def backward(self, state: State, wanted: Wanted, gradient: Tensor) -> Gradients:
         kept = state.kept
         dh = self._scaled(gradient, named(state.at, self.weight))
-        pieces = self.pieces(dh)
-        kept.update(gradient=gradient, dh=pieces)
-        found = self._parameter_gradients(wanted, gradient, kept["h"].view_as(gradient) * gradient)
+        kept.update(gradient=gradient, dh=dh)
+        found = self._parameter_gradients(wanted, gradient, kept["h"] * gradient)
         if not wanted.inputs[0]:
             return (None,), found
-        return (self._projected(state, pieces).view(gradient.shape),), found
+        return (self._projected(state, dh),), found
 
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
         (rx,) = inputs
-        x, h, r = state.kept["x"], state.kept["h"], state.kept["r"]
+        h, r = state.kept["h"], state.kept["r"]
         ry: Tensor | None = None
         if rx is not None:
-            pieces = self.pieces(rx)
-            rh = self._projected(state, pieces)
-            state.kept.update(rh=rh, slant=r * _mean(h * pieces))
-            ry = self._scaled(rh.view(x.shape), named(state.at, self.weight))
+            rh = self._projected(state, rx)
+            state.kept.update(rh=rh, slant=r * self.mean(h * rx))
+            ry = self._scaled(rh, named(state.at, self.weight))
         rweight, rbias = named(state.along, self.weight), named(state.along, self.bias)
         if rweight is not None:
-            ry = plus(ry, self._scaled(h.view(x.shape), rweight))
+            ry = plus(ry, self._scaled(h, rweight))
         if rbias is not None:
-            ry = plus(ry, self.wide(rbias, x))
+            ry = plus(ry, self.wide(rbias, h))
         assert ry is not None
-        return ry.expand_as(x)
+        return ry.expand_as(h)
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
         kept = state.kept
         h, r, dh, gradient = kept["h"], kept["r"], kept["dh"], kept["gradient"]
         rh = kept.get("rh")
-        product = h.view_as(tangent) * tangent
+        product = h * tangent
         if rh is not None:
-            product = product + rh.view_as(tangent) * gradient
+            product.addcmul_(rh, gradient)
         found = self._parameter_gradients(wanted, tangent, product)
         if not wanted.inputs[0]:
             return (None,), found
@@ -93,16 +90,16 @@ class ExampleNorm(Layer):
         rweight = named(state.along, self.weight)
         if rweight is not None:
             rdh = rdh + self._scaled(gradient, rweight)
-        rdx = self._projected(state, self.pieces(rdh))
+        rdx = self._projected(state, rdh)
         if rh is not None:
-            bent = _mean(h * dh) * rh + _mean(rh * dh) * h
+            bent = self.mean(h * dh) * rh + self.mean(rh * dh) * h
             rdx = rdx - kept["slant"] * self._projected(state, dh) - r * bent
-        return (rdx.view_as(tangent),), found
+        return (rdx,), found
 
     def _projected(self, state: State, u: Tensor) -> Tensor:
         """`P(u)`."""
         h, r = state.kept["h"], state.kept["r"]
-        return torch.addcmul(u - _mean(u), h, _mean(h * u), value=-1).mul_(r)
+        return torch.addcmul(u - self.mean(u), h, self.mean(h * u), value=-1).mul_(r)
 
     def _scaled(self, u: Tensor, weight: Tensor | None) -> Tensor:
         return u if weight is None else u * self.wide(weight, u)
@@ -117,7 +114,3 @@ class ExampleNorm(Layer):
                 each = self.narrow(product)
                 found[name] = each if count == len(each) else each.sum(0, keepdim=True)
         return found
-
-
-def _mean(pieces: Tensor) -> Tensor:
-    return pieces.mean(-1, keepdim=True)

@@ -24,8 +24,11 @@ class GroupNorm(ExampleNorm):
         weight, bias = named(tensors, self.weight), named(tensors, self.bias)
         return F.group_norm(inputs[0], self.groups, weight, bias, self.eps)
 
-    def pieces(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], self.groups, -1)
+    def mean(self, x: Tensor) -> Tensor:
+        channels = x.mean([*range(3, x.dim())]) if x.dim() > 3 else x  # however they lie in memory
+        groups = channels.unflatten(2, (self.groups, -1)).mean(3, keepdim=True)
+        wide = groups.expand(-1, -1, -1, x.shape[2] // self.groups).flatten(2)
+        return wide.view(*wide.shape, *(1,) * (x.dim() - 3))
 
     def wide(self, parameter: Tensor, x: Tensor) -> Tensor:
         return parameter.view(len(parameter), 1, -1, *(1,) * (x.dim() - 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,8 @@ def rows(x: Tensor) -> Tensor:
 def like_rows(y: Tensor, x: Tensor) -> Tensor:
     """`[T, R, C]` in the shape of `x`, `[T, N, C, ...]`."""
     return y.view(x.movedim(2, -1).shape).movedim(-1, 2)
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Batches behind one another; a single one as it is."""
+    return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]

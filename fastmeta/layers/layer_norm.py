@@ -24,8 +24,8 @@ class LayerNorm(ExampleNorm):
         weight, bias = named(tensors, self.weight), named(tensors, self.bias)
         return F.layer_norm(inputs[0], self.shape, weight, bias, self.eps)
 
-    def pieces(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[: x.dim() - len(self.shape)], -1)
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean([*range(-len(self.shape), 0)], keepdim=True)
 
     def wide(self, parameter: Tensor, x: Tensor) -> Tensor:
         return parameter.view(-1, *(1,) * (x.dim() - len(self.shape) - 1), *self.shape)
