@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 import fastmeta
 from bench import cores, measure, rounds
 from bench.general import LOOPS, step_function
-from bench.workloads import WORKLOADS, Pair, Workload, conv4
+from bench.workloads import WORKLOADS, Pair, StridedConv4, Workload, conv4
 
 RULES, GENERIC, CHOSEN = "rules", "generic", "as chosen"
 EXECUTORS = {RULES: "layered", GENERIC: "generic", CHOSEN: "auto"}
@@ -72,6 +73,23 @@ def separable() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 5))
 
 
+def strided_silu() -> nn.Module:
+    """MAML's own Omniglot network with an activation that the compiled step lacks."""
+    model = StridedConv4()
+    for i, layer in enumerate(model.features):
+        if isinstance(layer, nn.ReLU):
+            model.features[i] = nn.SiLU()
+    return model
+
+
+def small_groups() -> nn.Module:
+    model = conv4(1, 32, 28, 5)
+    for i, layer in enumerate(model):
+        if isinstance(layer, nn.BatchNorm2d):
+            model[i] = nn.GroupNorm(8, 32)
+    return model
+
+
 def _image(name: str, network: Callable[[], nn.Module], steps: int = 5) -> Workload:
     return Workload(name, network, 5, (3, 32, 32), 4, 5, 75, steps)
 
@@ -80,6 +98,10 @@ OURS = {
     "resnet12": _image("resnet12", resnet12),
     "group-norm": _image("group-norm", group_norm),
     "separable": _image("separable", separable),
+    "strided-silu": replace(WORKLOADS["W5s"], name="strided-silu", network=strided_silu),
+    "strided-silu, K=5": replace(WORKLOADS["W5s"], network=strided_silu, steps=5),
+    "small-groups": replace(WORKLOADS["W5s"], name="small-groups", network=small_groups),
+    "separable, T=32": replace(_image("", separable, 1), tasks=32, query=5),
     **{name: WORKLOADS[name] for name in ("W2", "W3", "W5", "W5b", "W5s", "W6")},
 }
 

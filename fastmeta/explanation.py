@@ -75,11 +75,10 @@ def _executors(chosen: Chosen, device: torch.device) -> list[str]:
             f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
             f"inner loop {step.memory}",
         ]
-        return [*lines, f"  not layered: {chosen.not_layered or 'estimated slower'}"]
+        return [*lines, _not_layered(chosen)]
     not_fused = f"  not fused: {chosen.not_fused or 'estimated slower'}"
     if chosen.layered is None:
-        not_layered = f"  not layered: {chosen.not_layered or 'estimated slower'}"
-        return [f"executor: generic on {device}", not_fused, not_layered]
+        return [f"executor: generic on {device}", not_fused, _not_layered(chosen)]
     if isinstance(chosen.layered, Kernel):
         step = chosen.layered.step
         how = [f"  kernel: {step.instruction_set}, {step.body} blocks run once"]
@@ -90,6 +89,15 @@ def _executors(chosen: Chosen, device: torch.device) -> list[str]:
             f"  not compiled: {chosen.layered.not_compiled}",
         ]
     return [f"executor: layered on {device}", *how, not_fused]
+
+
+def _not_layered(chosen: Chosen) -> str:
+    if chosen.not_layered or not isinstance(chosen.way, Program):
+        return f"  not layered: {chosen.not_layered or 'estimated slower'}"
+    return (
+        "  not layered: only by torch's operators, which are no faster; not compiled: "
+        f"{chosen.way.not_compiled}"
+    )
 
 
 def _workspace(chosen: Chosen) -> int:

@@ -293,3 +293,27 @@ def test_float32_is_as_close_as_autograd_in_float32(network: str) -> None:
     spread, error = ((w - whole[0]).norm() / whole[0].norm() for w in whole[1:])
     # Another order of sums than autograd's, over 9 x 9 pixels, 3 x 3 windows and 4 channels.
     assert error <= 8 * spread + 64 * torch.finfo(torch.float32).eps
+
+
+def test_the_plan_takes_the_rules_only_where_they_are_asked_for() -> None:
+    """They are not measurably faster; `docs/design.md` has the table."""
+    model, data = resnet().double(), two_sets()
+    assert fastmeta.maml_step(model, *data, inner_lr=0.1).executor == "generic"
+    text = fastmeta.explain(model, *data, inner_lr=0.1)
+    assert "not layered: only by torch's operators, which are no faster" in text
+
+
+def test_explain_shows_what_each_layer_keeps() -> None:
+    model, data = resnet().double(), two_sets()
+    lines = fastmeta.explain(
+        model, *data, inner_lr=0.1, inner_steps=2, adapt=names_of(model, "head"), executor="layered"
+    ).splitlines()
+    kept = [int(line.split()[-2].replace(",", "")) for line in lines if line.endswith(" kept")]
+    nodes = len(kept)
+    assert lines[0].startswith(f"model: Sequential, {nodes} layers")
+    # Of the first, 3 channels of 9 x 9: output and gradient for 3 tasks of 3 + 4 examples, once.
+    assert kept[0] == 3 * (3 + 4) * 2 * 3 * 81 * 8
+    # The last one adapts: 3 numbers, their gradient and the tangents of both, at each of 2 steps.
+    assert kept[-1] == 3 * (2 * 3 + 4) * 4 * CLASSES * 8
+    assert f"workspace: about {sum(kept):,} bytes" in "\n".join(lines)
+    assert f"{nodes - 1} layers run once" in "\n".join(lines)
