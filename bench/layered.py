@@ -99,9 +99,9 @@ OURS = {
     "group-norm": _image("group-norm", group_norm),
     "separable": _image("separable", separable),
     "strided-silu": replace(WORKLOADS["W5s"], name="strided-silu", network=strided_silu),
-    "strided-silu, K=5": replace(WORKLOADS["W5s"], network=strided_silu, steps=5),
+    "strided-silu-K5": replace(WORKLOADS["W5s"], network=strided_silu, steps=5),
     "small-groups": replace(WORKLOADS["W5s"], name="small-groups", network=small_groups),
-    "separable, T=32": replace(_image("", separable, 1), tasks=32, query=5),
+    "separable-T32": replace(_image("", separable, 1), tasks=32, query=5),
     **{name: WORKLOADS[name] for name in ("W2", "W3", "W5", "W5b", "W5s", "W6")},
 }
 

@@ -95,8 +95,8 @@ def _not_layered(chosen: Chosen) -> str:
     if chosen.not_layered or not isinstance(chosen.way, Program):
         return f"  not layered: {chosen.not_layered or 'estimated slower'}"
     return (
-        "  not layered: only by torch's operators, which are no faster; not compiled: "
-        f"{chosen.way.not_compiled}"
+        "  not layered: not compiled, because "
+        f"{chosen.way.not_compiled}; executor='layered' takes the layers' rules"
     )
 
 

@@ -16,7 +16,7 @@ from fastmeta.layers.product import Product
 
 _GROUPED_BELOW = 8 << 20
 """Multiply-adds of one task below which all tasks go as groups of one convolution (measured:
-docs/design.md, "Convolutions of all tasks")."""
+docs/design.md, "The layers' rules")."""
 
 
 @dataclass(frozen=True)

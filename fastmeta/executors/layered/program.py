@@ -13,9 +13,9 @@ from fastmeta.executors.layered.sweep import Parameters, Sweep
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
-_LARGEST = {"cpu": 16 << 20, "cuda": 256 << 20}
-"""Bytes of the largest value of the tasks that go at once: past them the CPU's caches lose more
-than larger products gain (docs/design.md, "The layered step")."""
+_LARGEST = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Bytes of the largest value of the tasks that go at once (docs/design.md, "The layers' rules");
+the one for CUDA is a guess that was never run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def program(problem: Problem, recipe: Recipe, not_compiled: str, low_memory: boo
     tasks, support = problem.tasks, problem.tasks.support
     query = tasks.query.count if tasks.query else 0
     largest = max(node.bytes for node in recipe.nodes) * max(support.count, query)
-    most = max(1, _LARGEST.get(problem.task_weights.device.type, 16 << 20) // max(1, largest))
+    most = max(1, _LARGEST.get(problem.task_weights.device.type, 4 << 20) // max(1, largest))
     chunk = -(-tasks.tasks // -(-tasks.tasks // most))
     keeps = problem.differentiate and not problem.inner.first_order and not low_memory
     passes = problem.inner.steps if keeps else 1
