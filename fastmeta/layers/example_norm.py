@@ -10,7 +10,6 @@ With `P(u) = r (u - m(u) - m(h u) h)`, which is symmetric, and `c = r m(h rx)`:
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastmeta.layers.layer import Gradients, Layer, State, Tensors, Wanted, named, plus
@@ -25,6 +24,18 @@ class ExampleNorm(Layer):
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over each piece of `[T, N, ...]`, so that it broadcasts to `x`."""
+        raise NotImplementedError
+
+    def normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h, and mean and r of the pieces as torch's own kernel gives them."""
+        raise NotImplementedError
+
+    def spread(self, r: Tensor, x: Tensor) -> Tensor:
+        """That r, so that it broadcasts to `x`."""
+        raise NotImplementedError
+
+    def projected(self, u: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> Tensor:
+        """`P(u)`: torch's own backward."""
         raise NotImplementedError
 
     def wide(self, parameter: Tensor, x: Tensor) -> Tensor:
@@ -43,10 +54,8 @@ class ExampleNorm(Layer):
 
     def forward(self, state: State, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        h = x - self.mean(x)
-        r = (self.mean(h * h) + self.eps).rsqrt()
-        h *= r
-        state.kept.update(h=h, r=r)
+        h, mean, r = self.normalised(x)
+        state.kept.update(x=x, h=h, mean=mean, r=r)
         y = self._scaled(h, named(state.at, self.weight))
         bias = named(state.at, self.bias)
         return y if bias is None else y + self.wide(bias, x)
@@ -58,15 +67,16 @@ class ExampleNorm(Layer):
         found = self._parameter_gradients(wanted, gradient, kept["h"] * gradient)
         if not wanted.inputs[0]:
             return (None,), found
-        return (self._projected(state, dh),), found
+        kept["dx"] = self._projected(state, dh)
+        return (kept["dx"],), found
 
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
         (rx,) = inputs
-        h, r = state.kept["h"], state.kept["r"]
+        h = state.kept["h"]
         ry: Tensor | None = None
         if rx is not None:
             rh = self._projected(state, rx)
-            state.kept.update(rh=rh, slant=r * self.mean(h * rx))
+            state.kept.update(rh=rh, slant=self.mean(h * rx))
             ry = self._scaled(rh, named(state.at, self.weight))
         rweight, rbias = named(state.along, self.weight), named(state.along, self.bias)
         if rweight is not None:
@@ -78,7 +88,7 @@ class ExampleNorm(Layer):
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
         kept = state.kept
-        h, r, dh, gradient = kept["h"], kept["r"], kept["dh"], kept["gradient"]
+        h, dh, gradient = kept["h"], kept["dh"], kept["gradient"]
         rh = kept.get("rh")
         product = h * tangent
         if rh is not None:
@@ -92,14 +102,14 @@ class ExampleNorm(Layer):
             rdh = rdh + self._scaled(gradient, rweight)
         rdx = self._projected(state, rdh)
         if rh is not None:
-            bent = self.mean(h * dh) * rh + self.mean(rh * dh) * h
-            rdx = rdx - kept["slant"] * self._projected(state, dh) - r * bent
+            r = self.spread(kept["r"], h)
+            rdx.addcmul_(kept["dx"], r * kept["slant"], value=-1)
+            rdx.addcmul_(rh, r * self.mean(h * dh), value=-1)
+            rdx.addcmul_(h, r * self.mean(rh * dh), value=-1)
         return (rdx,), found
 
     def _projected(self, state: State, u: Tensor) -> Tensor:
-        """`P(u)`."""
-        h, r = state.kept["h"], state.kept["r"]
-        return torch.addcmul(u - self.mean(u), h, self.mean(h * u), value=-1).mul_(r)
+        return self.projected(u, state.kept["x"], state.kept["mean"], state.kept["r"])
 
     def _scaled(self, u: Tensor, weight: Tensor | None) -> Tensor:
         return u if weight is None else u * self.wide(weight, u)

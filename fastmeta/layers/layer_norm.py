@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,8 +29,21 @@ class LayerNorm(ExampleNorm):
     def mean(self, x: Tensor) -> Tensor:
         return x.mean([*range(-len(self.shape), 0)], keepdim=True)
 
+    def normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, self.shape, None, None, self.eps)
+
+    def spread(self, r: Tensor, x: Tensor) -> Tensor:
+        return r
+
+    def projected(self, u: Tensor, x: Tensor, mean: Tensor, r: Tensor) -> Tensor:
+        only_input = [True, False, False]
+        return _backward(u, x, self.shape, mean, r, None, None, only_input)[0]
+
     def wide(self, parameter: Tensor, x: Tensor) -> Tensor:
         return parameter.view(-1, *(1,) * (x.dim() - len(self.shape) - 1), *self.shape)
 
     def narrow(self, product: Tensor) -> Tensor:
         return product.sum(tuple(range(1, product.dim() - len(self.shape))))
+
+
+_backward: Callable[..., tuple[Tensor, ...]] = torch.ops.aten.native_layer_norm_backward
