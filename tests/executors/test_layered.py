@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
+from fastmeta.executors.layered.passes import Pass
 
 CLASSES = 3
 
@@ -231,6 +233,27 @@ def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         conv4().double(), two_sets(5), leaves=(inner_lr,), inner_lr=inner_lr,
         rate=rates.reader("per-step", inner_lr),
     )  # fmt: skip
+
+
+def test_memory_does_not_grow_with_the_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any moment no more passes are alive than one task needs."""
+    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", {"cpu": 1})
+    alive: weakref.WeakSet[Pass] = weakref.WeakSet()
+    most: dict[int, int] = {}
+    make = Pass.__init__
+
+    def counted(self: Pass, *given: Any) -> None:
+        make(self, *given)
+        alive.add(self)
+        most[tasks] = max(most.get(tasks, 0), len(alive))
+
+    model = conv4().double()
+    options: dict[str, Any] = {"inner_lr": 0.1, "inner_steps": 3, "executor": "layered"}
+    fastmeta.maml_step(model, *two_sets(1), **options)  # the plan's trial
+    monkeypatch.setattr(Pass, "__init__", counted)
+    for tasks in (1, 5):
+        fastmeta.maml_step(model, *two_sets(tasks), **options)
+    assert most[5] == most[1]
 
 
 def test_frozen_layers_and_running_statistics() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmeta.executors.layered.rates import RateGradients
 from fastmeta.executors.layered.recipe import Parts, Recipe, divide
-from fastmeta.executors.layered.sweep import Parameters, Sweep
+from fastmeta.executors.layered.sweep import Parameters, Result, Sweep
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
@@ -64,7 +64,7 @@ def run(problem: Problem, program: Program) -> Outcome:
     named = {**problem.model.all_parameters(), **dict(module.named_buffers())}
     tensors = {name: tensor.detach().unsqueeze(0) for name, tensor in named.items()}
     rates = RateGradients(inner)
-    sweeps: list[Sweep] = []
+    results: list[Result] = []
     totals: Parameters = {}
     with torch.no_grad():
         for start in range(0, tasks.tasks, program.chunk):
@@ -73,27 +73,27 @@ def run(problem: Problem, program: Program) -> Outcome:
             sweep = Sweep(
                 problem, program.recipe, program.parts, program.keeps_steps, tensors, weights, rates
             )
-            sweep.run(_cut(tasks.support, some), tasks.query and _cut(tasks.query, some))
-            for name, part in sweep.gradients.items():
+            result = sweep.run(_cut(tasks.support, some), tasks.query and _cut(tasks.query, some))
+            for name, part in result.gradients.items():
                 totals[name] = totals[name] + part if name in totals else part
-            sweeps.append(sweep)
-        return _outcome(problem, sweeps, totals, rates)
+            results.append(result)
+        return _outcome(problem, results, totals, rates)
 
 
 def _outcome(
-    problem: Problem, sweeps: list[Sweep], totals: Parameters, rates: RateGradients
+    problem: Problem, results: list[Result], totals: Parameters, rates: RateGradients
 ) -> Outcome:
     inner, weights = problem.inner, problem.task_weights
-    losses = torch.cat([torch.stack(sweep.step_losses) for sweep in sweeps], dim=1)
+    losses = torch.cat([torch.stack(each.step_losses) for each in results], dim=1)
     support = weights.new_empty(0, len(weights))
     if inner.steps:
-        support = torch.cat([torch.stack(sweep.support_losses) for sweep in sweeps], dim=1)
-    outputs = [sweep.query_output for sweep in sweeps if sweep.query_output is not None]
+        support = torch.cat([torch.stack(each.support_losses) for each in results], dim=1)
+    outputs = [each.query_output for each in results if each.query_output is not None]
     outcome = Outcome(losses, support, torch.cat(outputs) if outputs else None)
     if problem.keep_adapted:
         parameters = problem.model.parameters()
         outcome.adapted = {
-            name: torch.cat([_each(s.adapted[name], s) for s in sweeps])
+            name: torch.cat([_each(each.adapted[name], each) for each in results])
             for name in inner.adapted
             if name in parameters
         }
@@ -106,9 +106,9 @@ def _outcome(
     return outcome
 
 
-def _each(parameter: Tensor, sweep: Sweep) -> Tensor:
+def _each(parameter: Tensor, result: Result) -> Tensor:
     """`[T, ...]`, also where no step was taken."""
-    return parameter.expand(len(sweep.step_losses[0]), *parameter.shape[1:])
+    return parameter.expand(len(result.step_losses[0]), *parameter.shape[1:])
 
 
 def _cut(examples: Examples, some: slice) -> Examples:

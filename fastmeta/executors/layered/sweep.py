@@ -50,8 +50,21 @@ class Side:
     loss: PreparedLoss | None = None
 
 
+@dataclass(eq=False)
+class Result:
+    """What is left of a sweep: nothing of its passes."""
+
+    step_losses: list[Tensor]
+    support_losses: list[Tensor] = field(default_factory=list)
+    query_output: Tensor | None = None
+    adapted: Parameters = field(default_factory=dict)
+    """Where it is asked for."""
+    gradients: Parameters = field(default_factory=dict)
+    """Of the trainable parameters, summed over tasks, `[1, ...]`."""
+
+
 class Sweep:
-    """The meta-step of some tasks: `forward`, then `backward`, then what they found."""
+    """The meta-step of some tasks."""
 
     def __init__(
         self,
@@ -76,20 +89,16 @@ class Sweep:
         self._others = [
             n for n in recipe.names() if n in trainable and n not in problem.inner.adapted
         ]
-        self.step_losses = [torch.zeros_like(weights) for _ in problem.inner.step_weights]
-        self.support_losses: list[Tensor] = []
-        self.query_output: Tensor | None = None
-        self.adapted: Parameters = {}
-        self.gradients: Parameters = {}
-        """Of the trainable parameters, summed over tasks, `[1, ...]`."""
+        self._result = Result([torch.zeros_like(weights) for _ in problem.inner.step_weights])
 
-    def run(self, support: Examples, query: Examples | None) -> None:
+    def run(self, support: Examples, query: Examples | None) -> Result:
         """Computes the step."""
         self._support = self._enter(support) if self._inner.steps else None
         self._query = None if query is None else self._enter(query)
         self._forward()
         if self._problem.differentiate:
             self._backward()
+        return self._result
 
     def _enter(self, examples: Examples) -> Side:
         """A set at the head's border: the body is run once."""
@@ -115,7 +124,8 @@ class Sweep:
             self._remember(step)
         self._evaluate(inner.steps, theta)
         self._steps.append(Step(theta, {}))
-        self.adapted = theta
+        if self._problem.keep_adapted:
+            self._result.adapted = theta
 
     def _evaluate(self, k: int, theta: Parameters) -> None:
         """The query loss after k steps, where the reverse sweep does not come to it."""
@@ -138,7 +148,7 @@ class Sweep:
         run, prediction = self._head(self._support, theta)
         loss = self._loss(self._support, prediction)
         if not last:
-            self.support_losses.append(loss.value(prediction))
+            self._result.support_losses.append(loss.value(prediction))
         tasks = self._support.batch.tasks
         ask = Ask(self._parts.moving, dict.fromkeys(self._inner.adapted, tasks))
         found = run.backward({self._recipe.output: loss.gradient(prediction)}, ask)
@@ -206,9 +216,9 @@ class Sweep:
         assert self._query is not None
         run, prediction = self._head(self._query, theta)
         loss = self._loss(self._query, prediction)
-        self.step_losses[k] = loss.value(prediction)
+        self._result.step_losses[k] = loss.value(prediction)
         if k == self._inner.steps:
-            self.query_output = prediction
+            self._result.query_output = prediction
         return run, prediction, loss
 
     def _head(self, side: Side, theta: Parameters) -> tuple[Pass, Tensor]:
@@ -241,8 +251,8 @@ class Sweep:
             side.cotangents[value] = sign * part if there is None else there.add(part, alpha=sign)
 
     def _give(self, name: str, part: Tensor, sign: float = 1.0) -> None:
-        total = self.gradients.get(name)
-        self.gradients[name] = sign * part if total is None else total.add(part, alpha=sign)
+        gradients, total = self._result.gradients, self._result.gradients.get(name)
+        gradients[name] = sign * part if total is None else total.add(part, alpha=sign)
 
     def _leave(self, side: Side | None) -> None:
         """Back through the body, once."""
