@@ -249,6 +249,7 @@ def test_memory_does_not_grow_with_the_number_of_tasks(monkeypatch: pytest.Monke
 
     model = conv4().double()
     options: dict[str, Any] = {"inner_lr": 0.1, "inner_steps": 3, "executor": "layered"}
+    options["adapt"] = names_of(model, "head")
     fastmeta.maml_step(model, *two_sets(1), **options)  # the plan's trial
     monkeypatch.setattr(Pass, "__init__", counted)
     for tasks in (1, 5):
