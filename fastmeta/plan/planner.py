@@ -406,7 +406,8 @@ def _trial(problem: Problem, chosen: Chosen, low_memory: bool) -> str | None:
     if inner.steps > 1:
         inner = replace(inner, steps=1, step_weights=(0.0, 1.0), learned_step_weights=None)
     tasks = problem.tasks.first(2)
-    if form == "layered" and isinstance(plan.chain, layered.Chain) and not plan.chain.loss.weighted:
+    loss = chosen.plan.loss
+    if chosen.layered and loss and not {"weight", "pos_weight"} & {*loss.options}:
         # The loop's graphs over images are large; weights of a loss may be one an example.
         tasks = tasks.shortened(_TRIAL_EXAMPLES)
     small = replace(
