@@ -46,6 +46,7 @@ def backends() -> dict[str, Backend]:
         _extension(),
         _kernels("fused-cpu", "FusedStep", "chains of linear layers"),
         _kernels("layered-cpu", "ConvStep", "chains of convolutional blocks"),
+        Backend("layered-torch", True, "convolutional networks, by torch's operators"),
         *(
             Backend(name, False, "not part of this version")
             for name in ("fused-cuda", "layered-triton")

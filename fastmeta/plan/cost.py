@@ -48,6 +48,8 @@ class Sizes:
     """Of the fused kernels: how many tasks at a time, their storage in bytes, their seconds."""
     compiled: bool = False
     """Whether the layered executor's compiled step can serve."""
+    rules: bool = False
+    """Whether the layers' rules were measured to be no slower than autograd on such a network."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     chunk = chunk_size(profile, sizes)
     if "layered" not in unavailable and sizes.compiled:
         return Choice("layered", sizes.tasks, "convolutions, all tasks in one call")
+    if "layered" not in unavailable and sizes.rules and not sizes.low_memory:
+        return Choice("layered", sizes.tasks, "convolutions, layer by layer")
     if "fused" not in unavailable:
         fused = FUSED_CALL + sizes.group[2]
         loop, vmap = seconds(profile, sizes, chunk)

@@ -193,7 +193,11 @@ def _choose(
         not_layered = not_layered or unavailable.get("layered-torch")
         not_compiled = not_compiled or unavailable.get("layered-cpu")
         way = None if not_layered else _way(problem, plan, not_compiled, low_memory)
-        sizes = replace(sizes, compiled=isinstance(way, layered.Kernel))
+        sizes = replace(
+            sizes,
+            compiled=isinstance(way, layered.Kernel),
+            rules=plan.profile.has_convolution and problem.task_weights.device.type == "cpu",
+        )
         why = {"fused": not_fused, "layered": not_layered}
         if executor in why:
             if why[executor]:

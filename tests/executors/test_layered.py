@@ -319,12 +319,14 @@ def test_float32_is_as_close_as_autograd_in_float32(network: str) -> None:
     assert error <= 8 * spread + 64 * torch.finfo(torch.float32).eps
 
 
-def test_the_plan_takes_the_rules_only_where_they_are_asked_for() -> None:
-    """`docs/design.md`, "The layers' rules", has the times."""
-    model, data = resnet().double(), two_sets()
-    assert fastmeta.maml_step(model, *data, inner_lr=0.1).executor == "generic"
-    text = fastmeta.explain(model, *data, inner_lr=0.1)
-    assert "not layered: not compiled, because rules are tested" in text
+def test_the_plan_takes_the_rules_where_there_are_convolutions() -> None:
+    """`docs/design.md`, "The layers' rules", has the times that this goes by."""
+    data = two_sets()
+    convolutional, flat = resnet().double(), nn.Sequential(nn.Flatten(), nn.Linear(162, CLASSES))
+    assert fastmeta.maml_step(convolutional, *data, inner_lr=0.1).executor == "layered-torch"
+    low = fastmeta.maml_step(convolutional, *data, inner_lr=0.1, memory="low")
+    assert low.executor == "generic"
+    assert fastmeta.maml_step(flat.double(), *data, inner_lr=0.1).executor != "layered-torch"
 
 
 def test_explain_shows_what_each_layer_keeps() -> None:
