@@ -26,23 +26,24 @@ class BatchNorm {
   using S = typename E::Scalar;
   using Num = typename E::Num;
 
-  BatchNorm(E& engine, const Dense& layer, const Layout::Layer& place, int rows)
+  FASTMETA_DEVICE BatchNorm(E& engine, const Dense& layer, const LayerPlace& place, int rows)
       : e(engine), layer(layer), place(place), rows(rows), share(S(1) / S(rows)) {}
 
   // Normalises the product in its place, and leaves z in `t.value`.
-  void forward(const Trace& t, const Blocks& at) {
+  FASTMETA_DEVICE void forward(const Trace& t, const Blocks& at) {
     if (layer.norm == Norm::batch) find_statistics(t);
     e.map([](Num& z, Num& n, Num mean, Num s, Num g, Num b) { n = (n - mean) * s, z = g * n + b; },
           t.value, t.product, repeated(t.mean, rows), repeated(t.inverse, rows),
           scale(at.of[kScale]), shift(at.of[kShift]));
   }
 
-  void backward(const Trace& t, const Blocks& at) {
+  FASTMETA_DEVICE void backward(const Trace& t, const Blocks& at) {
     backward(t, at, t.delta, t.product_delta, t.sums);
   }
 
   // `r.value` from u' to z'.
-  void tangent_forward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
+  FASTMETA_DEVICE void tangent_forward(const Trace& t, const Tangent& r, const Blocks& at,
+                                       int64_t v) {
     find_sums(t, r.value, r.value_sums);
     e.map(
         [share = share](Num& u, Num& rn, Num n, Num s, Num g, Num rg, Num rb, Num sum, Num along) {
@@ -55,8 +56,8 @@ class BatchNorm {
   }
 
   // `r.delta` from dz' to du'; `moved`: tangent_forward found a tangent.
-  void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v,
-                        bool moved) {
+  FASTMETA_DEVICE void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at,
+                                        int64_t v, bool moved) {
     if (!moved) return backward(t, at, r.delta, r.delta, r.delta_sums);
     e.sum_rows(Keep{}, r.delta_sums.plain, r.delta);
     e.fold_rows(
@@ -79,26 +80,30 @@ class BatchNorm {
  private:
   E& e;
   const Dense& layer;
-  const Layout::Layer& place;
+  const LayerPlace& place;
   const int rows;
   const S share;
 
-  View constant(View number) const { return {number.offset, rows, layer.out, 0, 0}; }
-  View zero() const { return constant(place.zero); }
-  View of(Tensor tensor, int64_t block) const {
+  FASTMETA_DEVICE View constant(View number) const {
+    return {number.offset, rows, layer.out, 0, 0};
+  }
+  FASTMETA_DEVICE View zero() const { return constant(place.zero); }
+  FASTMETA_DEVICE View of(Tensor tensor, int64_t block) const {
     return {block + place.of[tensor], rows, layer.out, 0, 1};
   }
-  View scale(int64_t block) const {
+  FASTMETA_DEVICE View scale(int64_t block) const {
     return layer.has[kScale] ? of(kScale, block) : constant(place.one);
   }
-  View shift(int64_t block) const { return layer.has[kShift] ? of(kShift, block) : zero(); }
+  FASTMETA_DEVICE View shift(int64_t block) const {
+    return layer.has[kShift] ? of(kShift, block) : zero();
+  }
   // Sums by which the statistics move.
-  View moving(View sums) const {
+  FASTMETA_DEVICE View moving(View sums) const {
     return layer.norm == Norm::batch ? repeated(sums, rows) : zero();
   }
 
   // The mean first: a variance by the sum of squares loses what the mean is larger by.
-  void find_statistics(const Trace& t) {
+  FASTMETA_DEVICE void find_statistics(const Trace& t) {
     const S eps = S(layer.eps);
     e.sum_rows([share = share](Num sum, Num& mean) { mean = share * sum; }, t.mean, t.product);
     e.fold_rows(
@@ -107,13 +112,14 @@ class BatchNorm {
     e.map([share = share, eps](Num& s) { s = S(1) / sqrt(share * s + eps); }, t.inverse);
   }
 
-  void find_sums(const Trace& t, View derivative, const Sums& sums) {
+  FASTMETA_DEVICE void find_sums(const Trace& t, View derivative, const Sums& sums) {
     e.sum_rows(Keep{}, sums.plain, derivative);
     e.fold_rows(
         sums.along, [](Num& sum, Num n, Num d) { sum += n * d; }, S(0), t.product, derivative);
   }
 
-  void backward(const Trace& t, const Blocks& at, View after, View before, const Sums& sums) {
+  FASTMETA_DEVICE void backward(const Trace& t, const Blocks& at, View after, View before,
+                                const Sums& sums) {
     find_sums(t, after, sums);
     e.map(
         [share = share](Num& du, Num dz, Num n, Num s, Num g, Num sum, Num along) {

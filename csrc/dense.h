@@ -16,22 +16,22 @@ class DenseLayer {
   using S = typename E::Scalar;
   using Num = typename E::Num;
 
-  DenseLayer(E& engine, const Dense& layer, const Layout::Layer& place)
+  FASTMETA_DEVICE DenseLayer(E& engine, const Dense& layer, const LayerPlace& place)
       : e(engine), layer(layer), place(place) {}
 
-  View weight(int64_t block) const {
+  FASTMETA_DEVICE View weight(int64_t block) const {
     return {block + place.of[kWeight], layer.out, layer.in, place.weight_row_stride,
             place.weight_col_stride};
   }
-  View row(int tensor, int64_t block) const {
+  FASTMETA_DEVICE View row(int tensor, int64_t block) const {
     return {block + place.of[tensor], 1, layer.out, layer.out, 1};
   }
-  View tensor(int tensor, int64_t block) const {
+  FASTMETA_DEVICE View tensor(int tensor, int64_t block) const {
     return tensor == kWeight ? weight(block) : row(tensor, block);
   }
 
   // Forward: f(norm(x W' + b)).
-  void forward(View x, const Trace& t, const Blocks& at) {
+  FASTMETA_ONCE void forward(View x, const Trace& t, const Blocks& at) {
     const View w = transposed(weight(at.of[kWeight]));
     if (layer.has[kBias]) {
       e.mm(AddTo<S>{S(1)}, t.product, x, w, repeated(row(kBias, at.of[kBias]), x.rows));
@@ -41,14 +41,14 @@ class DenseLayer {
     after_product(t, at);
   }
 
-  void after_product(const Trace& t, const Blocks& at) {
+  FASTMETA_ONCE void after_product(const Trace& t, const Blocks& at) {
     if (layer.norm != Norm::none) norm(t).forward(t, at);
     if (layer.activation != Activation::identity) activate(t);
   }
 
   // Backward through activation and norm: `t.delta` from after to before the activation, from
   // there to `t.product_delta`.
-  void backward(const Trace& t, const Blocks& at) {
+  FASTMETA_ONCE void backward(const Trace& t, const Blocks& at) {
     if (layer.activation != Activation::identity) {
       with_activation<S>(layer, [&](auto f) {
         if constexpr (f.from_output) {
@@ -64,17 +64,19 @@ class DenseLayer {
 
   // Backward to the input: `use(sum, out)` has delta W.
   template <class Use>
-  void backward_input(Use use, const Trace& t, View out, const Blocks& at) {
+  FASTMETA_ONCE void backward_input(Use use, const Trace& t, View out, const Blocks& at) {
     e.mm(use, out, t.product_delta, weight(at.of[kWeight]));
   }
 
   // Backward to the parameters: `use(sum, out, in...)` has their gradients.
   template <class Use, class... Offsets>
-  void weight_gradient(Use use, const Trace& t, View x, int64_t out, Offsets... in) {
+  FASTMETA_ONCE void weight_gradient(Use use, const Trace& t, View x, int64_t out,
+                                       Offsets... in) {
     e.mm(use, weight(out), transposed(t.product_delta), x, weight(in)...);
   }
   template <class Use, class... Offsets>
-  void row_gradient(Tensor tensor, Use use, const Trace& t, int64_t out, Offsets... in) {
+  FASTMETA_ONCE void row_gradient(int tensor, Use use, const Trace& t, int64_t out,
+                                    Offsets... in) {
     if (tensor == kBias) {
       e.sum_rows(use, row(tensor, out), t.product_delta, row(tensor, in)...);
     } else {  // sums that the norm's own rules need
@@ -85,7 +87,8 @@ class DenseLayer {
 
   // Tangent of forward along the input's tangent `rx` (null: none) and the parameters' in block v:
   // of the product, into `r.value`, and from there. Both return whether there is any.
-  bool tangent_product(View x, const View* rx, const Tangent& r, const Blocks& at, int64_t v) {
+  FASTMETA_ONCE bool tangent_product(View x, const View* rx, const Tangent& r, const Blocks& at,
+                                     int64_t v) {
     const View w = transposed(weight(at.of[kWeight]));
     if (rx && layer.adapts[kWeight]) {
       e.mm2(Keep{}, r.value, *rx, w, x, transposed(weight(v)));
@@ -98,7 +101,8 @@ class DenseLayer {
     }
     return true;
   }
-  bool tangent_forward(bool moved, const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
+  FASTMETA_ONCE bool tangent_forward(bool moved, const Trace& t, const Tangent& r,
+                                       const Blocks& at, int64_t v) {
     if (!moved) {
       if (!layer.adapts[kBias] && !layer.adapts[kScale] && !layer.adapts[kShift]) return false;
       e.map([](Num& z) { z = Num{}; }, r.value);
@@ -110,14 +114,15 @@ class DenseLayer {
     return true;
   }
 
-  void tangent_after_product(const Trace& t, const Tangent& r, const Blocks& at, int64_t v) {
+  FASTMETA_ONCE void tangent_after_product(const Trace& t, const Tangent& r, const Blocks& at,
+                                           int64_t v) {
     if (layer.norm != Norm::none) norm(t).tangent_forward(t, r, at, v);
     if (layer.activation != Activation::identity) tangent_activate(t, r);
   }
 
   // Tangent of backward through activation and norm; `moved`: tangent_forward found a tangent.
-  void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at, int64_t v,
-                        bool moved) {
+  FASTMETA_ONCE void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at,
+                                        int64_t v, bool moved) {
     if (layer.activation != Activation::identity) {
       with_activation<S>(layer, [&](auto f) {
         if constexpr (f.from_output) {
@@ -135,8 +140,8 @@ class DenseLayer {
 
   // Tangent of the input's derivative, for `use(sum, out)`.
   template <class Use>
-  void tangent_backward_input(Use use, const Trace& t, const Tangent& r, View out,
-                              const Blocks& at, int64_t v) {
+  FASTMETA_ONCE void tangent_backward_input(Use use, const Trace& t, const Tangent& r, View out,
+                                              const Blocks& at, int64_t v) {
     if (layer.adapts[kWeight]) {
       e.mm2(use, out, r.delta, weight(at.of[kWeight]), t.product_delta, weight(v));
     } else {
@@ -145,8 +150,8 @@ class DenseLayer {
   }
 
   // Subtract the tangent of the parameters' gradients from block `lambda`.
-  void subtract_hessian_of_weight(View x, const View* rx, const Trace& t, const Tangent& r,
-                                  int64_t lambda) {
+  FASTMETA_ONCE void subtract_hessian_of_weight(View x, const View* rx, const Trace& t,
+                                                const Tangent& r, int64_t lambda) {
     const Add<S> subtract{S(-1)};
     if (rx) {
       e.mm2(subtract, weight(lambda), transposed(r.delta), x, transposed(t.product_delta), *rx);
@@ -154,7 +159,7 @@ class DenseLayer {
       e.mm(subtract, weight(lambda), transposed(r.delta), x);
     }
   }
-  void subtract_hessian_of_rows(const Tangent& r, int64_t lambda) {
+  FASTMETA_ONCE void subtract_hessian_of_rows(const Tangent& r, int64_t lambda) {
     if (layer.has[kBias]) e.sum_rows(Add<S>{S(-1)}, row(kBias, lambda), r.delta);
     const auto subtract_found = [](Num& out, Num sum) { out = out - sum; };
     if (layer.has[kScale]) e.map(subtract_found, row(kScale, lambda), r.delta_sums.along);
@@ -164,12 +169,12 @@ class DenseLayer {
  private:
   E& e;
   const Dense& layer;
-  const Layout::Layer& place;
+  const LayerPlace& place;
 
-  BatchNorm<E> norm(const Trace& t) { return {e, layer, place, t.product.rows}; }
+  FASTMETA_DEVICE BatchNorm<E> norm(const Trace& t) { return {e, layer, place, t.product.rows}; }
 
   // Of a layer without a norm the product lies where `t.value` does; a norm leaves z there.
-  void activate(const Trace& t) {
+  FASTMETA_DEVICE void activate(const Trace& t) {
     with_activation<S>(layer, [&](auto f) {
       if constexpr (f.from_output) {
         e.map([f](Num& a) { a = f.value(a); }, t.value);
@@ -181,7 +186,7 @@ class DenseLayer {
   }
 
   // Its tangent along rz in `r.value`, in the same place.
-  void tangent_activate(const Trace& t, const Tangent& r) {
+  FASTMETA_DEVICE void tangent_activate(const Trace& t, const Tangent& r) {
     with_activation<S>(layer, [&](auto f) {
       if constexpr (f.from_output && !f.bent) {
         e.map([f](Num& r, Num a) { r = r * f.slope(a); }, r.value, t.value);

@@ -17,9 +17,12 @@ class TogetherDual {
  public:
   using S = typename E::Scalar;
   using Num = typename E::Num;
+  using Description = DescriptionIn<typename E::Place>;
+  using Layout = LayoutIn<typename E::Place>;
+  using Data = fastmeta::Data<S, typename E::Place>;
 
-  TogetherDual(E& engine, const Description& network, const Layout& layout, const Data<S>& data,
-               int tasks, bool loaded)
+  FASTMETA_DEVICE TogetherDual(E& engine, const Description& network, const Layout& layout,
+                               const Data& data, int tasks, bool loaded)
       : e(engine), network(network), place(layout.dual) {
     const int n = tasks * network.support, q = tasks * network.query;
     support = e.inputs_together(layout.support.inputs, n, data.support_x);
@@ -31,7 +34,7 @@ class TogetherDual {
   }
 
   // The weight's gradient, of cotangents that are weighted by task already.
-  void finish() {
+  FASTMETA_DEVICE void finish() {
     if (!network.differentiate) return;
     const View sums = e.sums_like(place.gradient);
     if (sums.rows > 0) return find_gradient(Add<S>{S(1)}, sums);
@@ -42,11 +45,11 @@ class TogetherDual {
  private:
   E& e;
   const Description& network;
-  const Layout::Dual& place;
+  const DualPlaceIn<typename E::Place>& place;
   View support, query;  // the inputs [G N, D], [G Q, D]
 
   template <class Use>
-  void find_gradient(Use use, View out) {
+  FASTMETA_DEVICE void find_gradient(Use use, View out) {
     const View of_query = transposed(part(place.of_query, query.rows, 0));
     if (network.first_order) {  // then C_s is zero
       e.mm(use, out, of_query, query);
@@ -63,8 +66,11 @@ class DualProduct {
  public:
   using S = typename E::Scalar;
   using Num = typename E::Num;
+  using Description = DescriptionIn<typename E::Place>;
+  using DualPlace = DualPlaceIn<typename E::Place>;
 
-  DualProduct(E& engine, const Description& network, const Layout::Dual& place, int slot)
+  FASTMETA_DEVICE DualProduct(E& engine, const Description& network, const DualPlace& place,
+                              int slot)
       : e(engine),
         layer(network.layers.front()),
         place(place),
@@ -73,19 +79,19 @@ class DualProduct {
         support_start(part(place.support, network.support, slot)),
         query_start(part(place.query, network.query, slot)) {}
 
-  void find_grams(View support, View query) {
+  FASTMETA_DEVICE void find_grams(View support, View query) {
     if (!layer.adapts[kWeight]) return;
     e.mm(Keep{}, place.gram, support, transposed(support));
     e.mm(Keep{}, place.cross, query, transposed(support));
   }
-  void start_cotangent() {
+  FASTMETA_DEVICE void start_cotangent() {
     clear(of_query);
     clear(of_support);
     clear(place.pull);
   }
 
   // X W_k' + b of the support or the query set; b is the row `bias`, maybe null.
-  void forward(bool is_query, int k, View out, const View* bias) {
+  FASTMETA_ONCE void forward(bool is_query, int k, View out, const View* bias) {
     const View start = is_query ? query_start : support_start;
     const bool moved = k > 0 && layer.adapts[kWeight];
     if (moved) {
@@ -97,7 +103,7 @@ class DualProduct {
   }
 
   // W_{k+1} = W_k - a delta' X.
-  void descend(int k, S a, View delta) {
+  FASTMETA_DEVICE void descend(int k, S a, View delta) {
     if (k == 0) {
       e.map([a](Num& next, Num d) { next = a * d; }, place.steps[1], delta);
     } else {
@@ -107,46 +113,48 @@ class DualProduct {
   }
 
   // lambda += w delta' X_q
-  void add_query(S w, View delta) {
+  FASTMETA_ONCE void add_query(S w, View delta) {
     e.map([w](Num& c, Num d) { c = c + w * d; }, of_query, delta);
     if (!layer.adapts[kWeight]) return;
     e.mm(Add<S>{w}, place.pull, transposed(place.cross), delta);
   }
 
   // lambda += delta' X, where the weight does not adapt.
-  void add_support(View delta) {
+  FASTMETA_DEVICE void add_support(View delta) {
     e.map([](Num& c, Num d) { c = c + d; }, of_support, delta);
   }
 
   // X lambda', which both the rate's gradient and the tangent of forward are made of.
-  void find_along() {
+  FASTMETA_DEVICE void find_along() {
     e.mm(AddTo<S>{S(1)}, place.along, place.gram, of_support, place.pull);
   }
-  void tangent_forward(S a, View out) {
+  FASTMETA_DEVICE void tangent_forward(S a, View out) {
     e.map([a](Num& r, Num along) { r = a * along; }, out, place.along);
   }
   // <lambda, delta' X>
-  void rate_gradient(View out, View delta) { e.dot(out, place.along, delta); }
+  FASTMETA_DEVICE void rate_gradient(View out, View delta) { e.dot(out, place.along, delta); }
 
   // lambda -= r_delta' X
-  void subtract_hessian(View r_delta) {
+  FASTMETA_DEVICE void subtract_hessian(View r_delta) {
     e.map([](Num& c, Num d) { c = c - d; }, of_support, r_delta);
   }
 
-  void weigh() {
+  // Leaves the cotangents weighted by the task, for whoever makes the gradient of them.
+  FASTMETA_DEVICE void finish() {
     const Num weight = e.weight();
     e.map([weight](Num& c) { c = c * weight; }, of_query);
     e.map([weight](Num& c) { c = c * weight; }, of_support);
+    if constexpr (E::takes_products) e.store_cotangents(place);
   }
 
  private:
   E& e;
   const Dense& layer;
-  const Layout::Dual& place;
+  const DualPlace& place;
   const View of_query, of_support, support_start, query_start;
 
-  View gram(bool is_query) const { return is_query ? place.cross : place.gram; }
-  void clear(View v) {
+  FASTMETA_DEVICE View gram(bool is_query) const { return is_query ? place.cross : place.gram; }
+  FASTMETA_DEVICE void clear(View v) {
     e.map([](Num& out) { out = Num{}; }, v);
   }
 };

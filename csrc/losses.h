@@ -6,57 +6,66 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
+template <class E>
+using ExamplesOf = ExamplesIn<typename E::Place>;
+
 // Losses of single numbers: value, first and second derivative by the prediction.
 // With factors a prediction's loss is c softplus(z) - z y: what weight= and pos_weight= come to.
 template <class S>
 struct SquaredError {
-  template <class Num> Num value(Num z, Num y) const { return (z - y) * (z - y); }
-  template <class Num> Num slope(Num z, Num y) const { return S(2) * (z - y); }
-  template <class Num> Num curve(Num, Num) const { return Num{} + S(2); }
+  template <class Num> FASTMETA_DEVICE Num value(Num z, Num y) const { return (z - y) * (z - y); }
+  template <class Num> FASTMETA_DEVICE Num slope(Num z, Num y) const { return S(2) * (z - y); }
+  template <class Num> FASTMETA_DEVICE Num curve(Num, Num) const { return Num{} + S(2); }
 };
 
 template <class S>
 struct BinaryCrossEntropy {
-  template <class Num> Num value(Num z, Num y) const { return softplus(z) - z * y; }
-  template <class Num> Num slope(Num z, Num y) const { return sigmoid(z) - y; }
-  template <class Num> Num curve(Num z, Num) const {
+  template <class Num> FASTMETA_DEVICE Num value(Num z, Num y) const { return softplus(z) - z * y; }
+  template <class Num> FASTMETA_DEVICE Num slope(Num z, Num y) const { return sigmoid(z) - y; }
+  template <class Num> FASTMETA_DEVICE Num curve(Num z, Num) const {
     const Num s = sigmoid(z);
     return s * (S(1) - s);
   }
-  template <class Num> Num value(Num z, Num y, Num c) const { return c * softplus(z) - z * y; }
-  template <class Num> Num slope(Num z, Num y, Num c) const { return c * sigmoid(z) - y; }
-  template <class Num> Num curve(Num z, Num y, Num c) const { return c * curve(z, y); }
+  template <class Num> FASTMETA_DEVICE Num value(Num z, Num y, Num c) const {
+    return c * softplus(z) - z * y;
+  }
+  template <class Num> FASTMETA_DEVICE Num slope(Num z, Num y, Num c) const {
+    return c * sigmoid(z) - y;
+  }
+  template <class Num> FASTMETA_DEVICE Num curve(Num z, Num y, Num c) const {
+    return c * curve(z, y);
+  }
 };
 
 // Quadratic up to `knee`, then linear; times `scale`.
 template <class S>
 struct Huber {
   S knee, scale;
-  template <class Num> Num value(Num z, Num y) const {
+  template <class Num> FASTMETA_DEVICE Num value(Num z, Num y) const {
     const Num error = z - y, size = absolute(error);
     return scale * select(size < knee, S(0.5) * error * error, knee * (size - S(0.5) * knee));
   }
-  template <class Num> Num slope(Num z, Num y) const {
+  template <class Num> FASTMETA_DEVICE Num slope(Num z, Num y) const {
     const Num error = z - y;
     return scale * select(error > knee, Num{} + knee, select(error < -knee, Num{} - knee, error));
   }
-  template <class Num> Num curve(Num z, Num y) const {
+  template <class Num> FASTMETA_DEVICE Num curve(Num z, Num y) const {
     return select(absolute(z - y) < knee, Num{} + scale, Num{});
   }
 };
 
 template <class S>
 struct AbsoluteError {
-  template <class Num> Num value(Num z, Num y) const { return absolute(z - y); }
-  template <class Num> Num slope(Num z, Num y) const {
+  template <class Num> FASTMETA_DEVICE Num value(Num z, Num y) const { return absolute(z - y); }
+  template <class Num> FASTMETA_DEVICE Num slope(Num z, Num y) const {
     return select(z > y, Num{} + S(1), select(z < y, Num{} - S(1), z - y));
   }
-  template <class Num> Num curve(Num, Num) const { return Num{}; }
+  template <class Num> FASTMETA_DEVICE Num curve(Num, Num) const { return Num{}; }
 };
 
 // Calls `use` with the loss, and with the factors of the predictions where it has them.
-template <class S, class Use>
-void with_elementwise(const Loss& loss, const Examples& set, Use use) {
+template <class S, class Examples, class Use>
+FASTMETA_DEVICE void with_elementwise(const Loss& loss, const Examples& set, Use use) {
   const S option = S(loss.option);
   switch (loss.kind) {
     case LossKind::cross_entropy: return;
@@ -72,7 +81,7 @@ void with_elementwise(const Loss& loss, const Examples& set, Use use) {
 
 // 0, or no number where the weights leave no label: torch's mean of nothing, its derivatives zero.
 template <class E>
-void find_missing(E& e, const Examples& set) {
+FASTMETA_DEVICE void find_missing(E& e, const ExamplesOf<E>& set) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   e.fold_rows(set.missing, [](Num& sum, Num w) { sum += w; }, S(0), set.weights);
@@ -81,7 +90,7 @@ void find_missing(E& e, const Examples& set) {
 
 // The mean over labels is by their classes' weights.
 template <class E>
-void weigh_labels(E& e, const Examples& set) {
+FASTMETA_DEVICE void weigh_labels(E& e, const ExamplesOf<E>& set) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View classes = repeated(set.loss_weights, set.targets.rows);
@@ -94,7 +103,7 @@ void weigh_labels(E& e, const Examples& set) {
 
 // Rows of any sum become probabilities, and the sums go to the weights of the examples.
 template <class E>
-void normalise_targets(E& e, const Examples& set) {
+FASTMETA_DEVICE void normalise_targets(E& e, const ExamplesOf<E>& set) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   e.fold_cols(set.row, [](Num& sum, Num y) { sum += y; }, S(0), set.targets);
@@ -106,9 +115,10 @@ void normalise_targets(E& e, const Examples& set) {
 // Labels or probabilities as rows of probabilities; every class's weight and the smoothing are in
 // them and in the weights of the examples.
 template <class E>
-void load_targets(E& e, const Loss& loss, const Examples& set,
-                  Global<const typename E::Scalar> targets, Global<const int64_t> labels,
-                  Global<const typename E::Scalar> loss_weights) {
+FASTMETA_ONCE void load_targets(E& e, const Loss& loss, const ExamplesOf<E>& set,
+                                  Global<const typename E::Scalar> targets,
+                                  Global<const int64_t> labels,
+                                  Global<const typename E::Scalar> loss_weights) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   if (loss.weighted) e.load(set.loss_weights, loss_weights);
@@ -134,7 +144,7 @@ void load_targets(E& e, const Loss& loss, const Examples& set,
 
 // Leaves softmax in `p`, and the weighted mean in `out`.
 template <class E>
-void softmax_loss(E& e, const Examples& set, View z, View p, View out) {
+FASTMETA_DEVICE void softmax_loss(E& e, const ExamplesOf<E>& set, View z, View p, View out) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   e.fold_cols(set.row, [](Num& m, Num z) { m = maximum(m, z); }, S(-1) / S(0), z);
@@ -151,7 +161,8 @@ void softmax_loss(E& e, const Examples& set, View z, View p, View out) {
 
 // The loss of predictions `last.value`.
 template <class E>
-void loss_forward(E& e, const Loss& loss, const Examples& set, const Trace& last, View out) {
+FASTMETA_ONCE void loss_forward(E& e, const Loss& loss, const ExamplesOf<E>& set,
+                                  const Trace& last, View out) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value;
@@ -167,7 +178,8 @@ void loss_forward(E& e, const Loss& loss, const Examples& set, const Trace& last
 
 // Its derivative, into `last.delta`.
 template <class E>
-void loss_backward(E& e, const Loss& loss, const Examples& set, const Trace& last) {
+FASTMETA_ONCE void loss_backward(E& e, const Loss& loss, const ExamplesOf<E>& set,
+                                   const Trace& last) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);
@@ -186,8 +198,8 @@ void loss_backward(E& e, const Loss& loss, const Examples& set, const Trace& las
 
 // The derivative's tangent, into `out`, along the predictions' tangent `r`.
 template <class E>
-void loss_tangent(E& e, const Loss& loss, const Examples& set, const Trace& last, View r,
-                  View out) {
+FASTMETA_ONCE void loss_tangent(E& e, const Loss& loss, const ExamplesOf<E>& set,
+                                  const Trace& last, View r, View out) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);

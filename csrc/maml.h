@@ -16,9 +16,13 @@ class MetaStep {
  public:
   using S = typename E::Scalar;
   using Num = typename E::Num;
+  using Description = DescriptionIn<typename E::Place>;
+  using Layout = LayoutIn<typename E::Place>;
+  using Examples = ExamplesIn<typename E::Place>;
+  using Data = fastmeta::Data<S, typename E::Place>;
 
-  MetaStep(E& engine, const Description& network, const Layout& layout, const Data<S>& data,
-           int slot, bool loaded)
+  FASTMETA_DEVICE MetaStep(E& engine, const Description& network, const Layout& layout,
+                           const Data& data, int slot, bool loaded)
       : e(engine),
         network(network),
         layout(layout),
@@ -27,7 +31,7 @@ class MetaStep {
         slot(slot),
         loaded(loaded) {}
 
-  void run() {
+  FASTMETA_DEVICE void run() {
     load();
     if (network.steps > 0) forward_body(layout.support);
     if (network.query > 0) forward_body(layout.query);
@@ -50,7 +54,7 @@ class MetaStep {
     }
     backward_body(layout.query);
     if (network.steps > 0 && !network.first_order) backward_body(layout.support);
-    if (network.dual) dual().weigh();
+    if (network.dual) dual().finish();
     sum_tasks(0, 0, layout.lambda);
   }
 
@@ -58,49 +62,53 @@ class MetaStep {
   E& e;
   const Description& network;
   const Layout& layout;
-  const Data<S>& data;
+  const Data& data;
   const int depth, slot;  // slot: of this task among those together
   const bool loaded;      // whether an earlier task left the parameters here
   View support_x{}, query_x{};  // where the inputs lie
 
   // What a block holds of the layers after the body.
-  View head(int64_t block) const {
+  FASTMETA_DEVICE View head(int64_t block) const {
     const int size = int(layout.block - layout.body);
     return {block + layout.body, 1, size, size, 1};
   }
-  void clear(View v) {
+  FASTMETA_DEVICE void clear(View v) {
     e.map([](Num& out) { out = Num{}; }, v);
   }
-  DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
-  DualProduct<E> dual() { return {e, network, layout.dual, slot}; }
-  bool is_dual(int l, int tensor) const { return network.dual && l == 0 && tensor == kWeight; }
-  bool is_query(const Examples& set) const { return &set == &layout.query; }
+  FASTMETA_DEVICE DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
+  FASTMETA_DEVICE DualProduct<E> dual() { return {e, network, layout.dual, slot}; }
+  FASTMETA_DEVICE bool is_dual(int l, int tensor) const {
+    return network.dual && l == 0 && tensor == kWeight;
+  }
+  FASTMETA_DEVICE bool is_query(const Examples& set) const { return &set == &layout.query; }
 
   // The block of theta_k. Those of all steps share one, where they are not kept.
-  int64_t theta(int k) const {
+  FASTMETA_DEVICE int64_t theta(int k) const {
     const int slot = keeps_weights(network) || k == 0 ? k : 1;
     return layout.theta + slot * (layout.block - layout.body);
   }
   // The blocks where theta_k is found: what does not adapt stays in theta_0.
-  Blocks blocks(int l, int k) const {
+  FASTMETA_DEVICE Blocks blocks(int l, int k) const {
     Blocks at;
     for (int i = 0; i < kTensors; ++i) at.of[i] = theta(network.layers[l].adapts[i] ? k : 0);
     return at;
   }
 
-  const Trace* traces(const Examples& set, int k) const {
+  FASTMETA_DEVICE const Trace* traces(const Examples& set, int k) const {
     const bool kept = &set == &layout.support && layout.traces_kept > 1;
     return &set.traces[kept ? k * depth : 0];
   }
-  View input(const Examples& set, const Trace* trace, int l) const {
+  FASTMETA_DEVICE View input(const Examples& set, const Trace* trace, int l) const {
     return l > 0 ? trace[l - 1].value : is_query(set) ? query_x : support_x;
   }
   // Where the steps sum the derivative by the body's output [N, H]: its last layer's delta.
-  View body_cotangent(const Examples& set) const { return set.traces[network.body - 1].delta; }
+  FASTMETA_DEVICE View body_cotangent(const Examples& set) const {
+    return set.traces[network.body - 1].delta;
+  }
 
   // use(parameter of a block, its place among the P numbers of all), from that layer on
   template <class Use>
-  void parameters(int from, int64_t block, Use use) {
+  FASTMETA_DEVICE void parameters(int from, int64_t block, Use use) {
     int64_t place = 0;
     for (int l = 0; l < depth; ++l) {
       for (int i = 0; i < kTensors; ++i) {
@@ -111,18 +119,20 @@ class MetaStep {
       }
     }
   }
-  void sum_tasks(int from, int64_t start, int64_t block) {
+  FASTMETA_DEVICE void sum_tasks(int from, int64_t start, int64_t block) {
     parameters(from, block,
                [&](View p, int64_t place) { e.sum_tasks(start + place, p, e.weight()); });
   }
-  void load_rates(int k) {
+  FASTMETA_DEVICE void load_rates(int k) {
     const auto rates = data.elementwise_rates.at(k * layout.parameters);
     parameters(network.body, layout.rate,
                [&](View p, int64_t place) { e.load(p, rates.at(place)); });
   }
-  S rate(int k, int l, int tensor) const { return data.rates[(k * depth + l) * kTensors + tensor]; }
+  FASTMETA_DEVICE S rate(int k, int l, int tensor) const {
+    return data.rates[(k * depth + l) * kTensors + tensor];
+  }
 
-  void load() {
+  FASTMETA_DEVICE void load() {
     if (!loaded) load_parameters();
     support_x = e.inputs(layout.support.inputs, data.support_x);
     load(layout.support, data.support_y, data.support_labels,
@@ -132,10 +142,15 @@ class MetaStep {
       load(layout.query, data.query_y, data.query_labels, data.query_weights,
            data.query_loss_weights);
     }
-    if (network.dual) dual().find_grams(support_x, query_x);
+    if (!network.dual) return;
+    if constexpr (E::takes_products) {
+      e.load_products(layout.dual, network.layers.front().adapts[kWeight]);
+    } else {
+      dual().find_grams(support_x, query_x);
+    }
   }
 
-  void load_parameters() {
+  FASTMETA_DEVICE void load_parameters() {
     e.map([](Num& one, Num& zero) { one = Num{} + S(1), zero = Num{}; }, layout.one, layout.zero);
     for (int l = 0; l < depth; ++l) {
       const Dense& d = network.layers[l];
@@ -150,8 +165,8 @@ class MetaStep {
     }
   }
 
-  void load(const Examples& set, Global<const S> y,
-            Global<const int64_t> labels, Global<const S> weights, Global<const S> loss_weights) {
+  FASTMETA_ONCE void load(const Examples& set, Global<const S> y, Global<const int64_t> labels,
+                            Global<const S> weights, Global<const S> loss_weights) {
     if (weights.given()) {
       e.load(set.weights, weights);
     } else {
@@ -161,7 +176,7 @@ class MetaStep {
     load_targets(e, network.loss, set, y, labels, loss_weights);
   }
 
-  void start_cotangent() {
+  FASTMETA_DEVICE void start_cotangent() {
     clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
     if (network.prox != 0) clear(head(layout.anchor));
     if (network.dual) dual().start_cotangent();
@@ -171,7 +186,7 @@ class MetaStep {
     }
   }
 
-  void store_adapted() {
+  FASTMETA_DEVICE void store_adapted() {
     for (int l = 0; l < depth; ++l) {
       for (int i = 0; i < kTensors; ++i) {
         if (!network.layers[l].adapts[i]) continue;
@@ -180,13 +195,15 @@ class MetaStep {
     }
   }
 
-  void forward_body(const Examples& set) { forward(set, traces(set, 0), 0, 0, network.body); }
+  FASTMETA_DEVICE void forward_body(const Examples& set) {
+    forward(set, traces(set, 0), 0, 0, network.body);
+  }
 
-  void forward(const Examples& set, const Trace* trace, int k) {
+  FASTMETA_DEVICE void forward(const Examples& set, const Trace* trace, int k) {
     forward(set, trace, k, network.body, depth);
   }
 
-  void forward(const Examples& set, const Trace* trace, int k, int from, int to) {
+  FASTMETA_ONCE void forward(const Examples& set, const Trace* trace, int k, int from, int to) {
     for (int l = from; l < to; ++l) {
       const Blocks at = blocks(l, k);
       if (is_dual(l, kWeight)) {
@@ -200,12 +217,12 @@ class MetaStep {
   }
 
   // From the loss down to the body, leaving every layer's delta at its product.
-  void backward(const Examples& set, const Trace* trace, int k) {
+  FASTMETA_DEVICE void backward(const Examples& set, const Trace* trace, int k) {
     loss_backward(e, network.loss, set, trace[depth - 1]);
     backward(trace, k, network.body, depth);
   }
 
-  void backward(const Trace* trace, int k, int from, int to) {
+  FASTMETA_ONCE void backward(const Trace* trace, int k, int from, int to) {
     for (int l = to - 1; l >= from; --l) {
       layer(l).backward(trace[l], blocks(l, k));
       if (l > from) layer(l).backward_input(Keep{}, trace[l], trace[l - 1].delta, blocks(l, k));
@@ -213,14 +230,14 @@ class MetaStep {
   }
 
   // lambda += the body's gradient, of what the steps have summed after it.
-  void backward_body(const Examples& set) {
+  FASTMETA_DEVICE void backward_body(const Examples& set) {
     const Trace* trace = traces(set, 0);
     backward(trace, 0, 0, network.body);
     for (int l = 0; l < network.body; ++l) add_gradient(S(1), set, trace, l);
   }
 
   // lambda += w times the gradient of a layer.
-  void add_gradient(S w, const Examples& set, const Trace* trace, int l) {
+  FASTMETA_ONCE void add_gradient(S w, const Examples& set, const Trace* trace, int l) {
     const Add<S> add{w};
     if (!is_dual(l, kWeight)) {
       layer(l).weight_gradient(add, trace[l], input(set, trace, l), layout.lambda);
@@ -229,12 +246,12 @@ class MetaStep {
     } else {
       dual().add_support(trace[l].product_delta);
     }
-    for (Tensor row : kRows) {
+    for (int row = kBias; row < kTensors; ++row) {
       if (network.layers[l].has[row]) layer(l).row_gradient(row, add, trace[l], layout.lambda);
     }
   }
 
-  void inner_step(int k) {  // (1)
+  FASTMETA_ONCE void inner_step(int k) {  // (1)
     const Trace* trace = traces(layout.support, k);
     forward(layout.support, trace, k);
     loss_forward(e, network.loss, layout.support, trace[depth - 1], layout.scalar);
@@ -246,7 +263,7 @@ class MetaStep {
     }
   }
 
-  void descend(int l, int k, View x, const Trace& t) {
+  FASTMETA_ONCE void descend(int l, int k, View x, const Trace& t) {
     if (is_dual(l, kWeight) && network.layers[l].adapts[kWeight]) {
       dual().descend(k, rate(k, l, kWeight), t.product_delta);
     }
@@ -255,7 +272,8 @@ class MetaStep {
 
   // What adapts of a layer goes from one block to another, by factor(rate) along the gradient.
   template <class Factor>
-  void move(int l, int k, View x, const Trace& t, int64_t to, int64_t from, Factor factor) {
+  FASTMETA_DEVICE void move(int l, int k, View x, const Trace& t, int64_t to, int64_t from,
+                            Factor factor) {
     const DenseLayer<E> at = layer(l);
     const S prox = S(network.prox);
     for (int i = 0; i < kTensors; ++i) {
@@ -274,7 +292,8 @@ class MetaStep {
 
   // use(gradient of a tensor, out, in...), each in its block.
   template <class Use, class... Offsets>
-  void gradient(int tensor, Use use, int l, View x, const Trace& t, int64_t out, Offsets... in) {
+  FASTMETA_ONCE void gradient(int tensor, Use use, int l, View x, const Trace& t, int64_t out,
+                              Offsets... in) {
     if (tensor == kWeight) {
       layer(l).weight_gradient(use, t, x, out, in...);
     } else {
@@ -282,7 +301,7 @@ class MetaStep {
     }
   }
 
-  void query_forward(int k) {
+  FASTMETA_DEVICE void query_forward(int k) {
     const Trace* trace = traces(layout.query, k);
     forward(layout.query, trace, k);
     if (k == network.steps) e.store(data.query_outputs, trace[depth - 1].value);
@@ -291,7 +310,7 @@ class MetaStep {
   }
 
   // lambda += w_k grad L_q(theta_k)
-  void add_query(int k) {
+  FASTMETA_ONCE void add_query(int k) {
     if (!data.evaluates[k]) return;
     query_forward(k);
     const S w = data.step_weights[k];
@@ -304,7 +323,7 @@ class MetaStep {
                                        body_cotangent(layout.query), blocks(network.body, k));
   }
 
-  void through_step(int k) {
+  FASTMETA_ONCE void through_step(int k) {
     if (network.elementwise_rates) load_rates(k);
     if (network.reversible && k > 0) go_back(k);  // theta_0 is there, and exact
     const bool along = network.learned_rates || !network.first_order;
@@ -322,7 +341,7 @@ class MetaStep {
 
   // (12), in place of theta_{k+1}. The gradient is made of the deltas that the inner step left, never
   // of weights that were rebuilt: their errors only add.
-  void go_back(int k) {
+  FASTMETA_DEVICE void go_back(int k) {
     const Trace* trace = traces(layout.support, k);
     const S prox = S(network.prox);
     for (int l = network.body; l < depth; ++l) {
@@ -332,7 +351,7 @@ class MetaStep {
   }
 
   // The vector a_k * lambda_{k+1}, zero where nothing adapts.
-  void scale_by_rates(int k) {
+  FASTMETA_DEVICE void scale_by_rates(int k) {
     for (int l = network.body; l < depth; ++l) {
       const DenseLayer<E> at = layer(l);
       for (int i = 0; i < kTensors; ++i) {
@@ -344,7 +363,7 @@ class MetaStep {
     }
   }
 
-  void scale(int l, int k, int tensor, View vector, View lambda, View rates) {
+  FASTMETA_ONCE void scale(int l, int k, int tensor, View vector, View lambda, View rates) {
     if (!network.layers[l].adapts[tensor]) {
       e.map([](Num& v) { v = Num{}; }, vector);
     } else if (network.elementwise_rates) {
@@ -355,7 +374,7 @@ class MetaStep {
     }
   }
 
-  void add_rate_gradients(int k) {  // (3)
+  FASTMETA_ONCE void add_rate_gradients(int k) {  // (3)
     const Trace* trace = traces(layout.support, k);
     const Move<S> keep{S(0), S(1), S(network.prox)};
     const int64_t start = layout.parameters;
@@ -386,13 +405,13 @@ class MetaStep {
     }
   }
 
-  void add_scalar(int64_t place) {
+  FASTMETA_DEVICE void add_scalar(int64_t place) {
     e.map([](Num& d) { d = -d; }, layout.scalar);
     e.sum_tasks(place, layout.scalar, e.weight());
   }
 
   // lambda -= H_k v, forward over reverse, on what the inner step left.
-  void subtract_hessian_product(int k) {
+  FASTMETA_ONCE void subtract_hessian_product(int k) {
     const Trace* trace = traces(layout.support, k);
     const View* rx = nullptr;
     int first_moved = depth;

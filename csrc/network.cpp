@@ -9,7 +9,7 @@ namespace {
 
 class Allocator {
  public:
-  explicit Allocator(int width) : width_(width) {}
+  Allocator(int width, bool odd_rows) : width_(width), odd_rows_(odd_rows) {}
 
   View matrix(int rows, int cols) {
     const int stride = padded(cols);
@@ -27,7 +27,7 @@ class Allocator {
   // strip would meet in a few sets of the cache.
   int padded(int cols) const {
     int vectors = (cols + width_ - 1) / width_;
-    if (width_ > 1 && vectors > 4) vectors |= 1;
+    if (odd_rows_ || (width_ > 1 && vectors > 4)) vectors |= 1;
     return vectors * width_;
   }
   int64_t block(int64_t size) {
@@ -44,6 +44,7 @@ class Allocator {
 
  private:
   int width_;
+  bool odd_rows_;
   int64_t next_ = 0;
 };
 
@@ -52,7 +53,7 @@ Sums sums(Allocator& allocate, int width) {
 }
 
 // What a layer's norm keeps besides.
-void add_norm(Allocator& allocate, const Dense& layer, const Layout::Layer& place, Trace& trace) {
+void add_norm(Allocator& allocate, const Dense& layer, const LayerPlace& place, Trace& trace) {
   const int count = trace.value.rows;
   trace.product = allocate.matrix(count, layer.out);
   trace.product_delta = allocate.matrix(count, layer.out);
@@ -71,15 +72,14 @@ void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
 Examples examples(Allocator& allocate, const Description& network, const Layout& layout, int count,
                   int kept, bool copies) {
   const Dense& last = network.layers.back();
-  Examples set{copies ? allocate.matrix(count, network.layers.front().in)
-                      : View{0, count, network.layers.front().in, 0, 0},
-               allocate.matrix(count, last.out),
-               allocate.column(count),
-               allocate.column(count),
-               allocate.column(count),
-               {},
-               allocate.matrix(1, 1),
-               {}};
+  const int in = network.layers.front().in;
+  Examples set{};
+  set.inputs = copies ? allocate.matrix(count, in) : View{0, count, in, 0, 0};
+  set.targets = allocate.matrix(count, last.out);
+  set.weights = allocate.column(count);
+  set.row = allocate.column(count);
+  set.second_row = allocate.column(count);
+  set.missing = allocate.matrix(1, 1);
   if (network.loss.weighted) {
     const bool of_classes = network.loss.kind == LossKind::cross_entropy;
     set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
@@ -109,8 +109,8 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   return set;
 }
 
-void add_dual(Allocator& allocate, const Description& network, const Layout::Layer& place,
-              Layout::Dual& dual) {
+void add_dual(Allocator& allocate, const Description& network, const LayerPlace& place,
+              DualPlaceIn<OnHost>& dual) {
   const Dense& layer = network.layers.front();
   const int n = network.support, q = network.query, h = layer.out, together = network.together;
   dual.weight = {place.of[kWeight], h, layer.in, place.weight_row_stride, place.weight_col_stride};
@@ -143,17 +143,9 @@ int longest_body(const Description& network) {
   return body;
 }
 
-bool sweeps(const Description& network) {
-  return network.differentiate && (!network.first_order || network.learned_rates);
-}
-
-bool keeps_weights(const Description& network) {
-  return sweeps(network) && !network.reversible;
-}
-
-Layout lay_out(const Description& network, int width) {
+Layout lay_out(const Description& network, int width, bool odd_rows) {
   Layout layout;
-  Allocator allocate(width), block(width);
+  Allocator allocate(width, odd_rows), block(width, odd_rows);
   layout.one = allocate.matrix(1, 1);
   layout.zero = allocate.matrix(1, 1);
   const bool turned = width > 1;
@@ -163,7 +155,7 @@ Layout lay_out(const Description& network, int width) {
     Allocator& of_weight = is_dual ? allocate : block;
     const View weight = turned ? of_weight.matrix(layer.in, layer.out)
                                : of_weight.matrix(layer.out, layer.in);
-    Layout::Layer place{};
+    LayerPlace place{};
     place.of[kWeight] = weight.offset;
     place.weight_row_stride = turned ? 1 : weight.row_stride;
     place.weight_col_stride = turned ? weight.row_stride : 1;

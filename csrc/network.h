@@ -4,7 +4,23 @@
 #include <cstdint>
 #include <vector>
 
+// What a CUDA compiler needs told of a function that kernels call.
+#if defined(__CUDACC__)
+#define FASTMETA_DEVICE __device__
+// Compiled once: inlined wherever it is called it would make a kernel of megabytes.
+#define FASTMETA_ONCE __device__ __noinline__
+#else
+#define FASTMETA_DEVICE
+#define FASTMETA_ONCE
+#endif
+
 namespace fastmeta {
+
+// Where descriptions, layouts and data lie, which says what their lists are.
+struct OnHost {
+  template <class T>
+  using List = std::vector<T>;
+};
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, elu, softplus, silu, gelu, gelu_tanh };
 enum class LossKind { cross_entropy, mse, bce_with_logits, huber, smooth_l1, l1 };
@@ -33,8 +49,7 @@ struct Loss {
   bool weighted;  // classes have weights, or predictions have a factor of their own
 };
 
-struct Description {
-  std::vector<Dense> layers;
+struct Options {
   Loss loss;
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
@@ -44,16 +59,27 @@ struct Description {
   int together = 1;   // how many tasks share that form's products with the weight
   int body = 0;       // how many layers in front are run once, because nothing in them adapts
 };
+template <class Place>
+struct DescriptionIn : Options {
+  typename Place::template List<Dense> layers;
+};
+using Description = DescriptionIn<OnHost>;
 
 // The longest body there is. Never the last layer: losses may overwrite what it gives.
 int longest_body(const Description&);
 
 // Whether anything goes backward through the inner steps. Where not, every query gradient counts
 // as it is, and is added when the inner loop comes by.
-bool sweeps(const Description&);
+template <class Place>
+FASTMETA_DEVICE static bool sweeps(const DescriptionIn<Place>& network) {
+  return network.differentiate && (!network.first_order || network.learned_rates);
+}
 
 // Whether the weights after every step are kept for that.
-bool keeps_weights(const Description&);
+template <class Place>
+FASTMETA_DEVICE static bool keeps_weights(const DescriptionIn<Place>& network) {
+  return sweeps(network) && !network.reversible;
+}
 
 // A matrix in a task's storage. A stride of 0 repeats a row or a column.
 struct View {
@@ -87,55 +113,71 @@ struct Tangent {
   Sums value_sums, delta_sums; // of the norm
 };
 
-struct Examples {
+struct ExampleViews {
   View inputs, targets, weights;  // [N, D], [N, C], [N, 1]
   View row, second_row;           // scratch columns [N, 1]
   View loss_weights;              // of the classes [1, C], or of each prediction [N, C]
   View missing;                   // 0, or no number where no label counts [1, 1]
-  std::vector<Trace> traces;           // [steps kept * layers]; the body's are those of step 0
+};
+template <class Place>
+struct ExamplesIn : ExampleViews {
+  typename Place::template List<Trace> traces;  // [steps kept * layers]; body: of step 0
+};
+using Examples = ExamplesIn<OnHost>;
+
+// Where a layer's tensors lie. Offsets count numbers of the engine (a vector of tasks, where the
+// lanes are tasks).
+struct LayerPlace {
+  int64_t of[kTensors];                      // within a block of parameters
+  int weight_row_stride, weight_col_stride;  // of the weight as torch has it [out, in]
+  View mean, inverse;                        // given statistics [1, H]
+  View one, zero;                            // in place of what a norm lacks
 };
 
-// Offsets count numbers of the engine (a vector of tasks, where the lanes are tasks).
-struct Layout {
-  struct Layer {
-    int64_t of[kTensors];  // within a block of parameters
-    int weight_row_stride, weight_col_stride;  // of the weight as torch has it [out, in]
-    View mean, inverse;    // given statistics [1, H]
-    View one, zero;        // in place of what a norm lacks
-  };
-  // Of the first layer's product, where it is in dual form.
-  struct Dual {
-    View weight, gradient;            // [H, D]
-    View support, query;              // X W_0' of the tasks together [G N, H], [G Q, H]
-    View gram, cross;                 // X X', X_q X' [N, N], [Q, N]
-    std::vector<View> steps;          // S_k [N, H]
-    View of_query, of_support;        // C of the tasks together [G Q, H], [G N, H]
-    View pull, along;                 // X X_q' C_q, X lambda' [N, H]
-  };
-  std::vector<Layer> layers;
-  Dual dual;
+// Of the first layer's product, where it is in dual form.
+struct DualViews {
+  View weight, gradient;      // [H, D]
+  View support, query;        // X W_0' of the tasks together [G N, H], [G Q, H]
+  View gram, cross;           // X X', X_q X' [N, N], [Q, N]
+  View of_query, of_support;  // C of the tasks together [G Q, H], [G N, H]
+  View pull, along;           // X X_q' C_q, X lambda' [N, H]
+};
+template <class Place>
+struct DualPlaceIn : DualViews {
+  typename Place::template List<View> steps;  // S_k [N, H]
+};
+
+struct Offsets {
   int64_t parameters = 0;  // P
   int64_t block = 0;       // the length of a block of parameters, padding included
   int64_t body = 0;        // how much of that is the body's: there in theta_0 and lambda alone
   int64_t theta = 0;       // blocks: theta_0, then one each step, or one that all steps share
   int64_t lambda = 0, vector = 0, anchor = 0, gradient = 0, rate = 0;
   int thetas_kept = 0, traces_kept = 0;
-  Examples support, query;
-  std::vector<Tangent> tangents;  // [layers]
   View scalar, one, zero;  // each [1, 1]
   int64_t scratch = 0;     // the engine's own, as long as two weights
   int64_t size = 0;
 };
+template <class Place>
+struct LayoutIn : Offsets {
+  typename Place::template List<LayerPlace> layers;
+  DualPlaceIn<Place> dual;
+  ExamplesIn<Place> support, query;
+  typename Place::template List<Tangent> tangents;  // [layers]
+};
+using Layout = LayoutIn<OnHost>;
 
 // `width` is how many columns of a matrix the engine takes at a time. Above 1, rows are padded to
 // a multiple of it, and weights lie input by input, so that a product's columns lie side by side.
-Layout lay_out(const Description&, int width);
+// `odd_rows`: rows begin an odd count of numbers apart, so that a column's lie in different banks of
+// a GPU's shared memory, as a row's do.
+Layout lay_out(const Description&, int width, bool odd_rows = false);
 
 // Whether f'(z) and f''(z) / f'(z) follow from f(z) at hardly any cost.
-constexpr bool follows_from_output(Activation kind) {
+FASTMETA_DEVICE constexpr bool follows_from_output(Activation kind) {
   return kind < Activation::softplus;
 }
-constexpr bool is_bent(Activation kind) {
+FASTMETA_DEVICE constexpr bool is_bent(Activation kind) {
   return kind >= Activation::tanh;
 }
 
@@ -144,21 +186,21 @@ template <class T>
 struct Global {
   T* data;
   int64_t task_stride;
-  bool given() const { return data != nullptr; }
-  Global at(int64_t offset) const { return {data + offset, task_stride}; }
+  FASTMETA_DEVICE bool given() const { return data != nullptr; }
+  FASTMETA_DEVICE Global at(int64_t offset) const { return {data + offset, task_stride}; }
 };
 
 // One call's data. Parameters and adapted ones come layer by layer in the order of `Tensor`.
-template <class Scalar>
+template <class Scalar, class Place = OnHost>
 struct Data {
   int64_t tasks;
-  std::vector<Global<const Scalar>> parameters;
-  std::vector<Global<Scalar>> adapted;  // empty unless asked for
-  std::vector<Global<const Scalar>> statistics;  // mean and inverse of each layer's norm
-  const Scalar* rates;                  // [K, tensors], or [K, P] if elementwise; on the host
+  typename Place::template List<Global<const Scalar>> parameters;
+  typename Place::template List<Global<Scalar>> adapted;           // empty unless asked for
+  typename Place::template List<Global<const Scalar>> statistics;  // mean, inverse of each norm
+  const Scalar* rates;  // [K, tensors], or [K, P] if elementwise
   Global<const Scalar> elementwise_rates;
-  std::vector<Scalar> step_weights;  // [K + 1]
-  std::vector<char> evaluates;       // [K + 1]
+  typename Place::template List<Scalar> step_weights;  // [K + 1]
+  typename Place::template List<char> evaluates;       // [K + 1]
   const Scalar* task_weights;        // [T]
   Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const int64_t> support_labels, query_labels;

@@ -17,8 +17,10 @@ class FeatureLanes {
  public:
   using Scalar = T;
   using Num = typename Vector<T>::type;
+  using Place = OnHost;
   static constexpr int count = 1, width = width_of<Num>;
   static constexpr bool takes_together = true;
+  static constexpr bool takes_products = false;  // of the dual form, made by others
 
   // `storage` is aligned to a vector; the sums over tasks are added to `sums`.
   FeatureLanes(void* storage, const Layout& layout, int64_t task, const Data<T>& data, T* sums)

@@ -14,8 +14,10 @@ class Lanes {
  public:
   using Scalar = T;
   using Num = typename Vector<T>::type;
+  using Place = OnHost;
   static constexpr int count = sizeof(Num) / sizeof(T), width = 1;
   static constexpr bool takes_together = false;
+  static constexpr bool takes_products = false;  // of the dual form, made by others
 
   // `storage` is this group's, aligned to a vector; its sums over tasks are added to
   // `partial`.

@@ -1,33 +1,22 @@
 // The plain engine: a number is a number, one task at a time; the slow twin of every other.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "../network.h"
+#include "../numbers.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
-
-template <class T> T select(bool condition, T a, T b) { return condition ? a : b; }
-template <class T> T maximum(T a, T b) { return a < b ? b : a; }
-template <class T> T minimum(T a, T b) { return b < a ? b : a; }
-template <class T> T absolute(T a) { return std::abs(a); }
-template <class T> T sigmoid(T x) { return 1 / (1 + std::exp(-x)); }
-template <class T> T softplus(T x) { return maximum(x, T(0)) + std::log1p(std::exp(-std::abs(x))); }
-using std::erf;
-using std::exp;
-using std::expm1;
-using std::log;
-using std::sqrt;
-using std::tanh;
 
 template <class T>
 class Plain {
  public:
   using Scalar = T;
   using Num = T;
+  using Place = OnHost;
   static constexpr int count = 1, width = 1;
   static constexpr bool takes_together = false;
+  static constexpr bool takes_products = false;  // of the dual form, made by others
 
   Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}

@@ -1,0 +1,25 @@
+// A number that is a number: the functions that layers and losses take of one.
+#pragma once
+
+#include <cmath>
+
+#include "network.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE {
+
+template <class T> FASTMETA_DEVICE T select(bool condition, T a, T b) { return condition ? a : b; }
+template <class T> FASTMETA_DEVICE T maximum(T a, T b) { return a < b ? b : a; }
+template <class T> FASTMETA_DEVICE T minimum(T a, T b) { return b < a ? b : a; }
+template <class T> FASTMETA_DEVICE T absolute(T a) { return std::abs(a); }
+template <class T> FASTMETA_DEVICE T sigmoid(T x) { return 1 / (1 + std::exp(-x)); }
+template <class T> FASTMETA_DEVICE T softplus(T x) {
+  return maximum(x, T(0)) + std::log1p(std::exp(-std::abs(x)));
+}
+using std::erf;
+using std::exp;
+using std::expm1;
+using std::log;
+using std::sqrt;
+using std::tanh;
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE
