@@ -4,13 +4,11 @@
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <array>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "cpu/step.h"
+#include "described.h"
 #include "network.h"
 #include "reversible.h"
 
@@ -20,9 +18,6 @@ namespace {
 namespace py = pybind11;
 
 using Address = uintptr_t;
-using Each = std::array<bool, kTensors>;
-// (in, out, activation, option, second option, norm, eps, which tensors it has, which adapt)
-using LayerTuple = std::tuple<int, int, int, double, double, int, double, Each, Each>;
 
 // A step that takes about as long as waking and awaiting a thread may, on a busy machine.
 constexpr double kTooShort = 200e-6;
@@ -34,23 +29,11 @@ class FusedStep {
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, int64_t tasks, const std::string& instruction_set,
             const std::string& engine, const std::string& form, const std::string& memory)
-      : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
-    for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
-      Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
-      std::copy(has.begin(), has.end(), layer.has);
-      std::copy(adapts.begin(), adapts.end(), layer.adapts);
-      network_.layers.push_back(layer);
-    }
-    network_.loss = {LossKind(loss), loss_option, ignore_index, weighted};
-    network_.support = support;
-    network_.query = query;
-    network_.steps = steps;
-    network_.differentiate = differentiate;
-    network_.first_order = first_order;
-    network_.elementwise_rates = elementwise_rates;
-    network_.learned_rates = learned_rates;
-    network_.prox = prox;
-    network_.body = longest_body(network_);
+      : set_(cpu::instruction_set(instruction_set)),
+        is_double_(is_double),
+        network_(described(layers, {LossKind(loss), loss_option, ignore_index, weighted}, support,
+                           query, steps, differentiate, first_order, elementwise_rates,
+                           learned_rates, prox)) {
     network_.dual = cpu::dual(form, network_);
     network_.together = cpu::together(network_, tasks);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
@@ -109,7 +92,7 @@ class FusedStep {
   cpu::Engine engine_{};
   double seconds_ = 0;
   bool is_double_;
-  Description network_{};
+  Description network_;
   Layout layout_;
   // The same with the weights of all steps, for rates with which the inner loop can't go back.
   Description saved_{};

@@ -69,12 +69,7 @@ def _inner(step: PlannedStep) -> str:
 
 def _executors(chosen: Chosen, device: torch.device) -> list[str]:
     if chosen.fused:
-        step = chosen.fused.step
-        lines = [
-            f"executor: fused on {device}",
-            f"  kernel: {step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
-            f"inner loop {step.memory}",
-        ]
+        lines = [f"executor: fused on {device}", f"  kernel: {chosen.fused.words}"]
         return [*lines, _not_layered(chosen)]
     not_fused = f"  not fused: {chosen.not_fused or 'estimated slower'}"
     if chosen.layered is None:
@@ -103,9 +98,10 @@ def _not_layered(chosen: Chosen) -> str:
 def _workspace(chosen: Chosen) -> int:
     if isinstance(chosen.layered, Program):
         return sum(chosen.layered.workspaces)
-    kernel = chosen.fused or chosen.layered
-    if kernel:
-        return kernel.step.storage_bytes
+    if chosen.layered:
+        return chosen.layered.step.storage_bytes
+    if chosen.fused:
+        return chosen.fused.storage_bytes
     return chosen.choice.chunk * cost.task_bytes(chosen.plan.profile, chosen.sizes)
 
 

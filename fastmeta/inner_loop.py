@@ -264,7 +264,8 @@ def task_weights(weights: Any, tasks: int, parameters: Mapping[str, Tensor]) -> 
         if parameter.is_floating_point():
             dtype = torch.promote_types(dtype, parameter.dtype)
     if weights is None:
-        return torch.full((tasks,), 1.0 / tasks, dtype=dtype, device=device)
+        # Kept, for whatever stream: a copy from the host has arrived when it is here.
+        return torch.full((tasks,), 1.0 / tasks, dtype=dtype).to(device)
     if not isinstance(weights, Tensor):
         if not isinstance(weights, Sequence) or isinstance(weights, str):
             raise TypeError(

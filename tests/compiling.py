@@ -37,9 +37,13 @@ def compile_unit(source: Path, folder: Path, *flags: str) -> Path:
 
 
 def compile_units(folder: Path, *flags: str) -> list[Path]:
-    """All of csrc/ but its Python face, several at a time."""
+    """All of csrc/ but its Python face and csrc/cuda, several at a time."""
     left_out = {*PYTHON_FACE, *(() if _X86 else instruction_flags())}
-    sources = [s for s in sorted(CSRC.rglob("*.cpp")) if s.stem not in left_out]
+    sources = [
+        source
+        for source in sorted(CSRC.rglob("*.cpp"))
+        if source.stem not in left_out and source.parent.name != "cuda"
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda source: compile_unit(source, folder, *flags), sources))
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
+import host_cuda
 import pytest
 import torch
 
+from fastmeta.executors.fused import cuda
 from fastmeta.plan import cost, snapshot
+
+if cuda.on_host():
+    # So much that sizes beyond any device's are tried too.
+    os.environ.setdefault("FASTMETA_CUDA_SHARED", str(64 << 20))
+    host_cuda.register()
 
 torch.set_num_threads(1)
 

@@ -102,9 +102,11 @@ def batch_norm(width: int, case: Case) -> nn.BatchNorm1d:
     return norm.train(case.norm == "batch")
 
 
-def loss_function(case: Case, dtype: torch.dtype = torch.float64) -> Callable[[Any, Any], Tensor]:
+def loss_function(
+    case: Case, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu"
+) -> Callable[[Any, Any], Tensor]:
     classes = case.widths[-1]
-    weight = torch.linspace(0.5, 2, classes).to(dtype) if case.weighted else None
+    weight = torch.linspace(0.5, 2, classes).to(device, dtype) if case.weighted else None
     if case.loss == "cross_entropy":
         smoothing = case.loss_option if case.loss_option < 1 else 0.0
         ignore = case.ignore_index if classes > 1 and not case.probabilities else -100
@@ -161,15 +163,18 @@ class Drawn:
     task_weights: Tensor | None
     adapt: list[str] | None
 
-    def to(self, dtype: torch.dtype) -> Drawn:
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Drawn:
         def convert(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            if not isinstance(leaf, Tensor):
                 return leaf
-            return leaf.detach().to(dtype).requires_grad_(leaf.requires_grad)
+            if not leaf.is_floating_point():
+                return leaf.to(device)
+            return leaf.detach().to(device, dtype).requires_grad_(leaf.requires_grad)
 
         parts = (self.support, self.query, self.inner_lr, self.step_weights, self.task_weights)
         converted = pytree.tree_map(convert, parts)
-        return Drawn(self.case, copy.deepcopy(self.model).to(dtype), *converted, self.adapt)
+        model = copy.deepcopy(self.model).to(device, dtype)
+        return Drawn(self.case, model, *converted, self.adapt)
 
     def tasks(self) -> list[tuple[Any, Any, Any, Any]]:
         if isinstance(self.support, list):
@@ -191,10 +196,10 @@ class Drawn:
         )  # fmt: skip
 
     def options(self) -> dict[str, Any]:
-        case = self.case
+        case, like = self.case, self.model[0].weight
         return {
             "inner_lr": self.inner_lr, "inner_steps": case.steps, "adapt": self.adapt,
-            "loss_fn": loss_function(case, self.model[0].weight.dtype),
+            "loss_fn": loss_function(case, like.dtype, like.device),
             "first_order": case.first_order, "prox": case.prox,
             "step_weights": self.step_weights, "task_weights": self.task_weights,
         }  # fmt: skip

@@ -1,13 +1,40 @@
-"""The fused kernels of this build and processor: instruction sets, and what their lanes are."""
+"""The fused kernels of this build and processor: instruction sets, and what their lanes are.
+
+With FASTMETA_CUDA_ON_HOST=1 the CUDA kernels, executed on the host with their threads in an order
+drawn from a seed; with FASTMETA_TEST_DEVICE=cuda those on a GPU, which test_fuzz.py alone knows.
+"""
 
 from __future__ import annotations
 
-from fastmeta import _C
+import os
 
-KERNELS = {
-    f"{isa}-{engine}": {"FASTMETA_ISA": isa, "FASTMETA_ENGINE": engine}
-    for isa in _C.instruction_sets()
-    for engine in ("tasks", "features")
-    if isa != "plain"
-} | {"plain": {"FASTMETA_ISA": "plain", "FASTMETA_ENGINE": ""}}
+import pytest
+
+from fastmeta import _C
+from fastmeta.executors.fused import cuda
+
+DEVICE = os.environ.get("FASTMETA_TEST_DEVICE", "cpu")
+ON_HOST = cuda.on_host()
+FUSED = "fused-cuda-on-host" if ON_HOST else f"fused-{DEVICE}"
+"""What results name."""
+
+KERNELS = (
+    {
+        "seed-1": {"FASTMETA_CUDA_SEED": "1"},
+        "seed-2-workspace": {"FASTMETA_CUDA_SEED": "2", "FASTMETA_CUDA_STORAGE": "workspace"},
+    }
+    if ON_HOST
+    else {f"{n}-threads": {"FASTMETA_CUDA_THREADS": str(n)} for n in (32, 256)}
+    | {"workspace": {"FASTMETA_CUDA_STORAGE": "workspace"}}
+    if DEVICE == "cuda"
+    else {
+        f"{isa}-{engine}": {"FASTMETA_ISA": isa, "FASTMETA_ENGINE": engine}
+        for isa in _C.instruction_sets()
+        for engine in ("tasks", "features")
+        if isa != "plain"
+    }
+    | {"plain": {"FASTMETA_ISA": "plain", "FASTMETA_ENGINE": ""}}
+)
 """By a readable name, the environment in which that kernel is taken."""
+
+cpu_only = pytest.mark.skipif(ON_HOST, reason="it is about the processor's kernels")

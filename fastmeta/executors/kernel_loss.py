@@ -66,7 +66,7 @@ class KernelLoss:
         for weight in (self.weight, self.pos_weight):
             if weight is None:
                 continue
-            if weight.dtype != dtype or weight.device.type != "cpu":
+            if weight.dtype != dtype or weight.device != problem.task_weights.device:
                 return (
                     f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
                 )

@@ -81,26 +81,21 @@ def gradients(
     return pairs
 
 
-def declines(problem: Problem, used: Iterable[str], device: str | None = "cpu") -> str | None:
-    """Why parameters of these names can't be served on `device`, None being any; None if they can.
-
-    **Arguments:** the names are those of at least one parameter.
-    """
-    names = list(used)
+def declines(problem: Problem, used: Iterable[str]) -> str | None:
+    """Why parameters of these names, at least one, can't be served; None where they can."""
+    names, device = list(used), problem.task_weights.device
     named = problem.model.all_parameters()
     if any(name not in named for name in names):
         return "a layer's weight is a buffer"
-    dtype, place = named[names[0]].dtype, named[names[0]].device
+    dtype = named[names[0]].dtype
     if dtype not in (torch.float32, torch.float64):
         return f"parameters are {dtype}, not float32 or float64"
     for name in names:
-        if device is not None and named[name].device.type != device:
-            return f"parameters are on {named[name].device}"
-        if named[name].device != place:
-            return "parameters are on different devices"
+        if named[name].device != device:
+            return f"parameters are on {named[name].device}, task_weights on {device}"
         if named[name].dtype != dtype:
             return "parameters are of different dtypes"
-    if torch.is_autocast_enabled(place.type):
+    if torch.is_autocast_enabled(device.type):
         return "autocast is on"
     if any(name not in names for name in problem.inner.adapted):
         return "a parameter adapts that no layer reads"

@@ -35,7 +35,7 @@ def packed(
             continue
         key = SHARED if inner.shared else name
         given = inner.rates[key]
-        number = like.new_tensor(given) if isinstance(given, float) else given
+        number = like.new_full((), given) if isinstance(given, float) else given
         rate = torch.as_tensor(number).detach().to(like)
         shape = tuple(named[name].shape) if each else ()
         if key in inner.per_step:
@@ -62,7 +62,8 @@ def gradients(
         else:
             wanted = inner.adapted if key == SHARED else (key,)
             chosen = [i for i, name in enumerate(names) if name in wanted]
-            part = found[:, chosen].sum(1)
+            # By columns: a list of indices would be copied to the device, and waited for.
+            part = torch.stack([found[:, i] for i in chosen]).sum(0)
         if key not in inner.per_step:
             part = part.sum(0)
         elif inner.steps < rate.shape[0]:

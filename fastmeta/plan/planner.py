@@ -104,7 +104,7 @@ class Chosen:
     def executor(self) -> str:
         """What computes the step, as `MetaStep.executor` says it."""
         if self.fused:
-            return "fused-cpu"
+            return self.fused.executor
         if self.layered is None:
             return "generic"
         return "layered-cpu" if isinstance(self.layered, layered.Kernel) else "layered-torch"
@@ -240,7 +240,7 @@ def _not_layered(problem: Problem, plan: Plan, unpinned: str, executor: str) -> 
 
 def _kernel(problem: Problem, plan: Plan, low_memory: bool) -> fused.Kernel:
     assert isinstance(plan.recipe, fused.Recipe)
-    return fused.kernel(problem, plan.recipe, low_memory)
+    return fused.kernel_for(problem, plan.recipe, low_memory)
 
 
 def _not_compiled(problem: Problem, plan: Plan, low_memory: bool) -> str | None:

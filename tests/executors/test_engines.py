@@ -12,7 +12,7 @@ import fastmeta
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS
+from fused_kernels import KERNELS, cpu_only
 
 from fastmeta import _C
 
@@ -98,6 +98,7 @@ def test_few_tasks_and_wide_layers_go_over_features() -> None:
         assert step((1, 40, 40, 1), 25, engine).engine == engine
 
 
+@cpu_only
 def test_an_engine_that_is_not_there_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("FASTMETA_ENGINE", "steam")
     data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]

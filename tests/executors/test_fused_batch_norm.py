@@ -22,7 +22,7 @@ from fastmeta.demo.networks import not_batch_norm, omniglot_mlp
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS
+from fused_kernels import FUSED, KERNELS
 
 ACTIVATIONS = {
     "identity": nn.Identity(),
@@ -98,7 +98,7 @@ def agrees(
         out = fastmeta.maml_step(model, support, query, executor="fused", **options)
     finally:
         torch.set_num_threads(1)
-    assert out.executor == "fused-cpu"
+    assert out.executor == FUSED
     torch.testing.assert_close(out.task_losses, reference.task_losses, rtol=1e-11, atol=1e-11)
     outputs = torch.stack(reference.query_outputs).detach()
     torch.testing.assert_close(out.query_outputs, outputs, rtol=1e-9, atol=1e-9)
@@ -327,7 +327,7 @@ def test_ragged_tasks_are_grouped_by_size(force_form) -> None:
     leaves = list(model.parameters())
     reference = oracle.maml(model, tasks, leaves, rate=lambda name, step: 0.2, steps=2)
     out = fastmeta.maml_step(model, *pairs, inner_lr=0.2, inner_steps=2)
-    assert out.executor == "fused-cpu"
+    assert out.executor == FUSED
     assert error(torch.autograd.grad(out.loss, leaves), reference.gradients) < 1e-9
 
 

@@ -18,7 +18,7 @@ import fastmeta
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS
+from fused_kernels import FUSED, KERNELS
 
 CLASSES = 4
 
@@ -54,7 +54,7 @@ def agrees(
             model, support, query,
             inner_lr=0.2, inner_steps=steps, loss_fn=loss_fn, executor="fused", **options,
         )  # fmt: skip
-    assert out.executor == "fused-cpu"
+    assert out.executor == FUSED
     torch.testing.assert_close(
         out.task_losses, reference.task_losses, rtol=1e-12, atol=1e-12, equal_nan=True
     )

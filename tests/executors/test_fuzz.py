@@ -22,7 +22,7 @@ import fastmeta
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS
+from fused_kernels import DEVICE, FUSED, KERNELS
 
 CASES = int(os.environ.get("FASTMETA_FUZZ", "0"))
 
@@ -80,7 +80,7 @@ def compared(drawn: Drawn, out: Any, gradients: Any) -> dict[str, Tensor]:
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.detach().double().flatten() for t in tensors] or [torch.zeros(0)])
+    return torch.cat([t.detach().double().cpu().flatten() for t in tensors] or [torch.zeros(0)])
 
 
 def filled(gradients: list[Tensor | None], leaves: list[Tensor]) -> list[Tensor]:
@@ -140,7 +140,7 @@ def test_drawn_steps_agree_with_the_oracle(
     eps = torch.finfo(torch.float32).eps
     tolerance = (64 + 30 * spread / eps) * (eps if single else torch.finfo(torch.float64).eps)
 
-    drawn = narrow if single else exact
+    drawn = (narrow if single else exact).to(torch.float32 if single else torch.float64, DEVICE)
     chosen = {**KERNELS[kernel], "FASTMETA_FORM": form, "FASTMETA_MEMORY": memory}
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
@@ -152,7 +152,7 @@ def test_drawn_steps_agree_with_the_oracle(
             )
     finally:
         torch.set_num_threads(1)
-    assert out.executor == "fused-cpu"
+    assert out.executor == FUSED
     leaves = drawn.leaves()
     if differentiate:
         gradients = torch.autograd.grad(out.loss, leaves, allow_unused=True)

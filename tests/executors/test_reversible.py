@@ -17,7 +17,7 @@ import fastmeta
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS
+from fused_kernels import KERNELS, cpu_only
 
 from fastmeta import _C
 from fastmeta.plan import snapshot
@@ -141,6 +141,7 @@ def test_float32_is_as_close_as_with_saved_weights(rate: float, kernel: str, mon
     assert (got - exact).norm() <= tolerance * exact.norm()
 
 
+@cpu_only
 @pytest.mark.parametrize(
     ("inner_lr", "goes_back"),
     [
@@ -166,6 +167,7 @@ def test_weights_are_saved_where_prox_would_magnify(
     assert torch.equal(saved, reversible) != goes_back
 
 
+@cpu_only
 def test_one_element_is_enough(kernel: str, monkeypatch) -> None:
     model = network()
     data = examples(5, 4, model, True), examples(5, 6, model, True)
@@ -262,6 +264,7 @@ def test_low_memory_goes_back() -> None:
     assert "inner loop saved" in explained(25, 10, 10)
 
 
+@cpu_only
 def test_low_memory_is_left_to_the_sweep_where_activations_would_grow(monkeypatch) -> None:
     # 16 tasks at a time, 81 activations and deltas of 500 examples: 5 MB a step.
     monkeypatch.setenv("FASTMETA_ENGINE", "tasks")

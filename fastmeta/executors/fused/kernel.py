@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +20,15 @@ from fastmeta.inner_loop import SHARED, InnerLoop
 _NORMS = (None, True, False)
 """By whether a norm takes the statistics of the batch."""
 
+_ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY", "CUDA_ON_HOST", "CUDA_THREADS", "CUDA_STORAGE")
+
 _FLAT, _SMALL = 1.3, 8 << 20
 """How often one step's bytes count as flat in K, and how many bytes in any case."""
 
 
-def environment() -> tuple[str, str, str, str]:
+def environment() -> tuple[str, ...]:
     """What beside its arguments a step's kernel is chosen by; looked at once a model."""
-    names = ("FASTMETA_ISA", "FASTMETA_ENGINE", "FASTMETA_FORM", "FASTMETA_MEMORY")
-    isa, engine, form, memory = (os.environ.get(name, "") for name in names)
-    return isa, engine, form, memory
+    return tuple(os.environ.get(f"FASTMETA_{name}", "") for name in _ENVIRONMENT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +42,45 @@ class Kernel:
     """Of its tensors: weight, bias, scale and shift of each layer."""
     evaluates: tuple[bool, ...]
     """Whether the query loss after each number of steps is asked for."""
-    _rates: list[tuple[float, Tensor]] = field(default_factory=list)
+    _rates: list[tuple[Hashable, Tensor]] = field(default_factory=list)
 
     def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
         """The packed learning rates where all are one number; made anew for another number."""
         number = inner.rates.get(SHARED)
         if not isinstance(number, float):
             return None
-        for known, packed in self._rates:
-            if known == number:
+        shape = (inner.steps, len(self.names))
+        return self._kept(self._rates, number, lambda: like.new_full(shape, number))
+
+    def _kept(
+        self, last: list[tuple[Hashable, Tensor]], key: Hashable, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """What was made last, where it was for the same key."""
+        for known, packed in last:
+            if known == key:
                 return packed
-        packed = like.new_full((inner.steps, len(self.names)), number)
-        self._rates[:] = [(number, packed)]
+        packed = make()
+        last[:] = [(key, packed)]
         return packed
+
+    @property
+    def executor(self) -> str:
+        """As results report it."""
+        return "fused-cpu"
+
+    @property
+    def words(self) -> str:
+        """The kernel, for `explain`."""
+        step = self.step
+        return (
+            f"{step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
+            f"inner loop {step.memory}"
+        )
+
+    @property
+    def storage_bytes(self) -> int:
+        """Of the tasks that it takes at a time."""
+        return self.step.storage_bytes
 
     @property
     def group(self) -> tuple[int, int, float]:
@@ -95,7 +122,7 @@ def grows(problem: Problem, recipe: Recipe) -> str | None:
 def _step_of(problem: Problem, recipe: Recipe, steps: int, low_memory: bool) -> Any:
     inner, tasks = problem.inner, problem.tasks
     elementwise = rates.elementwise(inner)
-    isa, engine, form, memory = environment()
+    isa, engine, form, memory = environment()[:4]
     return _step(
         recipe,
         inner.adapted,
@@ -124,6 +151,14 @@ def _step(
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
+    return module.FusedStep(
+        *described(recipe, adapted), *sizes, *flags, prox, is_double, tasks, isa, engine, form,
+        memory,
+    )  # fmt: skip
+
+
+def described(recipe: Recipe, adapted: tuple[str, ...]) -> tuple[Any, ...]:
+    """Network and loss as the compiled steps are given them."""
     layers = [
         (
             layer.inputs, layer.outputs, layer.activation or 0, *layer.options,
@@ -135,7 +170,4 @@ def _step(
         for layer in recipe.layers
     ]  # fmt: skip
     loss = recipe.loss
-    return module.FusedStep(
-        layers, loss.kind, loss.option, loss.ignore_index, loss.weighted, *sizes, *flags, prox,
-        is_double, tasks, isa, engine, form, memory,
-    )  # fmt: skip
+    return layers, loss.kind, loss.option, loss.ignore_index, loss.weighted

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmeta.executors import packing
 from fastmeta.executors.extension import extension
+from fastmeta.executors.fused import cuda
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.tasks import Examples
@@ -17,8 +18,11 @@ from fastmeta.tasks import Examples
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
     """Why this problem can't be served by the recipe's kernels; None where it can."""
-    if extension() is None:
+    device = problem.task_weights.device
+    if not cuda.takes(device) and extension() is None:
         return "the compiled extension is not there; `python -m fastmeta info` says why"
+    if device.type not in ("cpu", "cuda"):
+        return f"there are no kernels for {device}"
     used = [name for layer in recipe.layers for name in layer.tensors() if name]
     why = packing.declines(problem, used)
     if why is not None:
@@ -36,10 +40,10 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
         return "padded examples would count in the statistics of a batch norm"
     _check_batches(problem, recipe)
     for examples in problem.tasks.sets():
-        why = _declines_examples(examples, recipe, dtype, problem.differentiate)
+        why = _declines_examples(examples, recipe, dtype, device, problem.differentiate)
         if why is not None:
             return why
-    return None
+    return cuda.declines(problem, recipe) if cuda.takes(device) else None
 
 
 def _check_batches(problem: Problem, recipe: Recipe) -> None:
@@ -52,8 +56,9 @@ def _check_batches(problem: Problem, recipe: Recipe) -> None:
 
 
 def _declines_examples(
-    examples: Examples, recipe: Recipe, dtype: torch.dtype, differentiate: bool
-) -> str | None:
+    examples: Examples, recipe: Recipe, dtype: torch.dtype, device: torch.device,
+    differentiate: bool,
+) -> str | None:  # fmt: skip
     x, y = examples.inputs, examples.targets
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         return "inputs or targets are trees"
@@ -61,6 +66,8 @@ def _declines_examples(
         return "inputs or targets require grad"
     if x.dtype != dtype:
         return f"inputs are {x.dtype}, parameters {dtype}"
+    if x.device != device or y.device != device:
+        return f"inputs are on {x.device}, targets on {y.device}, parameters on {device}"
     if x.shape[1] == 0 or math.prod(x.shape[2:]) != recipe.layers[0].inputs:
         return "inputs are not one row an example"
     if recipe.loss.of_classes and not y.is_floating_point():

@@ -26,7 +26,7 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     if rate is None:
         rate = rates.packed(inner, named, names, weights)
     statistics = packing.statistics(problem, [layer.norm for layer in recipe.layers])
-    support, query = _arrays(tasks.support, recipe), _arrays(tasks.query, recipe)
+    support, query = arrays(tasks.support, recipe), arrays(tasks.query, recipe)
     count, size = tasks.tasks, tasks.query.count if tasks.query else 0
     step_losses = weights.new_zeros(inner.steps + 1, count)
     support_losses = weights.new_empty(inner.steps, count)
@@ -64,7 +64,7 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     return outcome
 
 
-def _arrays(examples: Examples | None, recipe: Recipe) -> list[Tensor | None]:
+def arrays(examples: Examples | None, recipe: Recipe) -> list[Tensor | None]:
     """Inputs, targets, labels, example weights and the loss's weights."""
     if examples is None:
         return [None] * 5

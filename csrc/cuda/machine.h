@@ -1,0 +1,91 @@
+// What kernels and launches take from CUDA. The tests have a twin of it that runs them on the host.
+#pragma once
+
+#if defined(FASTMETA_CUDA_ON_HOST)
+#include <machine_on_host.h>
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace fastmeta::cuda {
+
+using Stream = cudaStream_t;
+
+__device__ inline int thread() { return int(threadIdx.x); }
+__device__ inline int threads() { return int(blockDim.x); }
+__device__ inline int64_t block() { return blockIdx.x; }
+
+// Waits for the block's other threads. `site` numbers the place in the source, so that a test can
+// leave out one after another.
+__device__ inline void barrier([[maybe_unused]] int site) { __syncthreads(); }
+
+// The block's own memory.
+template <class T>
+__device__ T* shared() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+// The number that the lane `distance` further has.
+template <class T>
+__device__ T from_lane_below(T number, int distance) {
+  return __shfl_down_sync(0xffffffffu, number, distance);
+}
+
+// The least e with 2^e >= n.
+__device__ inline int log2_above(int n) { return n <= 1 ? 0 : 32 - __clz(n - 1); }
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+template <class Argument>
+using Kernel = void (*)(Argument);
+
+// Makes it the current device. The runtime in this module is not torch's, and need not have heard of
+// the choice made there.
+inline void use_device(int device) { check(cudaSetDevice(device), "the device of the fused step"); }
+
+// Throws where the current device can't run the kernel: no driver, one too old, no code for it.
+template <class Argument>
+void check_runs(Kernel<Argument> kernel) {
+  cudaFuncAttributes found;
+  check(cudaFuncGetAttributes(&found, kernel), "the fused step on this device");
+}
+
+// What a block on the current device may take of shared memory, in bytes.
+inline int64_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "shared memory of the device");
+  return bytes;
+}
+
+template <class Argument>
+void allow_shared(Kernel<Argument> kernel, std::size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+        "shared memory of the fused step");
+  // As many blocks as fit a multiprocessor, rather than more of a cache.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "shared memory of the fused step");
+}
+
+template <class Argument>
+void launch(Kernel<Argument> kernel, int64_t blocks, int threads, std::size_t bytes, Stream stream,
+            const Argument& argument) {
+  kernel<<<dim3(unsigned(blocks)), threads, bytes, stream>>>(argument);
+  check(cudaGetLastError(), "launch of the fused step");
+}
+
+}  // namespace fastmeta::cuda
+
+#endif

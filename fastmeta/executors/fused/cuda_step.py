@@ -1,0 +1,128 @@
+"""One call of the CUDA step: addresses and a stream in, losses and gradients out.
+
+Nothing here waits for the device, and all memory is torch's, so that a call can be captured.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastmeta.executors import packing, rates
+from fastmeta.executors.fused import cuda
+from fastmeta.executors.fused.cuda import CudaKernel
+from fastmeta.executors.fused.step import arrays
+from fastmeta.executors.packing import address, readable
+from fastmeta.executors.problem import Outcome, Problem
+
+
+def run(problem: Problem, kernel: CudaKernel) -> Outcome:
+    """Computes the step; `declines` must have found nothing.
+
+    **Raises** `RuntimeError` where the device refuses the launch; nothing is computed then.
+    """
+    with cuda.guard(kernel.device), torch.no_grad():
+        return _run(problem, kernel)
+
+
+def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
+    inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
+    step, recipe, names = kernel.step, kernel.recipe, kernel.names
+    named = problem.model.all_parameters()
+    parameters = [None if n is None else readable(named[n]) for n in names]
+    rate = kernel.one_rate(inner, weights)
+    if rate is None:
+        rate = rates.packed(inner, named, names, weights)
+    statistics = packing.statistics(problem, [layer.norm for layer in recipe.layers])
+    support, query = arrays(tasks.support, recipe), arrays(tasks.query, recipe)
+    count, size = tasks.tasks, tasks.query.count if tasks.query else 0
+    step_losses = weights.new_zeros(inner.steps + 1, count)
+    support_losses = weights.new_empty(inner.steps, count)
+    outputs = weights.new_empty(count, size, recipe.layers[-1].outputs)
+    adapted = {
+        name: weights.new_empty(count, *named[name].shape)
+        for name in (inner.adapted if problem.keep_adapted else ())
+    }
+    first = parameters[0]
+    assert first is not None
+    # The dual form's kernel knows nothing of the first weight.
+    skipped = first.numel() if step.dual else 0
+    gradient = weights.new_empty(skipped + step.gradients if problem.differentiate else 0)
+    products = _products(support[0], query[0], first, problem.differentiate) if step.dual else []
+    partials = weights.new_empty(step.blocks * step.gradients)
+    workspace = weights.new_empty(step.workspace)
+    step_weights = kernel.step_weights(inner.step_weights, weights)
+    # The mean over tasks is kept by the plan, which may be gone when a graph runs again.
+    task_weights = weights.clone() if cuda.capturing(kernel.device) else readable(weights)
+    try:
+        step.run(
+            kernel.image.data_ptr(),
+            [address(p) for p in parameters],
+            [address(adapted.get(name or "")) for name in names] if adapted else [],
+            [address(t) for t in statistics],
+            rate.data_ptr(),
+            step_weights.data_ptr(),
+            task_weights.data_ptr(),
+            [address(t) for t in support],
+            [address(t) for t in query],
+            [address(t) for t in products],
+            support_losses.data_ptr(),
+            step_losses.data_ptr(),
+            outputs.data_ptr(),
+            workspace.data_ptr(),
+            partials.data_ptr(),
+            gradient[skipped:].data_ptr(),
+            cuda.index(kernel.device),
+            cuda.stream(kernel.device),
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the fused step can't run on {kernel.device}: {error}; executor='generic' needs no "
+            "kernels of fastmeta's"
+        ) from error
+    outcome = Outcome(
+        step_losses, support_losses, outputs if tasks.query else None, adapted=adapted
+    )
+    if problem.differentiate:
+        if step.dual:
+            found = gradient[:skipped].view(first.shape)
+            _multiply(found, support[0], query[0], products, inner.first_order)
+        outcome.gradients = packing.gradients(problem, names, gradient)
+    return outcome
+
+
+def _flat(x: Tensor | None) -> Tensor:
+    """`[T, N, D]`."""
+    assert x is not None
+    return x.detach().reshape(*x.shape[:2], math.prod(x.shape[2:]))
+
+
+def _products(
+    support: Tensor | None, query: Tensor | None, weight: Tensor, differentiate: bool
+) -> list[Tensor | None]:
+    """What the dual form's kernel reads, and where it leaves its cotangents.
+
+    `X W'` `[T, N, H]` of support and query set, `X X'` `[T, N, N]`, `X_q X'` `[T, Q, N]`.
+    """
+    xs, xq, w = _flat(support), _flat(query), weight.detach()
+    starts = [torch.matmul(xs, w.T), torch.matmul(xq, w.T)]
+    left = [torch.empty_like(start) if differentiate else None for start in starts]
+    return [*starts, torch.bmm(xs, xs.mT), torch.bmm(xq, xs.mT), *left]
+
+
+def _multiply(
+    out: Tensor,
+    support: Tensor | None,
+    query: Tensor | None,
+    products: list[Tensor | None],
+    first_order: bool,
+) -> None:
+    """The first weight's gradient `C_q' X_q + C_s' X` `[H, D]`; (11)."""
+    of_support, of_query = products[4:]
+    assert of_support is not None
+    assert of_query is not None
+    torch.mm(of_query.flatten(0, 1).T, _flat(query).flatten(0, 1), out=out)
+    if not first_order:  # then C_s is zero
+        out.addmm_(of_support.flatten(0, 1).T, _flat(support).flatten(0, 1))

@@ -1,0 +1,155 @@
+"""The whole oracle suite of the fused step through the CUDA kernels, and their faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import compiling
+import host_cuda
+import pytest
+import torch
+from mlps import examples, mlp
+from torch import nn
+
+import fastmeta
+from fastmeta.executors.fused import cuda
+from fastmeta.plan import snapshot
+
+pytestmark = pytest.mark.skipif(compiling.COMPILER is None, reason="there is no C++ compiler here")
+
+
+@pytest.fixture
+def on_host(monkeypatch) -> None:
+    host_cuda.register()
+    monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")
+
+
+@pytest.mark.timeout(900)
+def test_the_oracle_suite_passes() -> None:
+    host_cuda.build()
+    tests = Path(__file__).parent.parent / "executors"
+    of_chains = [
+        str(file) for file in sorted(tests.glob("test_*.py")) if "layered" not in file.name
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *of_chains, "-p", "no:cacheprovider"],
+        env={**os.environ, "FASTMETA_CUDA_ON_HOST": "1"}, cwd=tests.parent.parent,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+def step(model: nn.Module, **options) -> fastmeta.MetaStep:
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    return fastmeta.maml_step(model, *data, executor="fused", **options)
+
+
+@pytest.mark.parametrize("fault", ["launch", "shared"])
+def test_a_refused_launch_names_its_cause_and_touches_no_gradient(
+    fault: str, on_host, monkeypatch
+) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    step(model).loss.backward()  # planned, and trusted since
+    before = [p.grad.clone() for p in model.parameters()]
+    monkeypatch.setenv("FASTMETA_CUDA_FAIL", fault)
+    with pytest.raises(RuntimeError, match=r"can't run on cpu: (launch|shared memory) of"):
+        step(model)
+    monkeypatch.delenv("FASTMETA_CUDA_FAIL")
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
+    assert step(model).executor == "fused-cuda-on-host"
+
+
+def test_what_does_not_fit_lies_in_device_memory(on_host, monkeypatch) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    found = []
+    for limit, where in ((100_000, "shared"), (1000, "device")):
+        monkeypatch.setenv("FASTMETA_CUDA_SHARED", str(limit))
+        snapshot.forget()
+        assert f"a task a block in {where} memory" in fastmeta.explain(model, *data)
+        found.append(fastmeta.maml_step(model, *data, executor="fused").loss)
+    assert torch.equal(*found)
+
+
+def test_wide_layers_that_do_not_fit_are_declined_with_the_bytes(on_host) -> None:
+    model = mlp(3, 513, 513, 2, activation=nn.Tanh())
+    with pytest.raises(ValueError, match=r"takes [\d,]+ bytes of shared memory, .* wider than 512"):
+        step(model)
+
+
+def test_without_memory_no_gradient_is_touched(on_host, monkeypatch) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    step(model).loss.backward()
+    before = [p.grad.clone() for p in model.parameters()]
+
+    def refuse(*_: object, **__: object):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "new_empty", refuse)
+        with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+            step(model)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
+    assert step(model).executor == "fused-cuda-on-host"
+
+
+def test_what_a_graph_records_is_its_own(on_host, monkeypatch) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    options = {"inner_steps": 2, "step_weights": [0.2, 0.0, 0.8]}
+    torch.manual_seed(0)
+    plain = [step(model, inner_lr=rate, **options).loss for rate in (0.1, 0.2)]
+    monkeypatch.setattr(cuda, "capturing", lambda device: True)
+    torch.manual_seed(0)
+    kept = len(cuda._in_graphs)
+    assert [step(model, inner_lr=rate, **options).loss for rate in (0.1, 0.2)] == plain
+    assert len(cuda._in_graphs) == kept + 1
+
+
+def test_without_a_driver_the_next_executor_serves(on_host, monkeypatch) -> None:
+    monkeypatch.setenv("FASTMETA_CUDA_FAIL", "driver")
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    assert fastmeta.maml_step(model, *data).executor == "generic"
+    assert "CUDA driver version is insufficient" in fastmeta.explain(model, *data)
+
+
+def test_a_label_that_is_no_class_makes_its_task_no_number(on_host) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    (sx, sy), query = (examples(3, n, model, True) for n in (4, 5))
+    fastmeta.maml_step(model, (sx, sy), query, executor="fused")
+    wrong = sy.clone()
+    wrong[1, 2] = 7
+    out = fastmeta.maml_step(model, (sx, wrong), query, executor="fused")
+    assert torch.equal(out.task_losses.isnan(), torch.tensor([False, True, False]))
+
+
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_the_same_bits_every_run(form: str, on_host, monkeypatch) -> None:
+    monkeypatch.setenv("FASTMETA_FORM", form)
+    model = mlp(6, 5, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    found = []
+    for seed in (1, 2, 3):
+        monkeypatch.setenv("FASTMETA_CUDA_SEED", str(seed))
+        out = fastmeta.maml_step(model, *data, executor="fused")
+        found.append([out.loss, *torch.autograd.grad(out.loss, list(model.parameters()))])
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0], found[2]))
+
+
+def test_several_tasks_a_block_and_every_size_of_it(on_host, monkeypatch) -> None:
+    model = mlp(2, 3, 2, activation=nn.Tanh())
+    data = [examples(2050, n, model, True) for n in (2, 3)]
+    losses = []
+    for threads in ("32", "256"):
+        monkeypatch.setenv("FASTMETA_CUDA_THREADS", threads)
+        out = fastmeta.maml_step(model, *data, executor="fused")
+        losses.append([out.loss, *torch.autograd.grad(out.loss, list(model.parameters()))])
+    other = fastmeta.maml_step(model, *data, executor="generic")
+    expected = [other.loss, *torch.autograd.grad(other.loss, list(model.parameters()))]
+    for found in losses:
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
