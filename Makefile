@@ -41,6 +41,6 @@ peers:  ## the libraries that bench.compare measures against
 		python -m pip install --no-deps --no-build-isolation .
 
 clean:
-	rm -rf build dist *.egg-info fastmeta/_build.json fastmeta/_C*.so
+	rm -rf build dist *.egg-info fastmeta/_build.json fastmeta/_C*.so fastmeta/_cuda*.so
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find fastmeta tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,17 +3,27 @@
 What happened is written to fastmeta/_build.json, from which `python -m fastmeta info` tells it.
 
 FASTMETA_EXTENSION=0 leaves the extension out, =1 makes a failure to build it an error.
+
+Where nvcc is found too (in CUDA_HOME or on PATH), fastmeta._cuda is built beside it, for the
+architectures in FASTMETA_CUDA_ARCHS ("80;90;100") that nvcc knows. FASTMETA_CUDA=0 leaves it out,
+=1 makes a failure an error.
 """
 
 import json
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CCompilerError, PlatformError
+from setuptools.errors import CCompilerError, PlatformError
+
+sys.path.insert(0, str(Path(__file__).parent))  # a build front end need not
+
+import cuda_build
+from cuda_build import AGAIN, ExtensionError
 
 INSTRUCTION_SETS = {
     "lanes_avx2": ["-mavx2", "-mfma"],
@@ -31,27 +41,12 @@ INSTRUCTION_SETS = {
 SELDOM = ("lanes_baseline", "plain", "conv_baseline", "conv_plain")
 """Units that a processor with those sets runs only when told to; -O2 compiles them sooner."""
 
-AGAIN = "run `pip install .` again"
-
-
-class ExtensionError(BaseError):
-    """Why the extension was not built, and what a person can do about it."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(reason)
-        self.remedy = remedy
-
 
 class BuildOptionalExtension(build_ext):
     """Tries to build, and records how that went."""
 
     def run(self) -> None:
-        wish = os.environ.get("FASTMETA_EXTENSION", "")
-        if wish not in ("", "0", "1"):
-            raise SystemExit(
-                f"FASTMETA_EXTENSION: was {wish!r}, but must be 0 (leave the extension out), "
-                "1 (fail without it) or unset (build it where possible)"
-            )
+        wish = wish_of("FASTMETA_EXTENSION")
         # setuptools forgets `inplace` on its way out through an exception.
         inplace = self.inplace
         try:
@@ -72,10 +67,56 @@ class BuildOptionalExtension(build_ext):
             record = {"built": False, "reason": str(error), "remedy": error.remedy}
             print(f"fastmeta: going on without the compiled extension: {error}")
             self.leave_out_extension(inplace)
+        record["cuda"] = self.build_cuda(record["built"], inplace)
         # An editable install imports from the checkout, so its record belongs there.
         folder = Path("." if inplace else self.build_lib, "fastmeta")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def build_cuda(self, built: bool, inplace: bool) -> dict[str, object]:
+        """Tries to build the CUDA kernels; how that went."""
+        wish = wish_of("FASTMETA_CUDA")
+        result = Path(self.get_ext_filename("fastmeta._cuda"))
+        result = result if inplace else Path(self.build_lib, result)
+        try:
+            if wish == "0":
+                raise ExtensionError(
+                    "left out on request (FASTMETA_CUDA=0)", f"unset FASTMETA_CUDA and {AGAIN}"
+                )
+            if not built or self.compiler.compiler_type == "msvc":
+                raise ExtensionError("needs fastmeta._C, built by g++ or clang", f"{AGAIN} then")
+            nvcc = cuda_build.find_nvcc()
+            architectures = cuda_build.known_architectures(nvcc)
+            folder = Path(self.build_temp)
+            unit, resources = cuda_build.compile_kernels(nvcc, architectures, folder)
+            cuda_build.link(nvcc, [str(unit), *self.compile_host(architectures)], result)
+        except ExtensionError as error:
+            if wish == "1":
+                raise
+            result.unlink(missing_ok=True)
+            print(f"fastmeta: going on without the CUDA kernels: {error}")
+            return {"built": False, "reason": str(error), "remedy": error.remedy}
+        return {"built": True, "compiler": nvcc, "resources": resources}
+
+    def compile_host(self, architectures: list[str]) -> list[str]:
+        """The C++ around the kernels, as object files."""
+        import pybind11
+
+        macros = [
+            ("FASTMETA_VERSION", f'"{self.distribution.get_version()}"'),
+            ("FASTMETA_CUDA_ARCHS", f'"{";".join(architectures)}"'),
+        ]
+        try:
+            return self.compiler.compile(
+                [*map(str, sorted(Path("csrc/cuda").glob("*.cpp"))), "csrc/network.cpp"],
+                output_dir=str(Path(self.build_temp, "cuda")), macros=macros,
+                include_dirs=[pybind11.get_include(), *self.include_dirs],
+                extra_postargs=["-std=c++17", "-O2", "-g0", "-fvisibility=hidden"],
+            )  # fmt: skip
+        except CCompilerError as error:
+            raise ExtensionError(
+                "the C++ compiler failed on csrc/cuda", "run `pip install -v .` to see what it says"
+            ) from error
 
     def build_extension(self, ext: Extension) -> None:
         self.check_tools()
@@ -160,11 +201,22 @@ class BuildOptionalExtension(build_ext):
         self.extensions = []
 
 
+def wish_of(variable: str) -> str:
+    """What a variable asks for: "0", "1", or "" where that is left open."""
+    wish = os.environ.get(variable, "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(
+            f"{variable}: was {wish!r}, but must be 0 (leave it out), 1 (fail without it) or unset "
+            "(build it where possible)"
+        )
+    return wish
+
+
 setup(
     ext_modules=[
         Extension(
             "fastmeta._C",
-            sources=sorted(map(str, Path("csrc").rglob("*.cpp"))),
+            sources=sorted(str(s) for s in Path("csrc").rglob("*.cpp") if s.parent.name != "cuda"),
             depends=["pyproject.toml", "setup.py", *sorted(map(str, Path("csrc").rglob("*.h")))],
             language="c++",
         )

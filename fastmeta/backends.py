@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 import torch
 
+from fastmeta import cuda_backend
 from fastmeta.version import __version__
 
 # Written by setup.py when the package was built.
@@ -47,10 +48,8 @@ def backends() -> dict[str, Backend]:
         _kernels("fused-cpu", "FusedStep", "chains of linear layers"),
         _kernels("layered-cpu", "ConvStep", "chains of convolutional blocks"),
         Backend("layered-torch", True, "convolutional networks, by torch's operators"),
-        *(
-            Backend(name, False, "not part of this version")
-            for name in ("fused-cuda", "layered-triton")
-        ),
+        Backend("fused-cuda", *cuda_backend.state(BUILD_RECORD)),
+        Backend("layered-triton", False, "not part of this version"),
     ]
     return {backend.name: backend for backend in found}
 
