@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from fastmeta import adaptation
 from fastmeta.adaptation import AdaptedTasks
 from fastmeta.arguments import plain_module
+from fastmeta.capture import Captured
 from fastmeta.inner_loop import Adapt, Rates, adapted_names
-from fastmeta.steps import MetaStep, maml_step
+from fastmeta.plan import planner
+from fastmeta.steps import MetaStep, take_step
 
 LEARNED = ("scalar", "step", "layer", "layer-step", "element")
 
@@ -31,6 +33,9 @@ class MAML(nn.Module):
         `"layer-step"` (one per parameter tensor and step: LSLR of MAML++, Antoniou et al. 2019),
         `"element"` (one per parameter element: Meta-SGD, Li et al. 2017). None: `inner_lr` as it
         is; an `nn.Parameter` given as `inner_lr` (or in its dict) is registered.
+    - `capture`: whether the fused step of a GPU is recorded as a CUDA graph, for each shape of the
+        data once, and replayed from then on. Where that can't be, a warning says why, once, and
+        steps run as they do otherwise.
     """
 
     def __init__(
@@ -47,8 +52,10 @@ class MAML(nn.Module):
         prox: float = 0.0,
         memory: str = "auto",
         executor: str = "auto",
+        capture: bool = False,
     ) -> None:
         super().__init__()
+        self._compute = Captured().compute if capture else planner.compute
         self.model = plain_module(model)
         self.inner_steps = inner_steps
         self.loss_fn = loss_fn
@@ -84,21 +91,19 @@ class MAML(nn.Module):
         self, support: Any, query: Any, *, task_weights: Any = None, inner_steps: int | None = None
     ) -> MetaStep:
         """`maml_step` on one batch of tasks; `inner_steps` overrides the module's own."""
-        return maml_step(
-            self.model,
-            support,
-            query,
-            inner_lr=self.inner_lr,
-            inner_steps=self.inner_steps if inner_steps is None else inner_steps,
-            loss_fn=self.loss_fn,
-            first_order=self.first_order,
-            adapt=self.adapts,
-            step_weights=self.step_weights,
-            task_weights=task_weights,
-            prox=self.prox,
-            memory=self.memory,
-            executor=self.executor,
-        )
+        options = {
+            "inner_lr": self.inner_lr,
+            "inner_steps": self.inner_steps if inner_steps is None else inner_steps,
+            "loss_fn": self.loss_fn,
+            "first_order": self.first_order,
+            "adapt": self.adapts,
+            "step_weights": self.step_weights,
+            "task_weights": task_weights,
+            "prox": self.prox,
+            "memory": self.memory,
+            "executor": self.executor,
+        }
+        return take_step(self.model, support, query, self._compute, options)
 
     def adapt(self, support: Any, *, inner_steps: int | None = None) -> AdaptedTasks:
         """`fastmeta.adapt` with this module's options."""

@@ -14,6 +14,7 @@ from fastmeta.arguments import PlannedStep, outside_inference, plain_module, pla
 from fastmeta.executors.problem import Outcome
 from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.plan import planner
+from fastmeta.plan.planner import Planned
 from fastmeta.tasks import TaskBatch, Tree
 
 
@@ -108,21 +109,32 @@ def maml_step(
         "memory": memory,
         "executor": executor,
     }
+    return take_step(model, support, query, planner.compute, options)
+
+
+def take_step(
+    model: nn.Module,
+    support: Any,
+    query: Any,
+    compute: Callable[[Planned], Outcome],
+    options: dict[str, Any],
+) -> MetaStep:
+    """`maml_step`, of which `compute` makes what was planned."""
     if torch.compiler.is_compiling():
         # A graph break: the inner loop differentiates twice, which no compiled graph can.
-        outside: Any = torch.compiler.disable(maml_step)
-        return outside(model, support, query, **options)
+        outside: Any = torch.compiler.disable(take_step)
+        return outside(model, support, query, compute, options)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             data = outside_inference(support), outside_inference(query)
-            return maml_step(model, *data, **options)
+            return take_step(model, *data, compute, options)
     if query is None:
         raise TypeError("query: None; it must be (x, y). For the inner loop alone, use adapt()")
     model = plain_module(model)
     differentiate = torch.is_grad_enabled()
     with planner.stepping(model) as seen:
         step = plan_step(model, seen, support, query, **options, differentiate=differentiate)
-        outcomes = [(indices, planner.compute(planned)) for indices, planned in step.groups]
+        outcomes = [(indices, compute(planned)) for indices, planned in step.groups]
     return _meta_step(step, outcomes)
 
 
