@@ -127,6 +127,13 @@ def test_sources_know_no_torch():
         assert not imports.search((ROOT / script).read_text())
 
 
+def test_every_package_is_listed():
+    tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [file.parent.relative_to(ROOT) for file in (ROOT / "fastmeta").rglob("__init__.py")]
+    assert sorted(listed) == sorted([*(".".join(f.parts) for f in folders), "fastmeta.kernels"])
+
+
 def build_wheel(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess, list[Path]]:
     """Builds a wheel from a copy of the sources, so that no earlier build can serve it."""
     for tool in ("setuptools", "pybind11"):
@@ -136,7 +143,7 @@ def build_wheel(folder: Path, **environment: str) -> tuple[subprocess.CompletedP
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "cuda_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("csrc", "fastmeta"):
+    for name in ("csrc", "fastmeta", "kernels"):
         leftovers = shutil.ignore_patterns("__pycache__", "_build.json", "_C.*", "_cuda.*")
         shutil.copytree(ROOT / name, source / name, ignore=leftovers)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w"]
@@ -167,6 +174,7 @@ def test_wheel_without_the_extension(tmp_path, environment, reason):
         record = json.loads(wheel.read("fastmeta/_build.json"))
     assert not [name for name in names if name.startswith("fastmeta/_C")]
     assert "fastmeta/py.typed" in names
+    assert "fastmeta/kernels/step.py" in names
     assert record["built"] is False
     assert reason in record["reason"]
     assert "pip install" in record["remedy"]

@@ -1,0 +1,1 @@
+"""Triton kernels: the fused step on GPUs where no CUDA extension was built."""

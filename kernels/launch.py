@@ -1,0 +1,55 @@
+"""Launches: tensors in, on torch's current stream, under their device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.kernels.record import FIELDS, NUMBERS
+from fastmeta.kernels.step import step_kernel
+from fastmeta.kernels.sums import sum_kernel
+
+STEP = {"BM": 32, "BN": 32, "BK": 32}
+SUM = {"BT": 32, "BP": 64}
+
+
+def options(dtype: torch.dtype) -> dict[str, int]:
+    """How the step's kernel is compiled: left to itself, ptxas spills to stay at 128 registers."""
+    if dtype == torch.float64:
+        return {"num_warps": 8, "num_stages": 1, "maxnreg": 255}
+    return {"num_warps": 4, "num_stages": 1, "maxnreg": 232}
+
+
+def precision() -> str:
+    """Of products in float32: TF32 where torch's own switch asks for it."""
+    switch: Any = torch.backends.cuda.matmul
+    # torch before 2.9 knows the older switch alone, and a later one warns of it.
+    name = getattr(switch, "fp32_precision", None) or ("tf32" if switch.allow_tf32 else "ieee")
+    return "tf32" if name == "tf32" else "ieee"
+
+
+def step(buffer: Tensor, operations: Tensor, numbers: Tensor, tasks: int) -> None:
+    """Works through the table `[n, FIELDS]`, `[n, NUMBERS]`, a program a task."""
+    count = operations.shape[0]
+    assert operations.shape[1] == FIELDS.value
+    assert numbers.shape == (count, NUMBERS.value)
+    with _device(buffer):
+        step_kernel[(tasks,)](
+            buffer, operations, numbers, count,
+            PRECISION=precision(), **STEP, **options(buffer.dtype),
+        )  # fmt: skip
+
+
+def sum_tasks(out: Tensor, buffer: Tensor, weights: Tensor, start: int, stride: int) -> None:
+    """`out[p] = sum_t weights[t] * buffer[start + t * stride + p]`."""
+    count = out.numel()
+    grid = (-(-count // SUM["BP"]),)
+    with _device(buffer):
+        sum_kernel[grid](out, buffer, weights, start, stride, weights.numel(), count, **SUM)
+
+
+def _device(tensor: Tensor):
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,80 @@
+"""`python tests/compile_kernels.py 90` compiles every Triton kernel for compute capability 9.0.
+
+Needs no GPU. Prints a JSON list of what each takes: registers, stack and shared memory in bytes;
+how many barriers its source has, and how many of its loads go past the writes of its own block, as
+loads from read-only memory do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from fastmeta.kernels import launch
+from fastmeta.kernels.step import step_kernel
+from fastmeta.kernels.sums import sum_kernel
+
+TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
+
+
+def resources(
+    kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any],
+    options: dict[str, int],
+) -> dict[str, Any]:  # fmt: skip
+    signature = types | dict.fromkeys(constants, "constexpr")
+    # Addresses as torch's allocator gives them.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(kernel, signature, constants, aligned)
+    compiled = compile(source, GPUTarget("cuda", capability, 32), options)
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {key: int(re.search(rf"\b{key}:(\d+)", report)[1]) for key in ("REG", "STACK", "LOCAL")}
+    return {
+        "kernel": kernel.__name__, "capability": capability, **types, **constants,
+        "registers": found["REG"], "stack": found["STACK"] + found["LOCAL"],
+        "shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps,
+        "barriers": len(re.findall(r"\bbarrier\b", compiled.asm["ttir"])),
+        "read_only_loads": len(re.findall(r"ld\.global\S*\.nc", compiled.asm["ptx"])),
+    }  # fmt: skip
+
+
+def all_kernels(capability: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for dtype, name in TYPES.items():
+        for precision in ("ieee", "tf32") if name == "fp32" else ("ieee",):
+            types = {
+                "buffer": f"*{name}", "operations": "*i64", "numbers": "*fp64", "count": "i32",
+            }  # fmt: skip
+            constants = {**launch.STEP, "PRECISION": precision}
+            options = launch.options(dtype)
+            found.append(resources(step_kernel, capability, types, constants, options))
+        types = dict.fromkeys(("out", "buffer", "weights"), f"*{name}")
+        types |= dict.fromkeys(("start", "stride", "tasks", "count"), "i64")
+        found.append(resources(sum_kernel, capability, types, launch.SUM, {}))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(all_kernels(int(sys.argv[1]))))

@@ -1,0 +1,39 @@
+"""Every kernel compiled ahead: it fits the architecture, and no register is spilt.
+
+A kernel knows sizes only when it runs, and its tiles are of one size: so this holds for every
+network, as far as its matrices fit into the GPU's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
+
+SCRIPT = Path(__file__).parent.parent / "compile_kernels.py"
+
+SHARED = 48 << 10
+"""Bytes that a block has on every architecture without asking."""
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_fit_and_spill_nothing(capability: int) -> None:
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), str(capability)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert {kernel["kernel"] for kernel in found} == {"step_kernel", "sum_kernel"}
+    for kernel in found:
+        assert kernel["stack"] == 0, kernel
+        assert kernel["shared"] <= SHARED, kernel
+        # The interpreter sees neither: an operation must see what the one before it wrote.
+        assert kernel["barriers"] == (kernel["kernel"] == "step_kernel"), kernel
+        assert kernel["read_only_loads"] == 0, kernel
+        # All of a block's threads find registers: there are 65,536, handed out by eights.
+        assert -(-kernel["registers"] // 8) * 8 * kernel["warps"] * 32 <= 65536, kernel
