@@ -226,8 +226,7 @@ def _not_fused(
         return f"executor={executor!r} was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
-    why = fused.declines(problem, plan.recipe) or unpinned
-    return why or (fused.grows(problem, plan.recipe) if low_memory else None)
+    return fused.declines(problem, plan.recipe, low_memory) or unpinned or None
 
 
 def _not_layered(problem: Problem, plan: Plan, unpinned: str, executor: str) -> str | None:

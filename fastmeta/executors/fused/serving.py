@@ -9,20 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta.executors import packing
-from fastmeta.executors.extension import extension
-from fastmeta.executors.fused import cuda
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.tasks import Examples
 
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
-    """Why this problem can't be served by the recipe's kernels; None where it can."""
+    """Why this problem can't be served by any kernel for the recipe; None where it can."""
     device = problem.task_weights.device
-    if not cuda.takes(device) and extension() is None:
-        return "the compiled extension is not there; `python -m fastmeta info` says why"
-    if device.type not in ("cpu", "cuda"):
-        return f"there are no kernels for {device}"
     used = [name for layer in recipe.layers for name in layer.tensors() if name]
     why = packing.declines(problem, used)
     if why is not None:
@@ -43,7 +37,7 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
         why = _declines_examples(examples, recipe, dtype, device, problem.differentiate)
         if why is not None:
             return why
-    return cuda.declines(problem, recipe) if cuda.takes(device) else None
+    return None
 
 
 def _check_batches(problem: Problem, recipe: Recipe) -> None:

@@ -1,0 +1,74 @@
+"""Who computes a fused step: the C++ of this processor; on a GPU the CUDA kernels, or Triton's."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fastmeta.executors.extension import extension
+from fastmeta.executors.fused import cuda, cuda_step, serving, step
+from fastmeta.executors.fused import kernel as cpu
+from fastmeta.executors.fused.operations import kernel as on_triton
+from fastmeta.executors.fused.operations import serving as triton
+from fastmeta.executors.fused.recipe import Recipe
+from fastmeta.executors.problem import Outcome, Problem
+
+Kernel = cpu.Kernel | on_triton.TritonKernel
+
+
+def environment() -> tuple[str, ...]:
+    """What beside its arguments a step's kernel is chosen by; looked at once a model."""
+    return (*cpu.environment(), os.environ.get("FASTMETA_TRITON_ON_HOST", ""))
+
+
+def declines(problem: Problem, recipe: Recipe, low_memory: bool = False) -> str | None:
+    """Why this problem can't be served by a kernel for its device; None where it can."""
+    device = problem.task_weights.device
+    if device.type not in ("cpu", "cuda"):
+        return f"there are no kernels for {device}"
+    if _on_cpu(device):
+        if extension() is None:
+            return "the compiled extension is not there; `python -m fastmeta info` says why"
+        why = serving.declines(problem, recipe)
+        return why or (cpu.grows(problem, recipe) if low_memory else None)
+    why = serving.declines(problem, recipe)
+    if why is not None:
+        return why
+    not_cuda = _not_cuda(problem, recipe)
+    not_triton = not_cuda and triton.declines(problem, recipe, low_memory)
+    if not_cuda and not_triton:
+        return f"{not_cuda}; {not_triton}"
+    return None
+
+
+def kernel_for(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel:
+    """The kernel for this problem's device, sizes and options; `declines` must have found none."""
+    if _on_cpu(problem.task_weights.device):
+        return cpu.kernel(problem, recipe, low_memory)
+    if _not_cuda(problem, recipe) is None:
+        return cuda.kernel(problem, recipe, low_memory)
+    return on_triton.kernel(problem, recipe)
+
+
+def run(problem: Problem, kernel: Kernel) -> Outcome:
+    """Computes the step; `declines` must have found nothing.
+
+    **Raises** `WrongLabel`, before anything is computed, where labels can be looked at.
+    """
+    if isinstance(kernel, on_triton.TritonKernel):
+        return kernel.run(problem)
+    if isinstance(kernel, cuda.CudaKernel):
+        return cuda_step.run(problem, kernel)
+    return step.run(problem, kernel)
+
+
+def _on_cpu(device: torch.device) -> bool:
+    return device.type == "cpu" and not cuda.on_host() and not on_triton.on_host()
+
+
+def _not_cuda(problem: Problem, recipe: Recipe) -> str | None:
+    """Why the CUDA kernels don't take a problem of a GPU; None where they do."""
+    if on_triton.on_host():
+        return "the host plays Triton's device"
+    return cuda.declines(problem, recipe)
