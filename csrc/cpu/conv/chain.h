@@ -125,7 +125,7 @@ struct Call {
   const double* step_weights;
   const bool* evaluates;
   const T* task_weights;
-  const int64_t *support_counts, *query_counts;  // of real examples, or null: the others follow them
+  const int64_t *support_counts, *query_counts;  // of real examples, which come first; or null
   const T *support_x, *query_x;  // [T, N, C, H, W]
   const T *support_y, *query_y;
   const int64_t *support_labels, *query_labels;

@@ -80,8 +80,8 @@ struct TangentOfChoice : Choice<T> {
   }
 };
 
-// result: the derivative by what the activation takes, at the greatest, and zeros elsewhere; sums +=
-// that over the pixels.
+// result: the derivative by what the activation takes, at the greatest, and zeros elsewhere; sums
+// += that over the pixels.
 template <class T>
 struct Scatter : Choice<T> {
   static constexpr bool everywhere = true;

@@ -11,9 +11,10 @@ namespace fastmeta::conv {
 // Of an instruction set of cpu::instruction_set, by its name.
 Kernels kernels(const std::string& instruction_set);
 
-// Runs all tasks on up to `threads` threads; the same bits for any number of them. Adapted parameters
-// are asked for without derivatives: those of a single step are at hand then.
+// Runs all tasks on up to `threads` threads; the same bits for any number of them. Adapted
+// parameters are asked for without derivatives: those of the last step are what is kept then.
 template <class T>
-void run(const Kernel<T>&, const Network&, const Layout&, Call<T>, const Addresses<T>&, int threads);
+void run(const Kernel<T>&, const Network&, const Layout&, Call<T>, const Addresses<T>&,
+         int threads);
 
 }  // namespace fastmeta::conv

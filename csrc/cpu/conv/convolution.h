@@ -83,8 +83,8 @@ class Convolution {
     const Images<T> result{to, in.height, in.width, in.channels};
     const auto nothing = [](T* const*, int) {};
     if (fast_back) {
-      convolve_winograd(s.backward.data()[0], examples, from, operands, count, result, scratch.zeros,
-                        scratch.planes, nothing);
+      convolve_winograd(s.backward.data()[0], examples, from, operands, count, result,
+                        scratch.zeros, scratch.planes, nothing);
       return;
     }
     Operand<T> at[2] = {operands[0], operands[count - 1]};

@@ -101,7 +101,9 @@ template <class T>
 void outer(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols, int live,
            T* c) {
   const int rows = rows_of_tile(depth);
-  if (rows == kTileRows) return outer_in_tiles<kTileRows>(a, pitch, depth, b, b_pitch, cols, live, c);
+  if (rows == kTileRows) {
+    return outer_in_tiles<kTileRows>(a, pitch, depth, b, b_pitch, cols, live, c);
+  }
   if constexpr (kTileRows > 13) {
     if (rows == 13) return outer_in_tiles<13>(a, pitch, depth, b, b_pitch, cols, live, c);
     if (rows == 11) return outer_in_tiles<11>(a, pitch, depth, b, b_pitch, cols, live, c);

@@ -1,6 +1,6 @@
 // The block that reads the data. Its convolution's output is never stored: the input does not move,
-// so that the norm's statistics follow from mean and covariance of the patches that pixels read, and
-// its gradients from one sum of derivatives times patches. Equations: docs/design.md.
+// so that the norm's statistics follow from mean and covariance of the patches that pixels read,
+// and its gradients from one sum of derivatives times patches. Equations: docs/design.md.
 #pragma once
 
 #include "choice.h"
@@ -21,7 +21,7 @@ class FirstBlock {
                     {numbers + layout.panel, numbers + layout.planes, numbers + layout.zero}),
         depth(s.depth()), moves(block.norm == Norm::batch) {}
 
-  // Mean [depth] and covariance [depth, pitch] of the patches of a set, which its weights don't move.
+  // Mean [depth] and covariance [depth, pitch] of the patches of a set; weights don't move them.
   void measure(const T* x, int64_t examples, int64_t measured) const {
     if (!moves) return;
     const int pitch = layout.patch_pitch;

@@ -34,6 +34,7 @@ void unpack(const Network&, const Layout&, const T* from, T* gradient);
 
 // From a block of adapted parameters to a task's place.
 template <class T>
-void unpack_adapted(const Network&, const Layout&, const T* from, int64_t task, const Addresses<T>&);
+void unpack_adapted(const Network&, const Layout&, const T* from, int64_t task,
+                    const Addresses<T>&);
 
 }  // namespace fastmeta::conv

@@ -41,8 +41,8 @@ void multiply_tile(const T* a, int64_t pitch, const T* b, int64_t cols, int dept
   }
 }
 
-// C [R, V vectors] += A' B over `count` rows of both; C's rows `cols` apart, those before `skip` left
-// alone.
+// C [R, V vectors] += A' B over `count` rows of both; C's rows `cols` apart, those before `skip`
+// left alone.
 template <int R, int V, class T>
 void outer_tile(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int count, T* c,
                 int64_t cols, int skip) {

@@ -20,8 +20,8 @@ class TaskStep {
         depth(int(network.blocks.size())),
         support_count(call.support_counts ? int(call.support_counts[task]) : n.support),
         query_count(call.query_counts ? int(call.query_counts[task]) : n.query),
-        support_loss(n.loss, support_count, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
-                     numbers + layout.support_loss),
+        support_loss(n.loss, support_count, n.blocks[depth - 1].filters,
+                     layout.shapes[depth - 1].out, numbers + layout.support_loss),
         query_loss(n.loss, query_count, n.blocks[depth - 1].filters, layout.shapes[depth - 1].out,
                    numbers + layout.query_loss) {}
 
@@ -99,7 +99,9 @@ class TaskStep {
   void add(T w, const T* from, int64_t count, T* to) const {
     for (int64_t i = 0; i < count; ++i) to[i] += w * from[i];
   }
-  void add_scaled(T w, int64_t from) { add(w, numbers + from, layout.block, numbers + layout.lambda); }
+  void add_scaled(T w, int64_t from) {
+    add(w, numbers + from, layout.block, numbers + layout.lambda);
+  }
 
   // use(layer, tensor, offset in a block, size) of what is not in the body
   template <class Use>
