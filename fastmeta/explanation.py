@@ -98,10 +98,10 @@ def _not_layered(chosen: Chosen) -> str:
 def _workspace(chosen: Chosen) -> int:
     if isinstance(chosen.layered, Program):
         return sum(chosen.layered.workspaces)
-    if chosen.layered:
-        return chosen.layered.step.storage_bytes
     if chosen.fused:
         return chosen.fused.storage_bytes
+    if chosen.layered:
+        return chosen.layered.step.storage_bytes
     return chosen.choice.chunk * cost.task_bytes(chosen.plan.profile, chosen.sizes)
 
 

@@ -28,9 +28,10 @@ def missing() -> tuple[str, str | None] | None:
     triton: Any = importlib.import_module("triton")
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
         return f"Triton {triton.__version__} is older than 3.6", "install a newer torch and Triton"
+    interpreted = importlib.import_module("fastmeta.kernels.step").INTERPRETED
+    if on_host() and interpreted:
+        return None
     if on_host():
-        if importlib.import_module("fastmeta.kernels.step").INTERPRETED:
-            return None
         return "FASTMETA_TRITON_ON_HOST=1 needs TRITON_INTERPRET=1", "set both or neither"
     if torch.version.hip is not None:
         return "the kernels were never tried on ROCm", None
@@ -38,6 +39,8 @@ def missing() -> tuple[str, str | None] | None:
         return "this torch has no CUDA", "install a torch built with CUDA"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device", "`nvidia-smi` says what the driver sees"
+    if interpreted:
+        return "TRITON_INTERPRET=1 leaves the kernels to the host", "unset it"
     return None
 
 
