@@ -106,6 +106,8 @@ def _declines(planned: Planned) -> str | None:
         return f"tensors are on {device}"
     if chosen.fused is None:
         return f"the fused kernels don't serve: {chosen.not_fused or 'estimated slower'}"
+    if not isinstance(chosen.fused, cuda.CudaKernel):
+        return "a graph would not keep the table of Triton's step alive"
     return None
 
 

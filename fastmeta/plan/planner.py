@@ -210,11 +210,12 @@ def _choose(
             choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **out})
         chosen = Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel, way)
         form = chosen.executor if chosen.layered else choice.form
-        if form == "loop" or form in entry.trusted:
+        tried = chosen.executor if chosen.fused else form
+        if form == "loop" or tried in entry.trusted:
             return chosen
         reason = _trial(problem, chosen, low_memory)
         if reason is None:
-            entry.trusted.add(form)
+            entry.trusted.add(tried)
         else:
             entry.plan = entry.plan.without(form, reason)
 
@@ -237,9 +238,11 @@ def _not_layered(problem: Problem, plan: Plan, unpinned: str, executor: str) -> 
     return layered.declines(problem, plan.layers) or unpinned or None
 
 
-def _kernel(problem: Problem, plan: Plan, low_memory: bool) -> fused.Kernel:
+def _kernel(
+    problem: Problem, plan: Plan, low_memory: bool, like: fused.Kernel | None = None
+) -> fused.Kernel:
     assert isinstance(plan.recipe, fused.Recipe)
-    return fused.kernel_for(problem, plan.recipe, low_memory)
+    return fused.kernel_for(problem, plan.recipe, low_memory, like)
 
 
 def _not_compiled(problem: Problem, plan: Plan, low_memory: bool) -> str | None:
@@ -418,7 +421,7 @@ def _trial(problem: Problem, chosen: Chosen, low_memory: bool) -> str | None:
     )
     by: fused.Kernel | layered.Way | None = None
     if chosen.fused:
-        by = _kernel(small, chosen.plan, False)
+        by = _kernel(small, chosen.plan, False, chosen.fused)
     elif chosen.layered:
         rules = isinstance(chosen.layered, layered.Program)
         not_compiled = "its rules are tried" if rules else None

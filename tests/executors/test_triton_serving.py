@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mlps import examples, mlp
 from torch import Tensor, nn
 
 import fastmeta
+from fastmeta.executors.fused import engines
 from fastmeta.executors.fused.operations import serving
 from fastmeta.kernels import launch
 from fastmeta.plan import planner
@@ -43,6 +45,31 @@ def test_first_order_keeps_one_step_and_takes_low_memory() -> None:
         *drawn(), inner_steps=2, memory="low", first_order=True, executor="fused"
     )
     assert out.executor == "fused-triton-on-host"
+
+
+def test_the_engine_that_runs_is_the_one_that_was_tried(monkeypatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("FASTMETA_TRITON_ON_HOST", "1")
+
+    def another(*_) -> None:
+        raise AssertionError("the trial's single step went to the CUDA kernels")
+
+    def too_many_steps(problem, _) -> str | None:
+        return "too many steps" if problem.inner.steps > 1 else None
+
+    monkeypatch.setattr(engines, "_not_cuda", too_many_steps)
+    monkeypatch.setattr(engines.cuda, "kernel", another)
+    out = fastmeta.maml_step(*drawn(), inner_steps=2, executor="fused")
+    assert out.executor == "fused-triton-on-host"
+
+
+def test_no_graph_is_recorded_of_it(monkeypatch) -> None:
+    monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")  # a device that graphs are for
+    model, support, query = drawn()
+    with warnings.catch_warnings(record=True) as seen:  # the interpreter's own among them
+        out = fastmeta.MAML(model, capture=True)(support, query)
+    assert out.executor == "fused-triton-on-host"
+    assert any("would not keep the table of Triton's step" in str(w.message) for w in seen)
 
 
 def test_matrices_that_pass_the_device_memory_are_declined_with_the_bytes(monkeypatch) -> None:

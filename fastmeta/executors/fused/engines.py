@@ -42,13 +42,21 @@ def declines(problem: Problem, recipe: Recipe, low_memory: bool = False) -> str 
     return None
 
 
-def kernel_for(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel:
-    """The kernel for this problem's device, sizes and options; `declines` must have found none."""
+def kernel_for(
+    problem: Problem, recipe: Recipe, low_memory: bool = False, like: Kernel | None = None
+) -> Kernel:
+    """The kernel for this problem's device, sizes and options; `declines` must have found none.
+
+    `like`: on a GPU, of the engine of that one, which serves a larger problem.
+    """
     if _on_cpu(problem.task_weights.device):
         return cpu.kernel(problem, recipe, low_memory)
-    if _not_cuda(problem, recipe) is None:
-        return cuda.kernel(problem, recipe, low_memory)
-    return on_triton.kernel(problem, recipe)
+    to_triton = isinstance(like, on_triton.TritonKernel) or (
+        like is None and _not_cuda(problem, recipe) is not None
+    )
+    if to_triton:
+        return on_triton.kernel(problem, recipe)
+    return cuda.kernel(problem, recipe, low_memory)
 
 
 def run(problem: Problem, kernel: Kernel) -> Outcome:
