@@ -10,7 +10,7 @@ from torch import nn
 from fastmeta.arguments import PlannedStep, plain_module, plan_step
 from fastmeta.executors.layered import Kernel, Program
 from fastmeta.plan import cost, planner
-from fastmeta.plan.planner import Chosen
+from fastmeta.plan.chosen import Chosen
 
 
 def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""Makes plans, keeps them, and tries each form of the general path before it is trusted."""
+"""Makes plans and keeps them, and computes what was planned."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +25,9 @@ from fastmeta.executors.problem import (
     same_random_numbers,
 )
 from fastmeta.inner_loop import InnerLoop
-from fastmeta.plan import cost, losses, reader
+from fastmeta.plan import losses, reader
+from fastmeta.plan.choosing import Entry, choose
+from fastmeta.plan.chosen import Chosen, run
 from fastmeta.plan.layers import Network
 from fastmeta.plan.plan import Plan, objective
 from fastmeta.plan.profile import profile
@@ -34,20 +35,11 @@ from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
 
 _KEPT_PER_MODEL = 64
-_TRIAL_EXAMPLES = 8
 
 R = TypeVar("R")
 
 
-@dataclass(eq=False)
-class _Entry:
-    """A plan with what has been learnt of it since: the forms that passed their trial."""
-
-    plan: Plan
-    trusted: set[str]
-
-
-_plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]] = (
+_plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Entry]] = (
     weakref.WeakKeyDictionary()
 )
 _lock = threading.Lock()
@@ -72,42 +64,6 @@ def stepping(model: nn.Module) -> Generator[Snapshot, None, None]:
             return
         with torch.compiler.set_stance("force_eager"):
             yield seen
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """The plan for a model, a loss, sizes and options, and the form chosen for it: found once."""
-
-    plan: Plan
-    choice: cost.Choice
-    sizes: cost.Sizes
-    not_fused: str | None
-    """Why the fused kernels can't serve."""
-    not_layered: str | None
-    """Why the layered executor can't."""
-    kernel: fused.Kernel | None
-    """The fused one, where it can serve."""
-    way: layered.Way | None
-    """That of the layered executor, where it can serve."""
-
-    @cached_property
-    def fused(self) -> fused.Kernel | None:
-        """The fused kernel, where it computes the step."""
-        return self.kernel if self.choice.form == "fused" else None
-
-    @cached_property
-    def layered(self) -> layered.Way | None:
-        """How the layered executor computes the step, where it does."""
-        return self.way if self.choice.form == "layered" else None
-
-    @cached_property
-    def executor(self) -> str:
-        """What computes the step, as `MetaStep.executor` says it."""
-        if self.fused:
-            return self.fused.executor
-        if self.layered is None:
-            return "generic"
-        return "layered-cpu" if isinstance(self.layered, layered.Kernel) else "layered-torch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,104 +117,13 @@ def prepare(
     def find() -> Chosen:
         entry = _entry(model, _fingerprint(seen, tasks, inner, asked), loss_fn, loss, tasks)
         _check_targets(loss, tasks, entry.plan.profile.prediction)
-        return _choose(entry, problem(entry.plan), seen.unpinned, low_memory, executor)
+        return choose(entry, problem(entry.plan), seen.unpinned, low_memory, executor)
 
     signature = tasks.signature
     chosen = find() if signature is None else seen.known((signature, asked), find)
     if chosen.executor == "generic":  # a kernel looks at the labels itself
         _check_targets(loss, tasks, chosen.plan.profile.prediction)
     return Planned(problem(chosen.plan), chosen)
-
-
-def _choose(
-    entry: _Entry, problem: Problem, unpinned: str, low_memory: bool, executor: str
-) -> Chosen:
-    plan, tasks, inner = entry.plan, problem.tasks, problem.inner
-    not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
-    not_layered = _not_layered(problem, plan, unpinned, executor)
-    kernel = None if not_fused else _kernel(problem, plan, low_memory)
-    not_compiled = _not_compiled(problem, plan, low_memory) if not not_layered else ""
-    sizes = cost.Sizes(
-        tasks.tasks,
-        tasks.support.count,
-        tasks.query.count if tasks.query else 0,
-        inner.steps,
-        problem.differentiate and not inner.first_order,
-        low_memory,
-        kernel.group if kernel else (0, 0, 0.0),
-    )
-    while True:
-        unavailable = entry.plan.unavailable
-        not_fused = not_fused or unavailable.get("fused")
-        not_layered = not_layered or unavailable.get("layered-torch")
-        not_compiled = not_compiled or unavailable.get("layered-cpu")
-        way = None if not_layered else _way(problem, plan, not_compiled, low_memory)
-        sizes = replace(
-            sizes,
-            compiled=isinstance(way, layered.Kernel),
-            rules=plan.profile.has_convolution and problem.task_weights.device.type == "cpu",
-        )
-        why = {"fused": not_fused, "layered": not_layered}
-        if executor in why:
-            if why[executor]:
-                raise ValueError(
-                    f"executor: {executor!r} can't serve: {why[executor]}; use 'auto' or 'generic'"
-                )
-            choice = cost.Choice(executor, tasks.tasks, f'executor="{executor}"')
-        else:
-            out = {form: reason for form, reason in why.items() if reason}
-            choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **out})
-        chosen = Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel, way)
-        form = chosen.executor if chosen.layered else choice.form
-        tried = chosen.executor if chosen.fused else form
-        if form == "loop" or tried in entry.trusted:
-            return chosen
-        reason = _trial(problem, chosen, low_memory)
-        if reason is None:
-            entry.trusted.add(tried)
-        else:
-            entry.plan = entry.plan.without(form, reason)
-
-
-def _not_fused(
-    problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
-) -> str | None:
-    if executor in ("generic", "layered"):
-        return f"executor={executor!r} was asked for"
-    if isinstance(plan.recipe, str):
-        return plan.recipe
-    return fused.declines(problem, plan.recipe, low_memory) or unpinned or None
-
-
-def _not_layered(problem: Problem, plan: Plan, unpinned: str, executor: str) -> str | None:
-    if executor in ("generic", "fused"):
-        return f"executor={executor!r} was asked for"
-    if isinstance(plan.layers, str):
-        return plan.layers
-    return layered.declines(problem, plan.layers) or unpinned or None
-
-
-def _kernel(
-    problem: Problem, plan: Plan, low_memory: bool, like: fused.Kernel | None = None
-) -> fused.Kernel:
-    assert isinstance(plan.recipe, fused.Recipe)
-    return fused.kernel_for(problem, plan.recipe, low_memory, like)
-
-
-def _not_compiled(problem: Problem, plan: Plan, low_memory: bool) -> str | None:
-    assert isinstance(plan.layers, layered.Recipe)
-    return layered.not_compiled(problem, plan.layers, low_memory)
-
-
-def _way(problem: Problem, plan: Plan, not_compiled: str | None, low_memory: bool) -> layered.Way:
-    assert isinstance(plan.layers, layered.Recipe)
-    return layered.way(problem, plan.layers, not_compiled, low_memory)
-
-
-def _run(problem: Problem, by: fused.Kernel | layered.Way | None, form: str, chunk: int) -> Outcome:
-    if isinstance(by, fused.Kernel):
-        return fused.run(problem, by)
-    return layered.run(problem, by) if by else generic.run(problem, form, chunk)
 
 
 def _check_targets(
@@ -276,7 +141,7 @@ def compute(planned: Planned) -> Outcome:
     problem, plan, choice = planned.problem, planned.chosen.plan, planned.chosen.choice
     by = planned.chosen.fused or planned.chosen.layered
     try:
-        outcome = _run(problem, by, choice.form, choice.chunk)
+        outcome = run(problem, by, choice.form, choice.chunk)
     except WrongLabel:
         _check_targets(plan.loss, problem.tasks, plan.profile.prediction)  # says which
         raise
@@ -324,14 +189,14 @@ def _entry(
     loss_fn: Callable[..., Any],
     loss: losses.Loss | None,
     tasks: TaskBatch,
-) -> _Entry:
+) -> Entry:
     with _lock:
         kept = _plans.setdefault(model, OrderedDict())
         entry = kept.get(key)
         if entry is not None:
             kept.move_to_end(key)
             return entry
-    entry = _Entry(_make(model, loss_fn, loss, tasks), set())
+    entry = Entry(_make(model, loss_fn, loss, tasks), set())
     with _lock:
         kept[key] = entry
         while len(kept) > _KEPT_PER_MODEL:
@@ -401,80 +266,6 @@ def _or_why(make: Callable[[], R]) -> R | str:
         return make()
     except Declined as reason:
         return str(reason)
-
-
-def _trial(problem: Problem, chosen: Chosen, low_memory: bool) -> str | None:
-    """Runs a form on two tasks and one step, and compares it with the loop; why it fails, or None.
-
-    The loop is plain autograd and right by construction; nothing else is trusted unseen.
-    """
-    inner = problem.inner
-    if inner.steps > 1:
-        inner = replace(inner, steps=1, step_weights=(0.0, 1.0), learned_step_weights=None)
-    tasks = problem.tasks.first(2)
-    loss = chosen.plan.loss
-    if chosen.layered and loss and not {"weight", "pos_weight"} & {*loss.options}:
-        # The loop's graphs over images are large; weights of a loss may be one an example.
-        tasks = tasks.shortened(_TRIAL_EXAMPLES)
-    small = replace(
-        problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
-    )
-    by: fused.Kernel | layered.Way | None = None
-    if chosen.fused:
-        by = _kernel(small, chosen.plan, False, chosen.fused)
-    elif chosen.layered:
-        rules = isinstance(chosen.layered, layered.Program)
-        not_compiled = "its rules are tried" if rules else None
-        by = _way(small, chosen.plan, not_compiled, low_memory)
-    with same_random_numbers(problem.task_weights.device), warnings.catch_warnings():
-        # The slow batching fallback announces itself so; it is a loop with overhead.
-        warnings.filterwarnings("error", message=".*performance drop.*")
-        try:
-            outcome = _run(small, by, chosen.choice.form, 2)
-        except Exception as error:  # a missing rule shows as any exception
-            lines = str(error).strip().splitlines()
-            return lines[0][:160] if lines else type(error).__name__
-    if problem.draws_random:
-        return None
-    with same_random_numbers(problem.task_weights.device):
-        reference = generic.run(small, "loop", 1)
-    return _disagreement(outcome, reference)
-
-
-def _disagreement(outcome: Outcome, reference: Outcome) -> str | None:
-    """Catches a wrong rule, not rounding: a ReLU or a max at a tie may fall either way."""
-    losses = reference.step_losses
-    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}.get(losses.dtype, 0.25)
-    # A gradient that would be zero but for rounding has no relative error worth the name.
-    rounding = 8 * torch.finfo(losses.dtype).eps * float(losses.nan_to_num(0, 0, 0).abs().max())
-    losses_apart = _apart([outcome.step_losses], [losses])
-    gradients_apart = _apart(
-        [g for _, g in outcome.gradients],
-        [g for _, g in reference.gradients],
-        smallest=rounding / tolerance,
-    )
-    error = max(losses_apart, gradients_apart)
-    return f"it disagrees with autograd by {error:.1e}" if error > tolerance else None
-
-
-def _apart(
-    ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], smallest: float = 0.0
-) -> float:
-    """The error relative to the whole, or to `smallest` if that is more.
-
-    Captured leaves, which only the loop has, are left out.
-    """
-    error = scale = 0.0
-    for a, b in zip(ours, theirs, strict=False):
-        if a is None and b is None:
-            continue
-        left = torch.zeros_like(b) if a is None else a  # pyright: ignore[reportArgumentType]
-        right = torch.zeros_like(left) if b is None else b
-        left, right = left.detach().double().nan_to_num(), right.detach().double().nan_to_num()
-        error += float((left - right).square().sum())
-        scale += float(right.square().sum())
-    scale = max(scale, smallest**2)
-    return (error / scale) ** 0.5 if scale else error**0.5
 
 
 def _warn_of_unwritten_statistics(model: nn.Module) -> None:

@@ -1,0 +1,92 @@
+"""Chooses who computes a step: the kernels that serve it, by estimate, after their trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fastmeta.executors import fused, layered
+from fastmeta.executors.problem import Problem
+from fastmeta.plan import chosen as kernels
+from fastmeta.plan import cost, trial
+from fastmeta.plan.chosen import Chosen
+from fastmeta.plan.plan import Plan
+
+
+@dataclass(eq=False)
+class Entry:
+    """A plan with what has been learnt of it since: the forms that passed their trial."""
+
+    plan: Plan
+    trusted: set[str]
+
+
+def choose(
+    entry: Entry, problem: Problem, unpinned: str, low_memory: bool, executor: str
+) -> Chosen:
+    """Tries what is estimated to be the fastest until one passes its trial.
+
+    **Raises** `ValueError` where the executor that was asked for can't serve.
+    """
+    plan, tasks, inner = entry.plan, problem.tasks, problem.inner
+    not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
+    not_layered = _not_layered(problem, plan, unpinned, executor)
+    kernel = None if not_fused else kernels.kernel(problem, plan, low_memory)
+    not_compiled = kernels.not_compiled(problem, plan, low_memory) if not not_layered else ""
+    sizes = cost.Sizes(
+        tasks.tasks,
+        tasks.support.count,
+        tasks.query.count if tasks.query else 0,
+        inner.steps,
+        problem.differentiate and not inner.first_order,
+        low_memory,
+        kernel.group if kernel else (0, 0, 0.0),
+    )
+    while True:
+        unavailable = entry.plan.unavailable
+        not_fused = not_fused or unavailable.get("fused")
+        not_layered = not_layered or unavailable.get("layered-torch")
+        not_compiled = not_compiled or unavailable.get("layered-cpu")
+        way = None if not_layered else kernels.way(problem, plan, not_compiled, low_memory)
+        sizes = replace(
+            sizes,
+            compiled=isinstance(way, layered.Kernel),
+            rules=plan.profile.has_convolution and problem.task_weights.device.type == "cpu",
+        )
+        why = {"fused": not_fused, "layered": not_layered}
+        if executor in why:
+            if why[executor]:
+                raise ValueError(
+                    f"executor: {executor!r} can't serve: {why[executor]}; use 'auto' or 'generic'"
+                )
+            choice = cost.Choice(executor, tasks.tasks, f'executor="{executor}"')
+        else:
+            out = {form: reason for form, reason in why.items() if reason}
+            choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **out})
+        chosen = Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel, way)
+        form = chosen.executor if chosen.layered else choice.form
+        tried = chosen.executor if chosen.fused else form
+        if form == "loop" or tried in entry.trusted:
+            return chosen
+        reason = trial.failure(problem, chosen, low_memory)
+        if reason is None:
+            entry.trusted.add(tried)
+        else:
+            entry.plan = entry.plan.without(form, reason)
+
+
+def _not_fused(
+    problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
+) -> str | None:
+    if executor in ("generic", "layered"):
+        return f"executor={executor!r} was asked for"
+    if isinstance(plan.recipe, str):
+        return plan.recipe
+    return fused.declines(problem, plan.recipe, low_memory) or unpinned or None
+
+
+def _not_layered(problem: Problem, plan: Plan, unpinned: str, executor: str) -> str | None:
+    if executor in ("generic", "fused"):
+        return f"executor={executor!r} was asked for"
+    if isinstance(plan.layers, str):
+        return plan.layers
+    return layered.declines(problem, plan.layers) or unpinned or None
