@@ -66,7 +66,8 @@ def test_the_engine_that_runs_is_the_one_that_was_tried(monkeypatch) -> None:
 def test_no_graph_is_recorded_of_it(monkeypatch) -> None:
     monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")  # a device that graphs are for
     model, support, query = drawn()
-    with warnings.catch_warnings(record=True) as seen:  # the interpreter's own among them
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")  # the interpreter has some of its own
         out = fastmeta.MAML(model, capture=True)(support, query)
     assert out.executor == "fused-triton-on-host"
     assert any("would not keep the table of Triton's step" in str(w.message) for w in seen)
