@@ -18,7 +18,7 @@ from mlps import LOSSES, TAKE_LABELS, examples, mlp
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.plan import planner
+from fastmeta.plan import planner, trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -34,7 +34,7 @@ def _on_triton(monkeypatch):
 @pytest.fixture
 def no_trial(monkeypatch):
     """The trial beside the loop would take as long again."""
-    monkeypatch.setattr(planner, "_trial", lambda *_: None)
+    monkeypatch.setattr(trial, "failure", lambda *_: None)
 
 
 def agrees(model: nn.Module, support, query, loss_fn=F.cross_entropy, **options) -> None:

@@ -18,7 +18,7 @@ import fastmeta
 from fastmeta.executors.fused import engines
 from fastmeta.executors.fused.operations import serving
 from fastmeta.kernels import launch
-from fastmeta.plan import planner
+from fastmeta.plan import trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 def _on_triton(monkeypatch):
     monkeypatch.setenv("FASTMETA_TRITON_ON_HOST", "1")
     # The trial beside the loop would take as long again.
-    monkeypatch.setattr(planner, "_trial", lambda *_: None)
+    monkeypatch.setattr(trial, "failure", lambda *_: None)
 
 
 def drawn() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
