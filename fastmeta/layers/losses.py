@@ -71,6 +71,7 @@ class _CrossEntropy(PreparedLoss):
         smoothing, classes = float(options.get("label_smoothing", 0.0)), like.shape[2]
         wide = (1, 1, -1, *(1,) * (like.dim() - 3))
         of_class = like.new_ones(1) if weight is None else weight.to(like).view(wide)
+        self._unlabeled: Tensor | None = None  # [T], of tasks without a label that counts
         if target.is_floating_point():
             each = _each(target, batch) * classes  # A mean over pixels, not over classes.
             self._target = (target * (1 - smoothing) + smoothing / classes) * of_class * each
@@ -82,13 +83,17 @@ class _CrossEntropy(PreparedLoss):
             labels = torch.where(real, target, 0).unsqueeze(2)
             shown = real.unsqueeze(2).to(like.dtype)
             hot = torch.zeros_like(like).scatter_(2, labels, shown) * of_class
-            total = _per_task(hot).view(-1, *(1,) * (like.dim() - 1))
+            # As in torch, their loss is no number and their gradient is zero.
+            unlabeled = self._unlabeled = ~real.flatten(1).any(1)
+            total = torch.where(unlabeled, 1, _per_task(hot))
+            total = total.view(-1, *(1,) * (like.dim() - 1))
             smooth = smoothing / classes * of_class * shown
             self._target = (hot * (1 - smoothing) + smooth) / total
         self._mass = self._target.sum(2, keepdim=True)
 
     def value(self, z: Tensor) -> Tensor:
-        return -_per_task(self._target * F.log_softmax(z, 2))
+        value = -_per_task(self._target * F.log_softmax(z, 2))
+        return value if self._unlabeled is None else value.masked_fill(self._unlabeled, torch.nan)
 
     def gradient(self, z: Tensor) -> Tensor:
         return self._mass * z.softmax(2) - self._target

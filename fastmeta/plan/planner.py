@@ -121,7 +121,7 @@ def prepare(
 
     signature = tasks.signature
     chosen = find() if signature is None else seen.known((signature, asked), find)
-    if chosen.executor == "generic":  # a kernel looks at the labels itself
+    if chosen.executor in ("generic", "layered-torch"):  # a kernel looks at the labels itself
         _check_targets(loss, tasks, chosen.plan.profile.prediction)
     return Planned(problem(chosen.plan), chosen)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fastmeta.executors.problem import StatelessModel
 from fastmeta.plan import layers
 from fastmeta.plan import vocabulary as words
 from fastmeta.plan.layers import Layer, Network, Node
@@ -49,8 +50,9 @@ def verify(network: Network, model: nn.Module, example: Tensor) -> Network:
             ours = network.forward(tensors, example)
         except Exception as error:
             raise Unreadable(f"its layers don't run by themselves ({_first_line(error)})") from None
-        written = {name: b.clone() for name, b in model.named_buffers()}
-        theirs = torch.func.functional_call(model, written, (example,))
+        # torch.func.functional_call leaves its buffers behind in a module that hangs at two places.
+        stateless = StatelessModel(model, tuple(name for name, _ in model.named_buffers()))
+        theirs = stateless({}, example, stateless.scratch())
     if not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
         raise Unreadable("its layers give an output of another shape than the module")
     # Rounding grows with depth; anything past that is another function.
@@ -128,7 +130,13 @@ class _Reader:
         if node.op == "call_module":
             if len(node.args) != 1 or node.kwargs:
                 raise Unreadable(f"{node.target} is called with more than its input")
-            layer = self._module_layer(node.target, self._modules[node.target])
+            module = self._modules[node.target]
+            for name, value in vars(module).items():
+                if isinstance(value, list) and not name.startswith("_"):
+                    raise Unreadable(f"{node.target} has a list, {name}, which may change unseen")
+            if getattr(module, "inplace", False):
+                self._check_sole_reader(node)
+            layer = self._module_layer(node.target, module)
             return self._append(layer, [node.args[0]], node.target)
         if node.op == "call_method":
             return self._method(node)
@@ -175,9 +183,9 @@ class _Reader:
         return layers.Conv2d(
             self._tensor(f"{name}.weight"),
             self._of_module(name, module, "bias"),
-            module.stride,
-            _padding(module.padding, module.kernel_size, module.dilation),
-            module.dilation,
+            _pair(module.stride),
+            _padding(module.padding, module.kernel_size, _pair(module.dilation)),
+            _pair(module.dilation),
             module.groups,
         )
 
@@ -207,6 +215,8 @@ class _Reader:
         if target in (operator.add, operator.iadd, torch.add):
             if node.kwargs or len(node.args) != 2:
                 raise Unreadable(f"{node.name}: an addition with options")
+            if target is operator.iadd:
+                self._check_sole_reader(node)
             return self._append(layers.Add(), list(node.args), node.name)
         if target in words.ACTIVATION_FUNCTIONS:
             return self._with_options(node, layers.Activation, words.ACTIVATION_FUNCTIONS[target])
@@ -216,6 +226,22 @@ class _Reader:
             return self._call(node, words.FUNCTIONS[target])
         name = getattr(target, "__name__", str(target))
         raise Unreadable(f"{node.name} calls {name}, which is no known layer")
+
+    def _check_sole_reader(self, node: Any) -> None:
+        """**Raises** where others see what a call changes in place."""
+        changed = node.args[0]
+        while isinstance(changed, fx.Node):
+            if changed.op == "placeholder" or len(changed.users) > 1:
+                raise Unreadable(f"{node.name} changes in place what others read")
+            if not self._may_be_a_view(changed):
+                return
+            changed = changed.args[0]
+
+    def _may_be_a_view(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            kind = type(self._modules[str(node.target)])
+            return kind in (nn.Flatten, nn.Identity, *words.DROPOUTS)
+        return _called(node) in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous")
 
     def _method(self, node: Any) -> Any:
         method = node.target
@@ -232,7 +258,8 @@ class _Reader:
 
     def _with_options(self, node: Any, make: Any, kind: str) -> int:
         given = _named(node, ("input", *words.OPTIONS[kind]))
-        given.pop("inplace", None)
+        if given.pop("inplace", False) or _called(node).endswith("_"):
+            self._check_sole_reader(node)
         if given.pop("return_indices", False):
             raise Unreadable(f"{node.name} returns its indices")
         source = given.pop("input")
@@ -356,6 +383,11 @@ def _batch_size(index: Any) -> object:
     if index != 0:
         raise Unreadable("it reads a size of its input other than the number of examples")
     return _BATCH
+
+
+def _called(node: fx.Node) -> str:
+    target = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from inspect import isbuiltin, isfunction
+from numbers import Number
 from operator import attrgetter
 from types import FunctionType
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ def _identities(module: nn.Module, names: list[str]) -> list[int]:
     """Of the named attributes, parameters, buffers and children; how many attributes and hooks."""
     own = module.__dict__
     return [
+        id(type(module)),
         len(own),
         *map(id, map(own.get, names)),
         *map(id, own["_parameters"].values()),
@@ -48,11 +51,9 @@ class Snapshot:
         self._modules: list[tuple[weakref.ref[nn.Module], list[str]]] = []
         self._identities: list[int] = []
         self._kept: list[Any] = []
-        identity: list[Hashable] = []
+        identity: list[Hashable] = _places(model)
         for module in model.modules():
             attributes = vars(module)
-            # Plain attributes by value, others by type: a forward may branch on them.
-            kinds = [type(value) for value in attributes.values()]
             plain = [value for value in attributes.values() if type(value) in _PLAIN]
             names = [name for name in attributes if name not in _INTERNAL]
             found = _identities(module, names)
@@ -60,7 +61,9 @@ class Snapshot:
             self._identities += found
             self._kept += [*plain, *module._parameters.values(), *module._buffers.values()]
             hooks = [bool(count) for count in found[-4:]]
-            identity += (id(module), *attributes, *kinds, *plain, *module._parameters, *hooks)
+            # A forward may branch on attributes.
+            values = [_told_apart(attributes[name]) for name in names]
+            identity += (*names, *values, *module._parameters, *hooks)
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         for name, parameter in self.parameters.items():
             if nn.parameter.is_lazy(parameter):
@@ -114,6 +117,26 @@ class Snapshot:
                 del self._known[next(iter(self._known))]
             found = self._known[key] = find()
         return found
+
+
+def _places(model: nn.Module) -> list[Hashable]:
+    """Which module, parameter and buffer is found at which names."""
+    modules = [(name, id(m), type(m)) for name, m in model.named_modules(remove_duplicate=False)]
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    order: dict[int, int] = {}
+    return [*modules, *((n, order.setdefault(id(t), len(order))) for n, t in tensors)]
+
+
+def _told_apart(value: Any) -> Hashable:
+    """Numbers and tuples of them by value, functions by identity, others by type."""
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_told_apart, value)
+    if isinstance(value, (str, Number, type(None))):
+        return type(value), value
+    return (type(value), id(value)) if isfunction(value) or isbuiltin(value) else type(value)
 
 
 def _by_value(value: Any) -> Hashable:
