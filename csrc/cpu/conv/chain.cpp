@@ -206,7 +206,9 @@ Layout lay_out(const Network& n, int lanes) {
   };
   const int64_t measures =
       by_patches ? int64_t(layout.patch_pitch) * (1 + outermost.depth()) : 0;
-  layout.support_measured = take(measures), layout.query_measured = take(measures);
+  constexpr int64_t kOfDouble = 2;  // numbers that hold one
+  layout.support_measured = take(kOfDouble * measures);
+  layout.query_measured = take(kOfDouble * measures);
   for (int k = 0; k < layout.steps_kept; ++k) {
     for (int l = 0; l < depth; ++l) {
       if (k > 0 && l < layout.body) {  // which is run once
@@ -237,7 +239,7 @@ Layout lay_out(const Network& n, int lanes) {
   layout.product_delta = take(largest * n.support);
   // The last strip takes what rows are left of no whole window.
   const int64_t strip = (layout.strip_rows + n.blocks.front().window[0]) * int64_t(outermost.cols);
-  layout.strip = take(by_patches ? std::max<int64_t>(strip * outermost.out, layout.patch_pitch) : 0);
+  layout.strip = take(by_patches ? std::max<int64_t>(strip * outermost.out, measures) : 0);
   layout.first = take(by_patches ? (1 + 4 * int64_t(outermost.depth())) * outermost.out : 0);
   // A product's last tile reads past its rows.
   layout.panel = take(std::max({kMostRows * (longest + kGap), kPanelBytes / 4,

@@ -76,7 +76,8 @@ struct Kept {
   int64_t statistics;    // mean, 1 / deviation, and the sums of derivatives [4, out]
   // Of the block that reads the data, in place of products:
   int64_t code;          // which pixels are the greatest [N, out_rows, out_cols, out]
-  int64_t measured;      // mean [1, patch_pitch] and covariance [depth, patch_pitch] of patches
+  // Mean [1, patch_pitch] and covariance [depth, patch_pitch] of patches, in double precision.
+  int64_t measured;
   int64_t patch_sums;    // of derivatives times patches [depth, out]
 };
 

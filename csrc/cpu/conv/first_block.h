@@ -22,32 +22,32 @@ class FirstBlock {
         depth(s.depth()), moves(block.norm == Norm::batch) {}
 
   // Mean [depth] and covariance [depth, pitch] of the patches of a set; weights don't move them.
+  // Strips are centred by themselves and merged in double precision: a filter whose numbers add up
+  // to nothing takes images' levels away, and would else take the digits of their squares' sums.
   void measure(const T* x, int64_t examples, int64_t measured) const {
     if (!moves) return;
     const int pitch = layout.patch_pitch;
-    T *const mean = numbers + measured, *const covariance = mean + pitch;
-    T* const level = strip();  // of each tap: near its mean, or squares would lose digits
-    conv::clear(level, pitch);
-    find_levels(x, examples, level);
-    conv::clear(mean, int64_t(pitch) * (1 + depth));
+    double *const mean = doubles(measured), *const covariance = mean + pitch;
+    for (int k = 0; k < pitch * (1 + depth); ++k) mean[k] = 0;
+    T *const level = strip(), *const squares = level + pitch;
+    double before = 0;
     for_strips(examples, [&](const Field&, int64_t first, int pixels, int64_t) {
-      T* row = convolution.read_strip(x, first, pixels);
-      for (int i = 0; i < pixels; ++i, row += convolution.pitch()) {
-        for (int k = 0; k < pitch; k += lanes<T>) {
-          const Num<T> apart = load(row + k) - load(level + k);
-          store(row + k, apart);
-          store(mean + k, load(mean + k) + apart);
+      T* const rows = convolution.read_strip(x, first, pixels);
+      centre_rows(rows, pixels, level);
+      conv::clear(squares, int64_t(depth) * pitch);
+      convolution.add_squares(pixels, squares, pitch);
+      const double share = pixels / (before + pixels), weight = before * share;
+      for (int k = 0; k < depth; ++k) {
+        const double apart = level[k] - mean[k];
+        double* const row = covariance + int64_t(k) * pitch;
+        for (int j = 0; j < depth; ++j) {
+          row[j] += double(squares[int64_t(k) * pitch + j]) + weight * apart * (level[j] - mean[j]);
         }
       }
-      convolution.add_squares(pixels, covariance, pitch);
+      for (int k = 0; k < depth; ++k) mean[k] += share * (level[k] - mean[k]);
+      before += pixels;
     });
-    const T share = T(1) / T(examples * s.pixels());
-    for (int k = 0; k < depth; ++k) mean[k] *= share;
-    for (int k = 0; k < depth; ++k) {
-      T* const row = covariance + int64_t(k) * pitch;
-      for (int j = 0; j < depth; ++j) row[j] = share * row[j] - mean[k] * mean[j];
-    }
-    for (int k = 0; k < depth; ++k) mean[k] += level[k];
+    for (int k = 0; k < depth * pitch; ++k) covariance[k] /= before;
   }
 
   // x [examples, height, width, in] to statistics, code, value and output.
@@ -56,8 +56,7 @@ class FirstBlock {
     T *const centre = numbers + kept.statistics, *const inverse = centre + s.out;
     if (moves) {
       project(kept.measured, at.of[kWeight], centre);
-      spread_covariance(kept.measured, at.of[kWeight], of_weight());
-      along(at.of[kWeight], of_weight(), inverse);
+      spread_covariance(kept.measured, at.of[kWeight], of_weight(), at.of[kWeight], inverse);
     }
     for_channels([&](int c) {
       if (moves) {
@@ -114,8 +113,7 @@ class FirstBlock {
     T *const r_centre = numbers + r.sums, *const r_inverse = r_centre + s.out;
     if (moves) {
       project(kept.measured, v.of[kWeight], r_centre);
-      spread_covariance(kept.measured, v.of[kWeight], of_vector());
-      along(at.of[kWeight], of_vector(), r_inverse);
+      spread_covariance(kept.measured, v.of[kWeight], of_vector(), at.of[kWeight], r_inverse);
     }
     for_channels([&](int c) {
       const Num<T> n = load(inverse + c), scale = load(at.of[kScale] + c);
@@ -217,36 +215,54 @@ class FirstBlock {
   // Where patches are not centred, the mean that the product lacks.
   Num<T> apart(const T* centre, int c) const { return moves ? Num<T>{} : load(centre + c); }
 
-  // The mean of what each tap reads inside the image.
-  void find_levels(const T* x, int64_t examples, T* to) const {
-    const int64_t pixels = examples * b.height * b.width;
-    for (int c = 0; c < s.in; ++c) {
-      T sum = 0;
-      for (int64_t p = 0; p < pixels; ++p) sum += x[p * s.in + c];
-      for (int k = c; k < depth; k += s.in) to[k] = sum / T(pixels);
+  double* doubles(int64_t offset) const { return reinterpret_cast<double*>(numbers + offset); }
+
+  // Takes the rows' mean, which goes to `level` [pitch], from each.
+  void centre_rows(T* rows, int count, T* level) const {
+    const int64_t step = convolution.pitch();
+    for (int k = 0; k < layout.patch_pitch; k += lanes<T>) {
+      Num<T> sum{};
+      for (int i = 0; i < count; ++i) sum += load(rows + i * step + k);
+      const Num<T> mean = sum * (T(1) / T(count));
+      store(level + k, mean);
+      for (int i = 0; i < count; ++i) store(rows + i * step + k, load(rows + i * step + k) - mean);
     }
   }
 
   // to [out] = weights [depth, out] along the patches' mean
   void project(int64_t measured, const T* weight, T* to) const {
-    const T* const mean = numbers + measured;
+    const double* const mean = doubles(measured);
     for_channels([&](int c) {
-      Num<T> sum{};
-      for (int k = 0; k < depth; ++k) sum += mean[k] * load(weight + int64_t(k) * s.out + c);
-      store(to + c, sum);
+      double sums[lanes<T>] = {};
+      for (int k = 0; k < depth; ++k) add_to(sums, mean[k], weight + int64_t(k) * s.out + c);
+      for (int l = 0; l < lanes<T>; ++l) to[c + l] = T(sums[l]);
     });
   }
   // to [depth, out] = the patches' covariance times weights
   void spread_covariance(int64_t measured, const T* weight, T* to) const {
-    const T* const covariance = numbers + measured + layout.patch_pitch;
-    for (int k = 0; k < depth; ++k) {
-      const T* const row = covariance + int64_t(k) * layout.patch_pitch;
-      for_channels([&](int c) {
-        Num<T> sum{};
-        for (int j = 0; j < depth; ++j) sum += row[j] * load(weight + int64_t(j) * s.out + c);
-        store(to + int64_t(k) * s.out + c, sum);
-      });
-    }
+    spread_covariance(measured, weight, to, nullptr, nullptr);
+  }
+  // And result [out] = the sums over taps of that, before it is rounded, times `other`.
+  void spread_covariance(int64_t measured, const T* weight, T* to, const T* other,
+                         T* result) const {
+    const double* const covariance = doubles(measured) + layout.patch_pitch;
+    for_channels([&](int c) {
+      double along_other[lanes<T>] = {};
+      for (int k = 0; k < depth; ++k) {
+        const double* const row = covariance + int64_t(k) * layout.patch_pitch;
+        const int64_t at = int64_t(k) * s.out + c;
+        double sums[lanes<T>] = {};
+        for (int j = 0; j < depth; ++j) add_to(sums, row[j], weight + int64_t(j) * s.out + c);
+        for (int l = 0; l < lanes<T>; ++l) {
+          to[at + l] = T(sums[l]);
+          if (other) along_other[l] += sums[l] * other[at + l];
+        }
+      }
+      for (int l = 0; other && l < lanes<T>; ++l) result[c + l] = T(along_other[l]);
+    });
+  }
+  static void add_to(double* sums, double factor, const T* from) {
+    for (int l = 0; l < lanes<T>; ++l) sums[l] += factor * from[l];
   }
   // to [out] = the sums over taps of products of [depth, out]
   void along(const T* one, const T* other, T* to) const {
@@ -271,12 +287,12 @@ class FirstBlock {
       convolution.add_strip(strip(), pixels, g);
     });
     if (!moves) return;
-    const T* const mean = numbers + kept.measured;
+    const double* const mean = doubles(kept.measured);
     for_channels([&](int c) {
       const Num<T> sum = load(sums + c);
       for (int k = 0; k < depth; ++k) {
         T* const to = g + int64_t(k) * s.out + c;
-        store(to, load(to) - mean[k] * sum);
+        store(to, load(to) - T(mean[k]) * sum);
       }
     });
   }
