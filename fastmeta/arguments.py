@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from fastmeta import inner_loop as loops
 from fastmeta.inner_loop import InnerLoop
@@ -63,6 +65,8 @@ def plan_step(
     **Raises** `TypeError` or `ValueError` naming the argument; nothing is changed then.
     """
     _check_choices(loss_fn, memory, executor)
+    if forward_ad._current_level >= 0:
+        _check_tangents({"support": support, "query": query, "model": seen.parameters})
     tasks = _tasks(seen, support, query)
     inner = _inner_loop(seen, inner_lr, inner_steps, adapt, step_weights, prox, first_order)
     weights = _weights(seen, task_weights, tasks.tasks)
@@ -167,6 +171,16 @@ def outside_inference(data: Any) -> Any:
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf,
         data,
     )
+
+
+def _check_tangents(given: dict[str, Any]) -> None:
+    for label, tree in given.items():
+        for leaf in pytree.tree_leaves(tree):
+            if isinstance(leaf, Tensor) and forward_ad.unpack_dual(leaf).tangent is not None:
+                raise ValueError(
+                    f"{label}: carries a forward-mode tangent, and a step has derivatives in "
+                    "reverse mode alone; call it outside dual_level()"
+                )
 
 
 def _check_choices(loss_fn: Any, memory: str, executor: str) -> None:

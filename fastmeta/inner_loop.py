@@ -77,6 +77,15 @@ class InnerLoop:
         """Whether the loss is that after the last step, as it is by default."""
         return self.step_weights[-1] == 1.0 and not any(self.step_weights[:-1])
 
+    def counts(self, step: int) -> bool:
+        """Whether the query loss after this many steps is differentiated.
+
+        Where all step weights are zero the last does, so that gradients are zeros, not missing.
+        """
+        return self.step_weights[step] != 0.0 or (
+            step == self.steps and not any(self.step_weights)
+        )
+
     def evaluates(self, step: int) -> bool:
         """Whether the query loss after this many steps is asked for."""
         return (

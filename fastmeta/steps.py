@@ -128,6 +128,11 @@ def take_step(
         with torch.inference_mode(False), torch.no_grad():
             data = outside_inference(support), outside_inference(query)
             return take_step(model, *data, compute, options)
+    if _in_transform():
+        raise RuntimeError(
+            "model: stepped inside a transform of torch.func, which sees nothing of a step; call "
+            "backward() on its loss, outside"
+        )
     if query is None:
         raise TypeError("query: None; it must be (x, y). For the inner loop alone, use adapt()")
     model = plain_module(model)
@@ -136,6 +141,12 @@ def take_step(
         step = plan_step(model, seen, support, query, **options, differentiate=differentiate)
         outcomes = [(indices, compute(planned)) for indices, planned in step.groups]
     return _meta_step(step, outcomes)
+
+
+def _in_transform() -> bool:
+    """Whether one of torch.func's transforms is at work."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None
 
 
 def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> MetaStep:

@@ -58,7 +58,7 @@ class TaskBatch:
                 return None
             known.append(examples.weights is None)
             for leaf in (examples.inputs, examples.targets):
-                known += (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad)
+                known += (type(leaf), leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad)
         return tuple(known)
 
     def sets(self) -> list[Examples]:

@@ -1,4 +1,4 @@
-"""Tensors as compiled steps take them, and their gradients back from there."""
+"""What compiled steps read of a model, its gradients back from there, and what they decline."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from torch._utils import _unflatten_dense_tensors
 
 from fastmeta.executors import rates
 from fastmeta.executors.problem import Problem
-
-
-class WrongLabel(Exception):
-    """A label is none of the network's classes."""
 
 
 class Norm(Protocol):
@@ -33,16 +29,14 @@ class Norm(Protocol):
     def batch_statistics(self) -> bool: ...
 
 
-def address(tensor: Tensor | None) -> int:
-    """Where its numbers begin; 0 where there is none."""
-    return 0 if tensor is None else tensor.data_ptr()
+def watched() -> bool:
+    """Whether operators go through a `TorchDispatchMode`: fake tensors, counters, tracers."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
-def readable(tensor: Tensor) -> Tensor:
-    """The tensor with its numbers in order in memory; itself where they are."""
-    if tensor.is_contiguous() and not tensor.is_neg():
-        return tensor
-    return tensor.detach().resolve_neg().contiguous()
+def _dispatches(tensor: Any) -> bool:
+    plain: Any = Tensor
+    return type(tensor).__torch_dispatch__ is not plain.__torch_dispatch__
 
 
 def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | None]:
@@ -85,6 +79,12 @@ def declines(problem: Problem, used: Iterable[str]) -> str | None:
     """Why parameters of these names, at least one, can't be served; None where they can."""
     names, device = list(used), problem.task_weights.device
     named = problem.model.all_parameters()
+    if watched():
+        return "a torch dispatch mode is on, which would see nothing of a compiled step"
+    given = [leaf for examples in problem.tasks.sets() for leaf in examples.leaves()]
+    for tensor in (*named.values(), *given):
+        if _dispatches(tensor):
+            return f"a tensor is a {type(tensor).__name__}, whose numbers may lie elsewhere"
     if any(name not in named for name in names):
         return "a layer's weight is a buffer"
     dtype = named[names[0]].dtype

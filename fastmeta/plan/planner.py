@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmeta.executors import fused, generic, layered
+from fastmeta.executors import fused, generic, layered, packing
+from fastmeta.executors.call import WrongLabel
 from fastmeta.executors.kernel_loss import Declined
-from fastmeta.executors.packing import WrongLabel
 from fastmeta.executors.problem import (
     FormUnavailable,
     Outcome,
@@ -97,7 +97,7 @@ def prepare(
         loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn)),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         task_weights.dtype, inner.signature, differentiate, low_memory, executor,
-        seen.known(("environment",), fused.environment),
+        packing.watched(), seen.known(("environment",), fused.environment),
     )  # fmt: skip
 
     def problem(plan: Plan) -> Problem:

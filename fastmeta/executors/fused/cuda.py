@@ -192,8 +192,9 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> CudaKe
         shared_limit(device),
     )
     # The recipe at hand, not the one that the step was first made for: the loss's weights differ.
-    names = tuple(name for layer in recipe.layers for name in layer.tensors())
-    return CudaKernel(recipe, step, names, evaluates, device=device, image=image)
+    return CudaKernel(
+        recipe, step, recipe.names(), evaluates, recipe.norms(), device=device, image=image
+    )
 
 
 @functools.lru_cache(maxsize=256)

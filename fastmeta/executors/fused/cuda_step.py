@@ -10,11 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from fastmeta.executors import packing, rates
+from fastmeta.executors.call import Call, addresses, readable
 from fastmeta.executors.fused import cuda
 from fastmeta.executors.fused.cuda import CudaKernel
-from fastmeta.executors.fused.step import arrays
-from fastmeta.executors.packing import address, readable
+from fastmeta.executors.fused.step import arrays, packed_rates
 from fastmeta.executors.problem import Outcome, Problem
 
 
@@ -28,24 +27,11 @@ def run(problem: Problem, kernel: CudaKernel) -> Outcome:
 
 
 def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
-    inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
-    step, recipe, names = kernel.step, kernel.recipe, kernel.names
-    named = problem.model.all_parameters()
-    parameters = [None if n is None else readable(named[n]) for n in names]
-    rate = kernel.one_rate(inner, weights)
-    if rate is None:
-        rate = rates.packed(inner, named, names, weights)
-    statistics = packing.statistics(problem, [layer.norm for layer in recipe.layers])
+    tasks, weights = problem.tasks, problem.task_weights
+    call, step, recipe = Call(problem, kernel), kernel.step, kernel.recipe
+    rate = packed_rates(problem, kernel)
     support, query = arrays(tasks.support, recipe), arrays(tasks.query, recipe)
-    count, size = tasks.tasks, tasks.query.count if tasks.query else 0
-    step_losses = weights.new_zeros(inner.steps + 1, count)
-    support_losses = weights.new_empty(inner.steps, count)
-    outputs = weights.new_empty(count, size, recipe.layers[-1].outputs)
-    adapted = {
-        name: weights.new_empty(count, *named[name].shape)
-        for name in (inner.adapted if problem.keep_adapted else ())
-    }
-    first = parameters[0]
+    first = call.parameters[0]
     assert first is not None
     # The dual form's kernel knows nothing of the first weight.
     skipped = first.numel() if step.dual else 0
@@ -53,24 +39,24 @@ def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
     products = _products(support[0], query[0], first, problem.differentiate) if step.dual else []
     partials = weights.new_empty(step.blocks * step.gradients)
     workspace = weights.new_empty(step.workspace)
-    step_weights = kernel.step_weights(inner.step_weights, weights)
+    step_weights = kernel.step_weights(problem.inner.step_weights, weights)
     # The mean over tasks is kept by the plan, which may be gone when a graph runs again.
     task_weights = weights.clone() if cuda.capturing(kernel.device) else readable(weights)
     try:
         step.run(
             kernel.image.data_ptr(),
-            [address(p) for p in parameters],
-            [address(adapted.get(name or "")) for name in names] if adapted else [],
-            [address(t) for t in statistics],
+            addresses(call.parameters),
+            addresses(call.adapted_of(kernel.names)),
+            addresses(call.statistics),
             rate.data_ptr(),
             step_weights.data_ptr(),
             task_weights.data_ptr(),
-            [address(t) for t in support],
-            [address(t) for t in query],
-            [address(t) for t in products],
-            support_losses.data_ptr(),
-            step_losses.data_ptr(),
-            outputs.data_ptr(),
+            addresses(support),
+            addresses(query),
+            addresses(products),
+            call.support_losses.data_ptr(),
+            call.step_losses.data_ptr(),
+            call.outputs.data_ptr(),
             workspace.data_ptr(),
             partials.data_ptr(),
             gradient[skipped:].data_ptr(),
@@ -82,15 +68,10 @@ def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
             f"the fused step can't run on {kernel.device}: {error}; executor='generic' needs no "
             "kernels of fastmeta's"
         ) from error
-    outcome = Outcome(
-        step_losses, support_losses, outputs if tasks.query else None, adapted=adapted
-    )
-    if problem.differentiate:
-        if step.dual:
-            found = gradient[:skipped].view(first.shape)
-            _multiply(found, support[0], query[0], products, inner.first_order)
-        outcome.gradients = packing.gradients(problem, names, gradient)
-    return outcome
+    if problem.differentiate and step.dual:
+        found = gradient[:skipped].view(first.shape)
+        _multiply(found, support[0], query[0], products, problem.inner.first_order)
+    return call.outcome(problem, kernel, gradient)
 
 
 def _flat(x: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from fastmeta.executors.extension import extension
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
+from fastmeta.plan.layers import BatchNorm
 
 _NORMS = (None, True, False)
 """By whether a norm takes the statistics of the batch."""
@@ -42,6 +43,8 @@ class Kernel:
     """Of its tensors: weight, bias, scale and shift of each layer."""
     evaluates: tuple[bool, ...]
     """Whether the query loss after each number of steps is asked for."""
+    norms: tuple[BatchNorm | None, ...]
+    """The batch norm of each layer."""
     _rates: list[tuple[Hashable, Tensor]] = field(default_factory=list)
 
     def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
@@ -62,6 +65,11 @@ class Kernel:
         packed = make()
         last[:] = [(key, packed)]
         return packed
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers it predicts for an example."""
+        return self.recipe.layers[-1].outputs
 
     @property
     def executor(self) -> str:
@@ -97,9 +105,8 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel
     """The kernel for this problem's sizes and options."""
     inner = problem.inner
     step = _step_of(problem, recipe, inner.steps, low_memory)
-    names = tuple(name for layer in recipe.layers for name in layer.tensors())
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    return Kernel(recipe, step, names, evaluates)
+    return Kernel(recipe, step, recipe.names(), evaluates, recipe.norms())
 
 
 def grows(problem: Problem, recipe: Recipe) -> str | None:

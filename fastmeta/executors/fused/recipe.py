@@ -40,6 +40,14 @@ class Recipe:
     layers: tuple[Dense, ...]
     loss: KernelLoss
 
+    def names(self) -> tuple[str | None, ...]:
+        """Of the layers' tensors, in order."""
+        return tuple(name for layer in self.layers for name in layer.tensors())
+
+    def norms(self) -> tuple[BatchNorm | None, ...]:
+        """The batch norm of each layer."""
+        return tuple(layer.norm for layer in self.layers)
+
 
 def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> Recipe:
     """The network in the kernels' terms; **raises** `Declined`."""
@@ -69,10 +77,11 @@ def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> 
             raise Declined(f"{node.name} is a {type(node.layer).__name__}")
     if not layers or network.output != len(network.nodes) - 1:
         raise Declined("it is no chain of linear layers")
-    names = [name for layer in layers for name in layer.tensors() if name]
+    made = Recipe(tuple(layers), in_terms)
+    names = [name for name in made.names() if name]
     if len(set(names)) != len(names):
         raise Declined("a parameter is used twice")
-    return Recipe(tuple(layers), in_terms)
+    return made
 
 
 def _with_activation(layer: Dense, activation: Activation) -> Dense:

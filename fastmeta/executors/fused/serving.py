@@ -17,19 +17,17 @@ from fastmeta.tasks import Examples
 def declines(problem: Problem, recipe: Recipe) -> str | None:
     """Why this problem can't be served by any kernel for the recipe; None where it can."""
     device = problem.task_weights.device
-    used = [name for layer in recipe.layers for name in layer.tensors() if name]
-    why = packing.declines(problem, used)
+    why = packing.declines(problem, [name for name in recipe.names() if name])
     if why is not None:
         return why
     dtype = problem.task_weights.dtype
-    norms = [layer.norm for layer in recipe.layers]
-    why = packing.declines_buffers(problem, norms, dtype) or recipe.loss.declines(
+    why = packing.declines_buffers(problem, recipe.norms(), dtype) or recipe.loss.declines(
         problem, recipe.layers[-1].outputs, dtype
     )
     if why is not None:
         return why
     if problem.tasks.support.weights is not None and any(
-        layer.norm is not None and layer.norm.batch_statistics for layer in recipe.layers
+        norm is not None and norm.batch_statistics for norm in recipe.norms()
     ):
         return "padded examples would count in the statistics of a batch norm"
     _check_batches(problem, recipe)

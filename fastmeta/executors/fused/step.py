@@ -1,14 +1,13 @@
-"""One call of the compiled step: addresses in, losses and gradients out."""
+"""One call of the fused step on the CPU."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fastmeta.executors import packing, rates
+from fastmeta.executors import call, rates
+from fastmeta.executors.call import readable
 from fastmeta.executors.fused.kernel import Kernel
 from fastmeta.executors.fused.recipe import Recipe
-from fastmeta.executors.packing import WrongLabel, address, readable
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
@@ -18,50 +17,23 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
 
     **Raises** `WrongLabel`, before anything is computed.
     """
-    inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
-    step, recipe, names = kernel.step, kernel.recipe, kernel.names
-    named = problem.model.all_parameters()
-    parameters = [None if n is None else readable(named[n]) for n in names]
+    tasks, recipe = problem.tasks, kernel.recipe
+    return call.run(
+        problem,
+        kernel,
+        packed_rates(problem, kernel),
+        arrays(tasks.support, recipe),
+        arrays(tasks.query, recipe),
+    )
+
+
+def packed_rates(problem: Problem, kernel: Kernel) -> Tensor:
+    """The learning rates, `[K, tensors]`, or `[K, P]` if elementwise."""
+    inner, weights = problem.inner, problem.task_weights
     rate = kernel.one_rate(inner, weights)
-    if rate is None:
-        rate = rates.packed(inner, named, names, weights)
-    statistics = packing.statistics(problem, [layer.norm for layer in recipe.layers])
-    support, query = arrays(tasks.support, recipe), arrays(tasks.query, recipe)
-    count, size = tasks.tasks, tasks.query.count if tasks.query else 0
-    step_losses = weights.new_zeros(inner.steps + 1, count)
-    support_losses = weights.new_empty(inner.steps, count)
-    outputs = weights.new_empty(count, size, recipe.layers[-1].outputs)
-    gradient = weights.new_empty(step.gradients if problem.differentiate else 0)
-    adapted = {
-        name: weights.new_empty(count, *named[name].shape)
-        for name in (inner.adapted if problem.keep_adapted else ())
-    }
-    task_weights = readable(weights)
-    computed = step.run(
-        count,
-        [address(p) for p in parameters],
-        [address(adapted.get(name or "")) for name in names] if adapted else [],
-        [address(t) for t in statistics],
-        rate.data_ptr(),
-        inner.step_weights,
-        kernel.evaluates,
-        task_weights.data_ptr(),
-        [address(t) for t in support],
-        [address(t) for t in query],
-        support_losses.data_ptr(),
-        step_losses.data_ptr(),
-        outputs.data_ptr(),
-        gradient.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if not computed:
-        raise WrongLabel
-    outcome = Outcome(
-        step_losses, support_losses, outputs if tasks.query else None, adapted=adapted
-    )
-    if problem.differentiate:
-        outcome.gradients = packing.gradients(problem, names, gradient)
-    return outcome
+    if rate is not None:
+        return rate
+    return rates.packed(inner, problem.model.all_parameters(), kernel.names, weights)
 
 
 def arrays(examples: Examples | None, recipe: Recipe) -> list[Tensor | None]:

@@ -86,13 +86,13 @@ class _Task:
         total: Tensor | None = None
         for step in range(inner.steps + 1):
             if problem.evaluates(step):
-                weight = inner.step_weights[step]
-                with torch.set_grad_enabled(problem.differentiate and weight != 0.0):
+                weight, counts = inner.step_weights[step], inner.counts(step)
+                with torch.set_grad_enabled(problem.differentiate and counts):
                     loss = self._loss(phi, self._query, ends=step == inner.steps)
                 if step == inner.steps:
                     self.query_output = detached(self._prediction)
                 self.step_losses.append(loss.detach())
-                if weight != 0.0:
+                if counts:
                     worth = loss if weight == 1.0 else loss * weight
                     total = worth if total is None else total + worth
             else:

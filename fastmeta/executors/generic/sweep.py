@@ -170,7 +170,7 @@ class _Task:
         weight = inner.step_weights[step]
         if not self._problem.evaluates(step):
             return
-        if weight == 0.0:
+        if not inner.counts(step):
             with torch.no_grad():
                 self._query_loss(step, self._path[step])
             return

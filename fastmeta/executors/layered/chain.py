@@ -74,6 +74,10 @@ class Chain:
         """Weight, bias, scale and shift of each block."""
         return tuple(name for block in self.blocks for name in block.tensors())
 
+    def norms(self) -> tuple[BatchNorm | None, ...]:
+        """The batch norm of each block."""
+        return tuple(block.norm for block in self.blocks)
+
 
 def chain(
     nodes: Sequence[Node],

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors import packing, rates
+from fastmeta.executors import call, rates
+from fastmeta.executors.call import readable
 from fastmeta.executors.extension import extension
 from fastmeta.executors.layered.chain import Chain
-from fastmeta.executors.packing import WrongLabel, address, readable
 from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.plan.layers import BatchNorm
 from fastmeta.tasks import Examples
 
 
@@ -29,6 +30,13 @@ class Kernel:
     """Of its tensors: weight, bias, scale and shift of each block."""
     evaluates: tuple[bool, ...]
     """Whether the query loss after each number of steps is asked for."""
+    norms: tuple[BatchNorm | None, ...]
+    """The batch norm of each block."""
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers it predicts for an example."""
+        return self.chain.blocks[-1].filters
 
 
 def kernel(problem: Problem, chain: Chain) -> Kernel:
@@ -49,7 +57,7 @@ def kernel(problem: Problem, chain: Chain) -> Kernel:
         os.environ.get("FASTMETA_ISA", ""),
     )
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    return Kernel(chain, step, chain.names(), evaluates)
+    return Kernel(chain, step, chain.names(), evaluates, chain.norms())
 
 
 @functools.lru_cache(maxsize=256)
@@ -85,47 +93,13 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     **Raises** `WrongLabel`, before anything is computed.
     """
     inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
-    chain, names, step = kernel.chain, kernel.names, kernel.step
-    named = problem.model.all_parameters()
-    parameters = [None if n is None else readable(named[n]) for n in names]
-    statistics = packing.statistics(problem, [block.norm for block in chain.blocks])
-    rate = rates.packed(inner, named, names, weights)
-    support, query = _arrays(tasks.support, chain), _arrays(tasks.query, chain)
-    count, size = tasks.tasks, tasks.query.count if tasks.query else 0
-    step_losses = weights.new_zeros(inner.steps + 1, count)
-    support_losses = weights.new_empty(inner.steps, count)
-    outputs = weights.new_zeros(count, size, chain.blocks[-1].filters)  # padding has none
-    gradient = weights.new_empty(step.gradients)
-    adapted = {
-        name: weights.new_empty(count, *named[name].shape)
-        for name in (inner.adapted if problem.keep_adapted else ())
-    }
-    task_weights = readable(weights)
-    computed = step.run(
-        count,
-        [address(p) for p in parameters],
-        [address(adapted.get(name or "")) for name in names] if adapted else [],
-        [address(t) for t in statistics],
-        rate.data_ptr(),
-        inner.step_weights,
-        kernel.evaluates,
-        task_weights.data_ptr(),
-        [address(t) for t in support],
-        [address(t) for t in query],
-        support_losses.data_ptr(),
-        step_losses.data_ptr(),
-        outputs.data_ptr(),
-        gradient.data_ptr(),
-        torch.get_num_threads(),
+    return call.run(
+        problem,
+        kernel,
+        rates.packed(inner, problem.model.all_parameters(), kernel.names, weights),
+        _arrays(tasks.support, kernel.chain),
+        _arrays(tasks.query, kernel.chain),
     )
-    if not computed:
-        raise WrongLabel
-    outcome = Outcome(
-        step_losses, support_losses, outputs if tasks.query else None, adapted=adapted
-    )
-    if problem.differentiate:
-        outcome.gradients = packing.gradients(problem, names, gradient)
-    return outcome
 
 
 def _arrays(examples: Examples | None, chain: Chain) -> list[Tensor | None]:

@@ -129,7 +129,7 @@ class Sweep:
 
     def _evaluate(self, k: int, theta: Parameters) -> None:
         """The query loss after k steps, where the reverse sweep does not come to it."""
-        later = self._problem.differentiate and self._inner.step_weights[k]
+        later = self._problem.differentiate and self._inner.counts(k)
         if self._problem.evaluates(k) and not later:
             self._query_loss(k, theta)
 
@@ -204,7 +204,7 @@ class Sweep:
     def _add_query(self, k: int) -> None:
         """Adds `w_k` times the query loss's gradient at theta_k."""
         weight = self._inner.step_weights[k]
-        if self._query is None or not self._problem.evaluates(k) or not weight:
+        if self._query is None or not self._inner.counts(k):
             return
         run, prediction, loss = self._query_loss(k, self._steps[k].theta)
         shape = (-1, *(1,) * (prediction.dim() - 1))

@@ -56,7 +56,7 @@ class TritonKernel:
     @property
     def names(self) -> tuple[str | None, ...]:
         """Of its tensors: weight, bias, scale and shift of each layer."""
-        return tuple(name for layer in self.recipe.layers for name in layer.tensors())
+        return self.recipe.names()
 
     @property
     def executor(self) -> str:
@@ -114,7 +114,7 @@ class TritonKernel:
         }
         if tasks.query:
             found |= data.of_set("query", tasks.query, self.recipe)
-        of_norms = packing.statistics(problem, [layer.norm for layer in self.recipe.layers])
+        of_norms = packing.statistics(problem, self.recipe.norms())
         for i in range(len(self.recipe.layers)):
             mean, inverse = of_norms[2 * i : 2 * i + 2]
             if mean is not None and inverse is not None:
