@@ -44,10 +44,10 @@ def _tail_loss(workload: Workload) -> Callable[..., Any]:
     """Loss as a function of the first layer's output and the parameters of the rest."""
     import jax
 
-    from bench.peers import jax_mlp
+    from bench.peers import jax_mlp, jax_tasks
 
-    loss_of = jax_mlp.loss_function(workload)
-    return lambda z, rest, y: loss_of(jax_mlp.network(rest, jax.nn.relu(z)), y)
+    loss_of = jax_tasks.loss_function(workload)
+    return lambda z, rest, y: loss_of(jax_mlp.forward(rest, jax.nn.relu(z)), y)
 
 
 def _reverse(workload: Workload) -> Callable[..., Any]:
@@ -102,10 +102,10 @@ def _forward_over_reverse(workload: Workload) -> Callable[..., Any]:
 
 def _form(over_tasks: str, make_task: Callable[[Workload], Callable[..., Any]]) -> Form:
     def form(workload: Workload, model: nn.Module, support: Pair, query: Pair) -> Step:
-        from bench.peers import jax_mlp
+        from bench.peers import jax_mlp, jax_tasks
 
-        function = _meta_step(workload, getattr(jax_mlp, over_tasks), make_task)
-        return jax_mlp.step(function, model, support, query)
+        function = _meta_step(workload, getattr(jax_tasks, over_tasks), make_task)
+        return jax_tasks.step(function, jax_mlp.NETWORK, model, support, query)
 
     return form
 

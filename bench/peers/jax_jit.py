@@ -11,52 +11,56 @@ from typing import Any
 
 from torch import nn
 
-from bench.peers.peer import Form, Peer, Step
+from bench.peers.peer import Form, NotServed, Peer, Step
 from bench.workloads import Pair, Workload
 
+Forward = Callable[[Any, Any], Any]
 
-def _reverse_over_vmap(workload: Workload) -> Callable[..., Any]:
+
+def _reverse_over_vmap(workload: Workload, forward: Forward) -> Callable[..., Any]:
     import jax
 
-    task = _task_loss(workload)
+    task = _task_loss(workload, forward)
     return jax.value_and_grad(
         lambda theta, *data: jax.vmap(task, (None, 0, 0, 0, 0))(theta, *data).mean()
     )
 
 
-def _reverse_in_scan(workload: Workload) -> Callable[..., Any]:
+def _reverse_in_scan(workload: Workload, forward: Forward) -> Callable[..., Any]:
     import jax
 
-    from bench.peers import jax_mlp
+    from bench.peers import jax_tasks
 
-    task = jax.value_and_grad(_task_loss(workload))
-    run = jax_mlp.scanned(lambda theta, *data: (task(theta, *data), None))
+    task = jax.value_and_grad(_task_loss(workload, forward))
+    run = jax_tasks.scanned(lambda theta, *data: (task(theta, *data), None))
     return lambda theta, *data: run(theta, *data)[0]
 
 
-def _forward_over_vmap(workload: Workload) -> Callable[..., Any]:
-    from bench.peers import jax_mlp
+def _forward_over_vmap(workload: Workload, forward: Forward) -> Callable[..., Any]:
+    from bench.peers import jax_tasks
 
-    run = jax_mlp.vmapped(_sweep(workload))
+    run = jax_tasks.vmapped(_sweep(workload, forward))
     return lambda theta, *data: run(theta, *data)[0]
 
 
-def _forward_in_scan(workload: Workload) -> Callable[..., Any]:
-    from bench.peers import jax_mlp
+def _forward_in_scan(workload: Workload, forward: Forward) -> Callable[..., Any]:
+    from bench.peers import jax_tasks
 
-    run = jax_mlp.scanned(_sweep(workload))
+    run = jax_tasks.scanned(_sweep(workload, forward))
     return lambda theta, *data: run(theta, *data)[0]
 
 
-def _task_loss(workload: Workload) -> Callable[..., Any]:
+def _loss(workload: Workload, forward: Forward) -> Callable[..., Any]:
+    from bench.peers import jax_tasks
+
+    loss_of = jax_tasks.loss_function(workload)
+    return lambda phi, x, y: loss_of(forward(phi, x), y)
+
+
+def _task_loss(workload: Workload, forward: Forward) -> Callable[..., Any]:
     import jax
 
-    from bench.peers import jax_mlp
-
-    loss_of = jax_mlp.loss_function(workload)
-
-    def loss(phi: Any, x: Any, y: Any) -> Any:
-        return loss_of(jax_mlp.network(phi, x), y)
+    loss = _loss(workload, forward)
 
     def task(theta: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
         phi = theta
@@ -68,15 +72,10 @@ def _task_loss(workload: Workload) -> Callable[..., Any]:
     return task
 
 
-def _sweep(workload: Workload) -> Callable[..., Any]:
+def _sweep(workload: Workload, forward: Forward) -> Callable[..., Any]:
     import jax
 
-    from bench.peers import jax_mlp
-
-    loss_of = jax_mlp.loss_function(workload)
-
-    def loss(phi: Any, x: Any, y: Any) -> Any:
-        return loss_of(jax_mlp.network(phi, x), y)
+    loss = _loss(workload, forward)
 
     def descend(p: Any, g: Any) -> Any:
         return jax.tree.map(lambda a, b: a - workload.inner_lr * b, p, g)
@@ -95,11 +94,18 @@ def _sweep(workload: Workload) -> Callable[..., Any]:
     return task
 
 
-def _form(make: Callable[[Workload], Callable[..., Any]]) -> Form:
+def _form(
+    make: Callable[[Workload, Forward], Callable[..., Any]], convolve: str = "by_products"
+) -> Form:
     def form(workload: Workload, model: nn.Module, support: Pair, query: Pair) -> Step:
-        from bench.peers import jax_mlp
+        from bench.peers import jax_conv, jax_mlp, jax_tasks
 
-        return jax_mlp.step(make(workload), model, support, query)
+        network = jax_mlp.NETWORK
+        if len(workload.shape) == 3:
+            network = jax_conv.network(model, getattr(jax_conv, convolve))
+        elif convolve != "by_products":
+            raise NotServed("has no convolution")
+        return jax_tasks.step(make(workload, network.forward), network, model, support, query)
 
     return form
 
@@ -111,6 +117,7 @@ PEER = Peer(
         "vmap, forward over reverse": _form(_forward_over_vmap),
         "scan, reverse": _form(_reverse_in_scan),
         "scan, forward over reverse": _form(_forward_in_scan),
+        "scan, reverse, XLA's convolution": _form(_reverse_in_scan, "by_xla"),
     },
     module="jax",
     install='pip install -c constraints.txt -e ".[bench]"',

@@ -1,18 +1,16 @@
-"""An MLP workload in JAX: its parameters, its data, its losses, and ways to run all tasks."""
+"""An MLP in JAX."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.peers.peer import NotServed, Result, Step
-from bench.workloads import Pair, Workload
+from bench.peers.jax_tasks import Network, array
+from bench.peers.peer import NotServed
 
 Layers = list[tuple[Any, Any]]
 """A weight `[in, out]` and a bias `[out]` a layer."""
@@ -31,77 +29,18 @@ def layers(model: nn.Module) -> Layers:
     ]
 
 
-def array(tensor: Tensor) -> jax.Array:
-    return jax.device_put(np.ascontiguousarray(tensor.numpy()))
-
-
-def network(parameters: Layers, x: Any) -> Any:
+def forward(parameters: Layers, x: Any) -> Any:
     for i, (weight, bias) in enumerate(parameters):
         x = (jax.nn.relu(x) if i else x) @ weight + bias
     return x
 
 
-def loss_function(workload: Workload) -> Callable[[Any, Any], Any]:
-    """Loss of outputs and targets: mean squares, or cross-entropy by one-hot targets."""
-    classes = workload.classes
-    if classes is None:
-        return lambda outputs, y: jnp.mean((outputs - y) ** 2)
-    # A product with one-hot targets: taking entries by index has a scatter for a derivative,
-    # which is slow on the CPU.
-    return lambda outputs, y: (
-        -jnp.mean(jnp.sum(jax.nn.one_hot(y, classes) * jax.nn.log_softmax(outputs), -1))
-    )
-
-
-def vmapped(task: Callable[..., Any]) -> Callable[..., Any]:
-    """`task(shared, *data)` gives (sums, own): means of the sums over tasks, own by task."""
-
-    def run(shared: Any, *data: Any) -> Any:
-        sums, own = jax.vmap(lambda *one: task(shared, *one))(*data)
-        return jax.tree.map(lambda value: value.mean(0), sums), own
-
-    return run
-
-
-def scanned(task: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, one task after another: what it works on stays in the cache."""
-
-    def run(shared: Any, *data: Any) -> Any:
-        tasks = len(data[0])
-
-        def body(total: Any, one: Any) -> Any:
-            sums, own = task(shared, *one)
-            return jax.tree.map(lambda t, value: t + value / tasks, total, sums), own
-
-        first = jax.tree.map(lambda value: value[0], data)
-        shapes, _ = jax.eval_shape(task, shared, *first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(body, zeros, data)
-
-    return run
-
-
-def step(function: Callable[..., Any], model: nn.Module, support: Pair, query: Pair) -> Step:
-    """Of `function(parameters, *data)`, which gives the loss and its gradient."""
-    double = support[0].dtype == torch.float64
-    with jax.enable_x64(double):
-        theta = layers(model)
-        data = [array(t) for t in (*support, *query)]
-    compiled = jax.jit(function)
-
-    def call() -> Any:
-        return jax.block_until_ready(compiled(theta, *data))
-
-    def in_double() -> Any:  # to be checked, never timed
-        with jax.enable_x64(True):
-            return call()
-
-    return Step(in_double if double else call, _read)
-
-
-def _read(result: Any) -> Result:
-    loss, gradients = result
+def gradients(found: Layers) -> list[Tensor]:
+    """As torch has them."""
     tensors: list[Tensor] = []
-    for weight, bias in gradients:
+    for weight, bias in found:
         tensors += [torch.from_numpy(np.array(weight).T), torch.from_numpy(np.array(bias))]
-    return float(loss), tensors
+    return tensors
+
+
+NETWORK = Network(layers, forward, gradients)

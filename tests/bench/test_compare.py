@@ -17,7 +17,7 @@ from torch.func import functional_call
 from bench import agreement, compare, plot, rounds, table
 from bench.peers import PEERS, plain
 from bench.peers.peer import NotServed, Peer, Step, into_grad
-from bench.workloads import Workload, mlp
+from bench.workloads import WORKLOADS, StridedConv4, Workload, conv4, mlp
 
 DIGITS = Workload("digits", lambda: mlp(6, 5, 4, 3), 3, (6,), 3, 4, 7, 3, inner_lr=0.1)
 SINUSOID = Workload("sinusoid", lambda: mlp(1, 8, 1), None, (1,), 2, 5, 6, 2, inner_lr=0.1)
@@ -237,6 +237,20 @@ def test_jax_computes_in_float64_where_it_is_asked_to(peer):
     reference = agreement.reference(DIGITS)
     model, support, query = DIGITS.make(dtype=torch.float64)
     step = PEERS[peer].forms["scan, forward over reverse"](DIGITS, model, support, query)
+    assert reference.error(step.read(step.call())) <= reference.tolerance(torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["vmap, reverse", "scan, reverse, XLA's convolution"])
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [("W5", lambda: conv4(1, 2, 28, 5)), ("W5s", lambda: StridedConv4(5, 2))],
+)
+def test_jax_computes_the_convolutional_workloads(name, network, form):
+    pytest.importorskip("jax")
+    workload = replace(WORKLOADS[name], network=network, tasks=2, query=5)
+    reference = agreement.reference(workload)
+    step = PEERS["JAX jit"].forms[form](workload, *workload.make(dtype=torch.float64))
     assert reference.error(step.read(step.call())) <= reference.tolerance(torch.float64)
 
 

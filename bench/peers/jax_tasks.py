@@ -1,0 +1,96 @@
+"""What every JAX form shares: a network, its loss, and ways to run all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.peers.peer import Result, Step
+from bench.workloads import Pair, Workload
+
+
+@dataclass(frozen=True)
+class Network:
+    """How JAX computes what a torch module does."""
+
+    parameters: Callable[[nn.Module], Any]
+    """A module's, as a tree of arrays. **Raises** `NotServed`."""
+    forward: Callable[[Any, Any], Any]
+    """Outputs from parameters and one task's inputs `[N, ...]`."""
+    gradients: Callable[[Any], list[Tensor]]
+    """A tree like the parameters, in the order of `model.parameters()`."""
+
+
+def array(tensor: Tensor) -> jax.Array:
+    return jax.device_put(np.ascontiguousarray(tensor.numpy()))
+
+
+def loss_function(workload: Workload) -> Callable[[Any, Any], Any]:
+    """Loss of outputs and targets: mean squares, or cross-entropy by one-hot targets."""
+    classes = workload.classes
+    if classes is None:
+        return lambda outputs, y: jnp.mean((outputs - y) ** 2)
+    # A product with one-hot targets: taking entries by index has a scatter for a derivative,
+    # which is slow on the CPU.
+    return lambda outputs, y: (
+        -jnp.mean(jnp.sum(jax.nn.one_hot(y, classes) * jax.nn.log_softmax(outputs), -1))
+    )
+
+
+def vmapped(task: Callable[..., Any]) -> Callable[..., Any]:
+    """`task(shared, *data)` gives (sums, own): means of the sums over tasks, own by task."""
+
+    def run(shared: Any, *data: Any) -> Any:
+        sums, own = jax.vmap(lambda *one: task(shared, *one))(*data)
+        return jax.tree.map(lambda value: value.mean(0), sums), own
+
+    return run
+
+
+def scanned(task: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, one task after another: what it works on stays in the cache."""
+
+    def run(shared: Any, *data: Any) -> Any:
+        tasks = len(data[0])
+
+        def body(total: Any, one: Any) -> Any:
+            sums, own = task(shared, *one)
+            return jax.tree.map(lambda t, value: t + value / tasks, total, sums), own
+
+        first = jax.tree.map(lambda value: value[0], data)
+        shapes, _ = jax.eval_shape(task, shared, *first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(body, zeros, data)
+
+    return run
+
+
+def step(
+    function: Callable[..., Any], network: Network, model: nn.Module, support: Pair, query: Pair
+) -> Step:
+    """Of `function(parameters, *data)`, which gives the loss and its gradient."""
+    double = support[0].dtype == torch.float64
+    with jax.enable_x64(double):
+        theta = network.parameters(model)
+        data = [array(t) for t in (*support, *query)]
+    compiled = jax.jit(function)
+
+    def call() -> Any:
+        return jax.block_until_ready(compiled(theta, *data))
+
+    def in_double() -> Any:  # to be checked, never timed
+        with jax.enable_x64(True):
+            return call()
+
+    def read(result: Any) -> Result:
+        loss, gradients = result
+        return float(loss), network.gradients(gradients)
+
+    return Step(in_double if double else call, read)
