@@ -15,7 +15,8 @@ from fastmeta.arguments import outside_inference, plain_module, plan_step
 from fastmeta.executors.problem import StatelessModel
 from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.plan import planner
-from fastmeta.tasks import Tree, check_inputs, stacked, unstack
+from fastmeta.task_arguments import check_inputs
+from fastmeta.tasks import Tree, stacked, unstack
 
 
 class AdaptedTasks:

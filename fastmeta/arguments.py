@@ -16,15 +16,8 @@ from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import Snapshot
-from fastmeta.tasks import (
-    RaggedTasks,
-    TaskBatch,
-    check_model_dtype,
-    map_tensors,
-    support_batch,
-    task_batch,
-    tensor_batch,
-)
+from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch
+from fastmeta.tasks import RaggedTasks, TaskBatch, map_tensors
 
 _EXECUTORS = ("auto", "fused", "layered", "generic")
 _MEMORY = ("auto", "low")

@@ -82,9 +82,7 @@ class InnerLoop:
 
         Where all step weights are zero the last does, so that gradients are zeros, not missing.
         """
-        return self.step_weights[step] != 0.0 or (
-            step == self.steps and not any(self.step_weights)
-        )
+        return self.step_weights[step] != 0.0 or (step == self.steps and not any(self.step_weights))
 
     def evaluates(self, step: int) -> bool:
         """Whether the query loss after this many steps is asked for."""
