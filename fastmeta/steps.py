@@ -170,8 +170,8 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
             leaves, gradients = zip(*reached, strict=True)
             # A leaf that several groups of tasks reach stands there several times; autograd adds.
             loss = _MetaGradient.apply(loss, gradients, *leaves)
-    executors = {p.chosen.executor for _, p in step.groups}
-    return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(sorted(executors)))
+    executors = sorted({planned.chosen.executor for _, planned in step.groups})
+    return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(executors))
 
 
 _EXACT = (torch.float32, torch.float64)

@@ -15,7 +15,7 @@ import fastmeta
 from fastmeta.data import Episodes, omniglot
 from fastmeta.demo.confidence import Estimate, estimate
 from fastmeta.demo.networks import not_batch_norm, omniglot_conv, omniglot_mlp
-from fastmeta.demo.pictures import episode_picture
+from fastmeta.demo.pictures import accuracy_picture, episode_picture
 from fastmeta.demo.progress import Progress
 
 TASKS = 32  # of one meta-step
@@ -107,7 +107,7 @@ def demonstrate(settings: Settings, splits: Splits) -> None:
     torch.manual_seed(settings.seed)
     network = omniglot_mlp if settings.network == "mlp" else omniglot_conv
     model = network(settings.ways).to(settings.device)
-    meta_train(model, splits, settings)
+    curve = meta_train(model, splits, settings)
 
     result = accuracy(model, splits.test, TEST_TASKS, settings)
     steps = f"{settings.test_steps} inner step{'s' if settings.test_steps > 1 else ''}"
@@ -118,10 +118,18 @@ def demonstrate(settings: Settings, splits: Splits) -> None:
     )
     draw_task(model, splits.test, settings, title=f"A new task, after {steps}")
     console.print(f"One more test task is drawn in {settings.output}")
+    if len(curve) > 1:
+        path = settings.output.with_stem(f"{settings.output.stem}-curve")
+        accuracy_picture(path, curve, result)
+        console.print(f"How accuracy on validation characters grew is drawn in {path}")
 
 
-def meta_train(model: nn.Module, splits: Splits, settings: Settings) -> None:
-    """Train `model` so that a few inner steps on a handful of images tell characters apart."""
+def meta_train(model: nn.Module, splits: Splits, settings: Settings) -> list[tuple[int, Estimate]]:
+    """Train `model` so that a few inner steps on a handful of images tell characters apart.
+
+    **Returns:** meta-steps and the accuracy on validation characters after them, a few times.
+    """
+    curve: list[tuple[int, Estimate]] = []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=META_LR, fused=True)
     progress = Progress("MAML", settings.iterations, TASKS, settings.minutes)
@@ -143,15 +151,17 @@ def meta_train(model: nn.Module, splits: Splits, settings: Settings) -> None:
         optimizer.step()
         progress.loss(out.loss)
         executor = out.executor
-        if progress.fraction * LOOKS >= looks + 1:
-            looks = int(progress.fraction * LOOKS)
+        if progress.fraction_with_this * LOOKS >= looks + 1:
+            looks = int(progress.fraction_with_this * LOOKS)
             seen = accuracy(model, splits.validation, VALIDATION_TASKS, settings)
             progress.note(f"validation accuracy {seen.percent()}")
+            curve.append((progress.done + 1, seen))
     each = 1000 * progress.seconds / progress.done
     Console().print(
         f"{progress.done} meta-steps in {progress.seconds:.0f} s, {each:.2f} ms each, executor "
         f"{executor}"
     )
+    return curve
 
 
 def accuracy(model: nn.Module, episodes: Episodes, tasks: int, settings: Settings) -> Estimate:

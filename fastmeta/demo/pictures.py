@@ -6,6 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fastmeta.demo.confidence import Estimate
+
 _BLUE = "#0072b2"
 _ORANGE = "#d55e00"  # told from the blue by colour-blind eyes too
 _GREY = "#8c8c8c"
@@ -93,6 +95,30 @@ def episode_picture(
             panel.set_title(f"{answer}   {chance}", fontsize=10, color=colour)
     for row in range(rows):
         panels[row, 0].set_ylabel("support" if row < shots else "query", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def accuracy_picture(path: Path, curve: list[tuple[int, Estimate]], test: Estimate) -> None:
+    """Draw the accuracy on validation characters over meta-steps, and that of the test at the end.
+
+    **Arguments:** `curve`: meta-steps and the accuracy after them, with its 95 % interval.
+    """
+    steps = [at for at, _ in curve]
+    means = [100 * seen.mean for _, seen in curve]
+    widths = [100 * seen.half_width for _, seen in curve]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(
+        steps, means, widths, color=_BLUE, marker="o", ms=4, capsize=3, label="validation"
+    )
+    width = 100 * test.half_width
+    axes.axhline(100 * test.mean, color=_ORANGE, lw=1.4, label="test, after all meta-steps")
+    axes.axhspan(100 * test.mean - width, 100 * test.mean + width, color=_ORANGE, alpha=0.15, lw=0)
+    axes.set_xlabel("meta-steps")
+    axes.set_ylabel("query images right, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
 
 

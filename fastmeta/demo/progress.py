@@ -46,6 +46,11 @@ class Progress:
         """How much of the run is behind us, by iterations or by time."""
         return max(self.done / self.iterations, self.seconds / self.limit)
 
+    @property
+    def fraction_with_this(self) -> float:
+        """The same inside the loop, where the iteration at hand is to be counted too."""
+        return max((self.done + 1) / self.iterations, self.seconds / self.limit)
+
     def loss(self, loss: Tensor) -> None:
         """Take in the loss of one iteration; what is shown is the mean since the last look."""
         self._losses.append(loss.detach())

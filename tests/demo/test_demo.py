@@ -51,6 +51,7 @@ def test_omniglot(tmp_path, network, monkeypatch):
     options = ["--data", str(tmp_path), "--network", network, "--test-steps", "3"]
     assert main(["demo", "omniglot", *arguments, *options]) == 0
     assert picture.read_bytes().startswith(PNG)
+    assert (tmp_path / "task-curve.png").read_bytes().startswith(PNG)
 
 
 def test_omniglot_as_a_person_runs_it(tmp_path):
