@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../network.h"
+#include "lane_sums.h"
 #include "math.h"
 #include "product.h"
 
@@ -85,18 +86,16 @@ class Lanes {
   View sums_like(View) const { return {}; }
   void sum_tasks(int64_t place, View from, Num weight) {
     const Num* numbers = storage_ + from.offset;
-    const int64_t size = int64_t(from.rows) * from.cols;
-    for (int64_t i = 0; i < size; ++i) {
-      Num weighted = numbers[i] * weight;
-      T parts[count];
-      __builtin_memcpy(parts, &weighted, sizeof parts);
-#pragma GCC unroll 8
-      for (int half = count / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-        for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
-      }
-      partial_[place + i] += parts[0];
+    T* const sums = partial_ + place;
+    const int64_t size = int64_t(from.rows) * from.cols, whole = size / count * count;
+    for (int64_t i = 0; i < whole; i += count) {
+      store_part(sums + i, load_part<Num>(sums + i, count) + lane_sums(numbers + i, weight), count);
     }
+    if (whole == size) return;
+    Num rest[count]{};
+    for (int64_t i = whole; i < size; ++i) rest[i - whole] = numbers[i];
+    const Num total = lane_sums(rest, weight);
+    for (int64_t i = whole; i < size; ++i) sums[i] += total[i - whole];
   }
 
   // f(sum, out, in...) over C = A B, and over A B + A2 B2.
