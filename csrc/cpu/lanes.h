@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "../epilogues.h"
 #include "../network.h"
 #include "lane_sums.h"
 #include "math.h"
@@ -105,6 +107,11 @@ class Lanes {
   }
   template <class F, class... Views>
   void mm2(F f, View out, View a, View b, View a2, View b2, Views... in) {
+    if constexpr (std::is_same_v<F, Keep>) {
+      // One after the other: A and A2 together would push each other out of the first cache.
+      mm(f, out, a, b);
+      return mm(Add<T>{1}, out, a2, b2);
+    }
     run(f, Terms<Num>{{at(a), at(a2)}, {at(b), at(b2)}, {a.cols, a2.cols}, 2}, out.rows, out.cols,
         at(out), at(in)...);
   }

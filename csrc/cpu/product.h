@@ -87,27 +87,50 @@ void edge_rows(Num* sums, const Terms<Num>& terms, int m, int n) {
   }
 }
 
+// `use(i, j, sum)` for every entry of an m x n tile, at most Rows x Columns.
+template <int Rows, int Columns, class Num, class Use>
+__attribute__((always_inline)) inline void tile(const Terms<Num>& terms, int m, int n, Use use) {
+  if (m == Rows && n == Columns) {
+    Num sum[Rows][Columns];
+    accumulate(sum, terms);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) use(r, c, sum[r][c]);
+    }
+  } else {
+    Num sums[Rows * Columns];
+    edge_rows<Rows, Columns>(sums, terms, m, n);
+    for (int r = 0; r < m; ++r) {
+      for (int c = 0; c < n; ++c) use(r, c, sums[r * n + c]);
+    }
+  }
+}
+
+// How much of B stays in the first cache while all rows of A go by.
+constexpr int64_t kBytesOfB = 16 << 10;
+
+// That in columns, whole tiles of them.
+template <int Columns, class Num>
+int columns_together(const Terms<Num>& terms) {
+  int64_t depth = 1;
+  for (int t = 0; t < terms.count; ++t) depth += terms.depth[t];
+  const int tiles = int(kBytesOfB / (depth * Columns * int64_t(sizeof(Num))));
+  return Columns * (tiles > 1 ? tiles : 1);
+}
+
 // `use(i, j, sum)` for every entry of a rows x cols product.
 template <int Rows, int Columns, class Num, class Use>
 void product(const Terms<Num>& terms, int rows, int cols, Use use) {
-  for (int i = 0; i < rows; i += Rows) {
-    for (int j = 0; j < cols; j += Columns) {
-      const int m = rows - i < Rows ? rows - i : Rows, n = cols - j < Columns ? cols - j : Columns;
-      const Terms<Num> here = terms.from(i, j);
-      if (m == Rows && n == Columns) {
-        Num sum[Rows][Columns];
-        accumulate(sum, here);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-          for (int c = 0; c < Columns; ++c) use(i + r, j + c, sum[r][c]);
-        }
-      } else {
-        Num sums[Rows * Columns];
-        edge_rows<Rows, Columns>(sums, here, m, n);
-        for (int r = 0; r < m; ++r) {
-          for (int c = 0; c < n; ++c) use(i + r, j + c, sums[r * n + c]);
-        }
+  const int together = columns_together<Columns>(terms);
+  for (int left = 0; left < cols; left += together) {
+    const int right = cols - left < together ? cols : left + together;
+    for (int i = 0; i < rows; i += Rows) {
+      for (int j = left; j < right; j += Columns) {
+        const int m = rows - i < Rows ? rows - i : Rows;
+        const int n = cols - j < Columns ? cols - j : Columns;
+        tile<Rows, Columns>(terms.from(i, j), m, n,
+                            [&](int r, int c, Num sum) { use(i + r, j + c, sum); });
       }
     }
   }
