@@ -24,8 +24,12 @@ class Lanes {
 
   // `storage` is this group's, aligned to a vector; its sums over tasks are added to
   // `partial`.
-  Lanes(void* storage, const Layout&, int64_t first_task, const Data<T>& data, T* partial)
-      : storage_(static_cast<Num*>(storage)), first_(first_task), data_(data), partial_(partial) {
+  Lanes(void* storage, const Layout& layout, int64_t first_task, const Data<T>& data, T* partial)
+      : storage_(static_cast<Num*>(storage)),
+        layout_(layout),
+        first_(first_task),
+        data_(data),
+        partial_(partial) {
     const int64_t left = data.tasks - first_task;
     live_ = left < count ? int(left) : count;
     // Lanes past the last task repeat it at weight zero, so that they meet no numbers of their own.
@@ -103,7 +107,7 @@ class Lanes {
   // f(sum, out, in...) over C = A B, and over A B + A2 B2.
   template <class F, class... Views>
   void mm(F f, View out, View a, View b, Views... in) {
-    run(f, Terms<Num>{{at(a)}, {at(b)}, {a.cols}, 1}, out.rows, out.cols, at(out), at(in)...);
+    run(f, Terms<Num>{{at(a)}, {at(b)}, {shared(b)}, {a.cols}, 1}, out.rows, out.cols, at(out), at(in)...);
   }
   template <class F, class... Views>
   void mm2(F f, View out, View a, View b, View a2, View b2, Views... in) {
@@ -112,8 +116,13 @@ class Lanes {
       mm(f, out, a, b);
       return mm(Add<T>{1}, out, a2, b2);
     }
-    run(f, Terms<Num>{{at(a), at(a2)}, {at(b), at(b2)}, {a.cols, a2.cols}, 2}, out.rows, out.cols,
-        at(out), at(in)...);
+    run(f,
+        Terms<Num>{{at(a), at(a2)},
+                   {at(b), at(b2)},
+                   {shared(b), shared(b2)},
+                   {a.cols, a2.cols},
+                   2},
+        out.rows, out.cols, at(out), at(in)...);
   }
 
   // f(out, in...) for every entry.
@@ -149,6 +158,7 @@ class Lanes {
 
  private:
   Num* storage_;
+  const Layout& layout_;
   int64_t first_;
   const Data<T>& data_;
   T* partial_;
@@ -156,6 +166,16 @@ class Lanes {
   Num weights_;
 
   int64_t task_of(int lane) const { return first_ + (lane < live_ ? lane : live_ - 1); }
+  // Where the caller has a weight of theta_0, which is the same in all lanes; else null.
+  const T* shared(View v) const {
+    for (std::size_t l = 0; l < layout_.layers.size(); ++l) {
+      const bool is_dual = l == 0 && layout_.dual.weight.rows > 0;
+      const Global<const T>& weight = data_.parameters[l * kTensors + kWeight];
+      const int64_t place = layout_.layers[l].of[kWeight] + (is_dual ? 0 : layout_.theta);
+      if (v.offset == place) return weight.task_stride == 0 ? weight.data : nullptr;
+    }
+    return nullptr;
+  }
   Matrix<Num> at(View v) const { return {storage_ + v.offset, v.row_stride, v.col_stride}; }
   static Matrix<Num> turned(Matrix<Num> m) { return {m.data, m.col_stride, m.row_stride}; }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../network.h"
+#include "math.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -16,14 +17,15 @@ struct Matrix {
   Matrix from(int64_t i, int64_t j) const { return {&(*this)(i, j), row_stride, col_stride}; }
 };
 
-// sum += A B on an M x N tile; `depth` is the length of the sums.
-template <int M, int N, class Num>
+// sum += A B on an M x N tile; `depth` is the length of the sums. B's entries are vectors, or
+// numbers for all lanes.
+template <int M, int N, class Num, class Entry>
 __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], Matrix<Num> a,
-                                                      Matrix<Num> b, int depth) {
+                                                      Matrix<Entry> b, int depth) {
   for (int k = 0; k < depth; ++k) {
     Num right[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) right[j] = b(k, j);
+    for (int j = 0; j < N; ++j) right[j] = b(k, j) - Num{};
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const Num left = a(i, k);
@@ -37,6 +39,7 @@ __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], Matrix<N
 template <class Num>
 struct Terms {
   Matrix<Num> a[2], b[2];
+  const Lane<Num>* shared[2];  // in place of b's vectors, where all lanes have the same there
   int depth[2];
   int count;
   Terms from(int64_t i, int64_t j) const {
@@ -44,6 +47,7 @@ struct Terms {
     for (int t = 0; t < count; ++t) {
       moved.a[t] = a[t].from(i, 0);
       moved.b[t] = b[t].from(0, j);
+      if (shared[t]) moved.shared[t] += j * b[t].col_stride;
     }
     return moved;
   }
@@ -57,7 +61,13 @@ __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], const Te
     for (int j = 0; j < N; ++j) sum[i][j] = Num{};
   }
   for (int t = 0; t < terms.count; ++t) {
-    accumulate(sum, terms.a[t], terms.b[t], terms.depth[t]);
+    const Matrix<Num>& b = terms.b[t];
+    if (terms.shared[t]) {
+      const Matrix<const Lane<Num>> numbers{terms.shared[t], b.row_stride, b.col_stride};
+      accumulate(sum, terms.a[t], numbers, terms.depth[t]);
+    } else {
+      accumulate(sum, terms.a[t], b, terms.depth[t]);
+    }
   }
 }
 
