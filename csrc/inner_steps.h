@@ -48,7 +48,12 @@ class InnerSteps : public Passes<E> {
     for (int i = 0; i < kTensors; ++i) {
       if (!network.layers[l].adapts[i] || is_dual(l, i)) continue;
       if (!network.elementwise_rates) {
-        gradient(i, Move<S>{S(1), factor(rate(k, l, i)), prox}, l, x, t, to, from, theta(0));
+        const S along = factor(rate(k, l, i));
+        if (prox == 0) {
+          gradient(i, AddTo<S>{along}, l, x, t, to, from);
+        } else {
+          gradient(i, Move<S>{S(1), along, prox}, l, x, t, to, from, theta(0));
+        }
         continue;
       }
       gradient(i, Keep{}, l, x, t, layout.gradient);
