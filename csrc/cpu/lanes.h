@@ -107,22 +107,22 @@ class Lanes {
   // f(sum, out, in...) over C = A B, and over A B + A2 B2.
   template <class F, class... Views>
   void mm(F f, View out, View a, View b, Views... in) {
-    run(f, Terms<Num>{{at(a)}, {at(b)}, {shared(b)}, {a.cols}, 1}, out.rows, out.cols, at(out), at(in)...);
+    if (a.cols == 1) return outer(f, at(a), b, out.rows, out.cols, at(out), at(in)...);
+    const Terms<Num> terms{{at(a)}, {at(b)}, {shared(b)}, {a.cols}, 1};
+    run(f, terms, out.rows, out.cols, at(out), at(in)...);
   }
   template <class F, class... Views>
   void mm2(F f, View out, View a, View b, View a2, View b2, Views... in) {
     if constexpr (std::is_same_v<F, Keep>) {
-      // One after the other: A and A2 together would push each other out of the first cache.
-      mm(f, out, a, b);
-      return mm(Add<T>{1}, out, a2, b2);
+      // One after the other, where A and A2 would push each other out of the first cache.
+      if (out.cols > 1 && out.rows * (a.cols + a2.cols) > kNumbersOfA) {
+        mm(f, out, a, b);
+        return mm(Add<T>{1}, out, a2, b2);
+      }
     }
-    run(f,
-        Terms<Num>{{at(a), at(a2)},
-                   {at(b), at(b2)},
-                   {shared(b), shared(b2)},
-                   {a.cols, a2.cols},
-                   2},
-        out.rows, out.cols, at(out), at(in)...);
+    const Terms<Num> terms{
+        {at(a), at(a2)}, {at(b), at(b2)}, {shared(b), shared(b2)}, {a.cols, a2.cols}, 2};
+    run(f, terms, out.rows, out.cols, at(out), at(in)...);
   }
 
   // f(out, in...) for every entry.
@@ -157,6 +157,8 @@ class Lanes {
   }
 
  private:
+  static constexpr int kNumbersOfA = (24 << 10) / sizeof(Num);  // half of the first cache
+
   Num* storage_;
   const Layout& layout_;
   int64_t first_;
@@ -183,6 +185,22 @@ class Lanes {
   static void run(F f, const Terms<Num>& terms, int rows, int cols, Matrices... m) {
     product<FASTMETA_TILE_ROWS, FASTMETA_TILE_COLUMNS>(
         terms, rows, cols, [f, m...](int i, int j, Num sum) { f(sum, m(i, j)...); });
+  }
+
+  // A product whose sums have one term.
+  template <class F, class... Matrices>
+  void outer(F f, Matrix<Num> a, View b, int rows, int cols, Matrices... m) const {
+    const auto multiply = [&](auto right) {
+      for (int i = 0; i < rows; ++i) {
+        const Num left = a(i, 0);
+        for (int j = 0; j < cols; ++j) f(left * right(0, j), m(i, j)...);
+      }
+    };
+    if (const T* numbers = shared(b)) {
+      multiply(Matrix<const T>{numbers, b.row_stride, b.col_stride});
+    } else {
+      multiply(at(b));
+    }
   }
 
   template <class F, class... Matrices>
