@@ -16,7 +16,8 @@ class HessianProducts : public InnerSteps<E> {
  protected:
   using StepViews<E>::e, StepViews<E>::network, StepViews<E>::layout, StepViews<E>::depth,
       StepViews<E>::layer, StepViews<E>::dual, StepViews<E>::is_dual, StepViews<E>::blocks,
-      StepViews<E>::traces, StepViews<E>::input, StepViews<E>::body_cotangent, StepViews<E>::rate;
+      StepViews<E>::vector, StepViews<E>::traces, StepViews<E>::input,
+      StepViews<E>::body_cotangent, StepViews<E>::rate;
 
   // The vector a_k * lambda_{k+1}, zero where nothing adapts.
   FASTMETA_DEVICE void scale_by_rates(int k) {
@@ -24,7 +25,7 @@ class HessianProducts : public InnerSteps<E> {
       const DenseLayer<E> at = layer(l);
       for (int i = 0; i < kTensors; ++i) {
         if (network.layers[l].has[i] && !is_dual(l, i)) {
-          scale(l, k, i, at.tensor(i, layout.vector), at.tensor(i, layout.lambda),
+          scale(l, k, i, at.tensor(i, vector(k)), at.tensor(i, layout.lambda),
                 at.tensor(i, layout.rate));
         }
       }
@@ -52,11 +53,11 @@ class HessianProducts : public InnerSteps<E> {
       const Blocks at = blocks(l, k);
       bool moved = network.layers[l].adapts[kWeight];
       if (!is_dual(l, kWeight)) {
-        moved = layer(l).tangent_product(input(layout.support, trace, l), rx, r, at, layout.vector);
+        moved = layer(l).tangent_product(input(layout.support, trace, l), rx, r, at, vector(k));
       } else if (moved) {
         dual().tangent_forward(rate(k, l, kWeight), r.value);
       }
-      moved = layer(l).tangent_forward(moved, trace[l], r, at, layout.vector);
+      moved = layer(l).tangent_forward(moved, trace[l], r, at, vector(k));
       if (!moved) continue;
       if (first_moved == depth) first_moved = l;
       rx = &layout.tangents[l].value;
@@ -66,7 +67,7 @@ class HessianProducts : public InnerSteps<E> {
                  layout.tangents[depth - 1].value, layout.tangents[depth - 1].delta);
     for (int l = depth - 1; l >= network.body; --l) {
       const Tangent& r = layout.tangents[l];
-      layer(l).tangent_backward(trace[l], r, blocks(l, k), layout.vector, l >= first_moved);
+      layer(l).tangent_backward(trace[l], r, blocks(l, k), vector(k), l >= first_moved);
       if (is_dual(l, kWeight)) {
         dual().subtract_hessian(r.delta);
       } else {
@@ -77,10 +78,10 @@ class HessianProducts : public InnerSteps<E> {
       layer(l).subtract_hessian_of_rows(r, layout.lambda);
       if (l > network.body) {
         layer(l).tangent_backward_input(Keep{}, trace[l], r, layout.tangents[l - 1].delta,
-                                        blocks(l, k), layout.vector);
+                                        blocks(l, k), vector(k));
       } else if (l > 0) {
         layer(l).tangent_backward_input(Add<S>{S(-1)}, trace[l], r, body_cotangent(layout.support),
-                                        blocks(l, k), layout.vector);
+                                        blocks(l, k), vector(k));
       }
     }
   }

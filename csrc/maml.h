@@ -47,9 +47,9 @@ class MetaStep : public HessianProducts<E> {
   using StepViews<E>::e, StepViews<E>::network, StepViews<E>::layout, StepViews<E>::data,
       StepViews<E>::depth, StepViews<E>::loaded, StepViews<E>::support_x, StepViews<E>::query_x,
       StepViews<E>::head, StepViews<E>::clear, StepViews<E>::layer, StepViews<E>::dual,
-      StepViews<E>::is_dual, StepViews<E>::blocks, StepViews<E>::theta, StepViews<E>::traces,
-      StepViews<E>::input, StepViews<E>::body_cotangent, StepViews<E>::parameters,
-      StepViews<E>::rate;
+      StepViews<E>::is_dual, StepViews<E>::blocks, StepViews<E>::theta, StepViews<E>::vector,
+      StepViews<E>::traces, StepViews<E>::input, StepViews<E>::body_cotangent,
+      StepViews<E>::parameters, StepViews<E>::rate;
   using Passes<E>::forward_body, Passes<E>::backward_body, Passes<E>::add_query;
   using InnerSteps<E>::inner_step, InnerSteps<E>::load_rates, InnerSteps<E>::go_back,
       InnerSteps<E>::gradient;
@@ -134,7 +134,7 @@ class MetaStep : public HessianProducts<E> {
     if (network.prox != 0) {
       const S prox = S(network.prox);
       e.map([prox](Num& l, Num& anchor, Num v) { l = l - prox * v, anchor = anchor + prox * v; },
-            head(layout.lambda), head(layout.anchor), head(layout.vector));
+            head(layout.lambda), head(layout.anchor), head(vector(k)));
     }
     subtract_hessian_product(k);
   }

@@ -56,6 +56,10 @@ class StepViews {
     const int slot = keeps_weights(network) || k == 0 ? k : 1;
     return layout.theta + slot * (layout.block - layout.body);
   }
+  // The block of a_k * lambda_{k+1}: that of theta_{k+1} where each has one, and is needed no more.
+  FASTMETA_DEVICE int64_t vector(int k) const {
+    return keeps_weights(network) ? theta(k + 1) : layout.vector;
+  }
   // The blocks where theta_k is found: what does not adapt stays in theta_0.
   FASTMETA_DEVICE Blocks blocks(int l, int k) const {
     Blocks at;
