@@ -196,7 +196,7 @@ Layout lay_out(const Description& network, int width, bool odd_rows) {
   if (network.elementwise_rates || network.learned_rates) layout.gradient = head_block();
   if (reverses) {
     layout.lambda = allocate.block(layout.block);
-    layout.vector = head_block();
+    if (network.reversible) layout.vector = head_block();
     if (network.prox != 0) layout.anchor = head_block();
     if (!network.first_order) {
       layout.tangents.resize(network.body);  // nothing moves there

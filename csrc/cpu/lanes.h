@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "../epilogues.h"
 #include "../network.h"
+#include "lane_sums.h"
 #include "math.h"
 #include "product.h"
 
@@ -21,8 +24,12 @@ class Lanes {
 
   // `storage` is this group's, aligned to a vector; its sums over tasks are added to
   // `partial`.
-  Lanes(void* storage, const Layout&, int64_t first_task, const Data<T>& data, T* partial)
-      : storage_(static_cast<Num*>(storage)), first_(first_task), data_(data), partial_(partial) {
+  Lanes(void* storage, const Layout& layout, int64_t first_task, const Data<T>& data, T* partial)
+      : storage_(static_cast<Num*>(storage)),
+        layout_(layout),
+        first_(first_task),
+        data_(data),
+        partial_(partial) {
     const int64_t left = data.tasks - first_task;
     live_ = left < count ? int(left) : count;
     // Lanes past the last task repeat it at weight zero, so that they meet no numbers of their own.
@@ -85,29 +92,37 @@ class Lanes {
   View sums_like(View) const { return {}; }
   void sum_tasks(int64_t place, View from, Num weight) {
     const Num* numbers = storage_ + from.offset;
-    const int64_t size = int64_t(from.rows) * from.cols;
-    for (int64_t i = 0; i < size; ++i) {
-      Num weighted = numbers[i] * weight;
-      T parts[count];
-      __builtin_memcpy(parts, &weighted, sizeof parts);
-#pragma GCC unroll 8
-      for (int half = count / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-        for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
-      }
-      partial_[place + i] += parts[0];
+    T* const sums = partial_ + place;
+    const int64_t size = int64_t(from.rows) * from.cols, whole = size / count * count;
+    for (int64_t i = 0; i < whole; i += count) {
+      store_part(sums + i, load_part<Num>(sums + i, count) + lane_sums(numbers + i, weight), count);
     }
+    if (whole == size) return;
+    Num rest[count]{};
+    for (int64_t i = whole; i < size; ++i) rest[i - whole] = numbers[i];
+    const Num total = lane_sums(rest, weight);
+    for (int64_t i = whole; i < size; ++i) sums[i] += total[i - whole];
   }
 
   // f(sum, out, in...) over C = A B, and over A B + A2 B2.
   template <class F, class... Views>
   void mm(F f, View out, View a, View b, Views... in) {
-    run(f, Terms<Num>{{at(a)}, {at(b)}, {a.cols}, 1}, out.rows, out.cols, at(out), at(in)...);
+    if (a.cols == 1) return outer(f, at(a), b, out.rows, out.cols, at(out), at(in)...);
+    const Terms<Num> terms{{at(a)}, {at(b)}, {shared(b)}, {a.cols}, 1};
+    run(f, terms, out.rows, out.cols, at(out), at(in)...);
   }
   template <class F, class... Views>
   void mm2(F f, View out, View a, View b, View a2, View b2, Views... in) {
-    run(f, Terms<Num>{{at(a), at(a2)}, {at(b), at(b2)}, {a.cols, a2.cols}, 2}, out.rows, out.cols,
-        at(out), at(in)...);
+    if constexpr (std::is_same_v<F, Keep>) {
+      // One after the other, where A and A2 would push each other out of the first cache.
+      if (out.cols > 1 && out.rows * (a.cols + a2.cols) > kNumbersOfA) {
+        mm(f, out, a, b);
+        return mm(Add<T>{1}, out, a2, b2);
+      }
+    }
+    const Terms<Num> terms{
+        {at(a), at(a2)}, {at(b), at(b2)}, {shared(b), shared(b2)}, {a.cols, a2.cols}, 2};
+    run(f, terms, out.rows, out.cols, at(out), at(in)...);
   }
 
   // f(out, in...) for every entry.
@@ -142,7 +157,10 @@ class Lanes {
   }
 
  private:
+  static constexpr int kNumbersOfA = (24 << 10) / sizeof(Num);  // half of the first cache
+
   Num* storage_;
+  const Layout& layout_;
   int64_t first_;
   const Data<T>& data_;
   T* partial_;
@@ -150,6 +168,16 @@ class Lanes {
   Num weights_;
 
   int64_t task_of(int lane) const { return first_ + (lane < live_ ? lane : live_ - 1); }
+  // Where the caller has a weight of theta_0, which is the same in all lanes; else null.
+  const T* shared(View v) const {
+    for (std::size_t l = 0; l < layout_.layers.size(); ++l) {
+      const bool is_dual = l == 0 && layout_.dual.weight.rows > 0;
+      const Global<const T>& weight = data_.parameters[l * kTensors + kWeight];
+      const int64_t place = layout_.layers[l].of[kWeight] + (is_dual ? 0 : layout_.theta);
+      if (v.offset == place) return weight.task_stride == 0 ? weight.data : nullptr;
+    }
+    return nullptr;
+  }
   Matrix<Num> at(View v) const { return {storage_ + v.offset, v.row_stride, v.col_stride}; }
   static Matrix<Num> turned(Matrix<Num> m) { return {m.data, m.col_stride, m.row_stride}; }
 
@@ -157,6 +185,22 @@ class Lanes {
   static void run(F f, const Terms<Num>& terms, int rows, int cols, Matrices... m) {
     product<FASTMETA_TILE_ROWS, FASTMETA_TILE_COLUMNS>(
         terms, rows, cols, [f, m...](int i, int j, Num sum) { f(sum, m(i, j)...); });
+  }
+
+  // A product whose sums have one term.
+  template <class F, class... Matrices>
+  void outer(F f, Matrix<Num> a, View b, int rows, int cols, Matrices... m) const {
+    const auto multiply = [&](auto right) {
+      for (int i = 0; i < rows; ++i) {
+        const Num left = a(i, 0);
+        for (int j = 0; j < cols; ++j) f(left * right(0, j), m(i, j)...);
+      }
+    };
+    if (const T* numbers = shared(b)) {
+      multiply(Matrix<const T>{numbers, b.row_stride, b.col_stride});
+    } else {
+      multiply(at(b));
+    }
   }
 
   template <class F, class... Matrices>

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../network.h"
+#include "math.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -16,14 +17,15 @@ struct Matrix {
   Matrix from(int64_t i, int64_t j) const { return {&(*this)(i, j), row_stride, col_stride}; }
 };
 
-// sum += A B on an M x N tile; `depth` is the length of the sums.
-template <int M, int N, class Num>
+// sum += A B on an M x N tile; `depth` is the length of the sums. B's entries are vectors, or
+// numbers for all lanes.
+template <int M, int N, class Num, class Entry>
 __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], Matrix<Num> a,
-                                                      Matrix<Num> b, int depth) {
+                                                      Matrix<Entry> b, int depth) {
   for (int k = 0; k < depth; ++k) {
     Num right[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) right[j] = b(k, j);
+    for (int j = 0; j < N; ++j) right[j] = b(k, j) - Num{};
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const Num left = a(i, k);
@@ -37,6 +39,7 @@ __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], Matrix<N
 template <class Num>
 struct Terms {
   Matrix<Num> a[2], b[2];
+  const Lane<Num>* shared[2];  // in place of b's vectors, where all lanes have the same there
   int depth[2];
   int count;
   Terms from(int64_t i, int64_t j) const {
@@ -44,6 +47,7 @@ struct Terms {
     for (int t = 0; t < count; ++t) {
       moved.a[t] = a[t].from(i, 0);
       moved.b[t] = b[t].from(0, j);
+      if (shared[t]) moved.shared[t] += j * b[t].col_stride;
     }
     return moved;
   }
@@ -57,7 +61,13 @@ __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], const Te
     for (int j = 0; j < N; ++j) sum[i][j] = Num{};
   }
   for (int t = 0; t < terms.count; ++t) {
-    accumulate(sum, terms.a[t], terms.b[t], terms.depth[t]);
+    const Matrix<Num>& b = terms.b[t];
+    if (terms.shared[t]) {
+      const Matrix<const Lane<Num>> numbers{terms.shared[t], b.row_stride, b.col_stride};
+      accumulate(sum, terms.a[t], numbers, terms.depth[t]);
+    } else {
+      accumulate(sum, terms.a[t], b, terms.depth[t]);
+    }
   }
 }
 
@@ -87,27 +97,50 @@ void edge_rows(Num* sums, const Terms<Num>& terms, int m, int n) {
   }
 }
 
+// `use(i, j, sum)` for every entry of an m x n tile, at most Rows x Columns.
+template <int Rows, int Columns, class Num, class Use>
+__attribute__((always_inline)) inline void tile(const Terms<Num>& terms, int m, int n, Use use) {
+  if (m == Rows && n == Columns) {
+    Num sum[Rows][Columns];
+    accumulate(sum, terms);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) use(r, c, sum[r][c]);
+    }
+  } else {
+    Num sums[Rows * Columns];
+    edge_rows<Rows, Columns>(sums, terms, m, n);
+    for (int r = 0; r < m; ++r) {
+      for (int c = 0; c < n; ++c) use(r, c, sums[r * n + c]);
+    }
+  }
+}
+
+// How much of B stays in the first cache while all rows of A go by.
+constexpr int64_t kBytesOfB = 16 << 10;
+
+// That in columns, whole tiles of them.
+template <int Columns, class Num>
+int columns_together(const Terms<Num>& terms) {
+  int64_t depth = 1;
+  for (int t = 0; t < terms.count; ++t) depth += terms.depth[t];
+  const int tiles = int(kBytesOfB / (depth * Columns * int64_t(sizeof(Num))));
+  return Columns * (tiles > 1 ? tiles : 1);
+}
+
 // `use(i, j, sum)` for every entry of a rows x cols product.
 template <int Rows, int Columns, class Num, class Use>
 void product(const Terms<Num>& terms, int rows, int cols, Use use) {
-  for (int i = 0; i < rows; i += Rows) {
-    for (int j = 0; j < cols; j += Columns) {
-      const int m = rows - i < Rows ? rows - i : Rows, n = cols - j < Columns ? cols - j : Columns;
-      const Terms<Num> here = terms.from(i, j);
-      if (m == Rows && n == Columns) {
-        Num sum[Rows][Columns];
-        accumulate(sum, here);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-          for (int c = 0; c < Columns; ++c) use(i + r, j + c, sum[r][c]);
-        }
-      } else {
-        Num sums[Rows * Columns];
-        edge_rows<Rows, Columns>(sums, here, m, n);
-        for (int r = 0; r < m; ++r) {
-          for (int c = 0; c < n; ++c) use(i + r, j + c, sums[r * n + c]);
-        }
+  const int together = columns_together<Columns>(terms);
+  for (int left = 0; left < cols; left += together) {
+    const int right = cols - left < together ? cols : left + together;
+    for (int i = 0; i < rows; i += Rows) {
+      for (int j = left; j < right; j += Columns) {
+        const int m = rows - i < Rows ? rows - i : Rows;
+        const int n = cols - j < Columns ? cols - j : Columns;
+        tile<Rows, Columns>(terms.from(i, j), m, n,
+                            [&](int r, int c, Num sum) { use(i + r, j + c, sum); });
       }
     }
   }

@@ -12,7 +12,7 @@ void run_group(const Description& network, const Layout& layout,
                bool loaded, void* storage, typename Engine::Scalar* sums) {
   const auto run = [&](int64_t task, int slot) {
     Engine engine(storage, layout, task, data, sums);
-    MetaStep<Engine>(engine, network, layout, data, slot, loaded || task > first).run();
+    MetaStep<Engine>({engine, network, layout, data, slot, loaded || task > first}).run();
   };
   if (!network.dual) {
     for (int64_t task = first; task < last; task += Engine::count) run(task, 0);

@@ -52,8 +52,8 @@ run_tasks(const __grid_constant__ Call<T> call) {
   const int64_t first = block() * call.tasks_each, end = first + call.tasks_each;
   for (int64_t task = first; task < end && task < call.tasks; ++task) {
     Block<T, Memory> engine(call, task, sums);
-    MetaStep<Block<T, Memory>>(engine, call.image->network, call.image->layout, data, 0, task > first)
-        .run();
+    const Image& image = *call.image;
+    MetaStep<Block<T, Memory>>({engine, image.network, image.layout, data, 0, task > first}).run();
   }
 }
 

@@ -1,0 +1,100 @@
+// Where a step's numbers lie: what its parts know of a network, its layout and the data.
+#pragma once
+
+#include "dense.h"
+#include "dual.h"
+#include "network.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE {
+
+template <class E>
+class StepViews {
+ public:
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  using Description = DescriptionIn<typename E::Place>;
+  using Layout = LayoutIn<typename E::Place>;
+  using Examples = ExamplesIn<typename E::Place>;
+  using Data = fastmeta::Data<S, typename E::Place>;
+
+  FASTMETA_DEVICE StepViews(E& engine, const Description& network, const Layout& layout,
+                            const Data& data, int slot, bool loaded)
+      : e(engine),
+        network(network),
+        layout(layout),
+        data(data),
+        depth(int(network.layers.size())),
+        slot(slot),
+        loaded(loaded) {}
+
+ protected:
+  E& e;
+  const Description& network;
+  const Layout& layout;
+  const Data& data;
+  const int depth, slot;  // slot: of this task among those together
+  const bool loaded;      // whether an earlier task left the parameters here
+  View support_x{}, query_x{};  // where the inputs lie
+
+  // What a block holds of the layers after the body.
+  FASTMETA_DEVICE View head(int64_t block) const {
+    const int size = int(layout.block - layout.body);
+    return {block + layout.body, 1, size, size, 1};
+  }
+  FASTMETA_DEVICE void clear(View v) {
+    e.map([](Num& out) { out = Num{}; }, v);
+  }
+  FASTMETA_DEVICE DenseLayer<E> layer(int l) { return {e, network.layers[l], layout.layers[l]}; }
+  FASTMETA_DEVICE DualProduct<E> dual() { return {e, network, layout.dual, slot}; }
+  FASTMETA_DEVICE bool is_dual(int l, int tensor) const {
+    return network.dual && l == 0 && tensor == kWeight;
+  }
+  FASTMETA_DEVICE bool is_query(const Examples& set) const { return &set == &layout.query; }
+
+  // The block of theta_k. Those of all steps share one, where they are not kept.
+  FASTMETA_DEVICE int64_t theta(int k) const {
+    const int slot = keeps_weights(network) || k == 0 ? k : 1;
+    return layout.theta + slot * (layout.block - layout.body);
+  }
+  // The block of a_k * lambda_{k+1}: that of theta_{k+1} where each has one, and is needed no more.
+  FASTMETA_DEVICE int64_t vector(int k) const {
+    return keeps_weights(network) ? theta(k + 1) : layout.vector;
+  }
+  // The blocks where theta_k is found: what does not adapt stays in theta_0.
+  FASTMETA_DEVICE Blocks blocks(int l, int k) const {
+    Blocks at;
+    for (int i = 0; i < kTensors; ++i) at.of[i] = theta(network.layers[l].adapts[i] ? k : 0);
+    return at;
+  }
+
+  FASTMETA_DEVICE const Trace* traces(const Examples& set, int k) const {
+    const bool kept = &set == &layout.support && layout.traces_kept > 1;
+    return &set.traces[kept ? k * depth : 0];
+  }
+  FASTMETA_DEVICE View input(const Examples& set, const Trace* trace, int l) const {
+    return l > 0 ? trace[l - 1].value : is_query(set) ? query_x : support_x;
+  }
+  // Where the steps sum the derivative by the body's output [N, H]: its last layer's delta.
+  FASTMETA_DEVICE View body_cotangent(const Examples& set) const {
+    return set.traces[network.body - 1].delta;
+  }
+
+  // use(parameter of a block, its place among the P numbers of all), from that layer on
+  template <class Use>
+  FASTMETA_DEVICE void parameters(int from, int64_t block, Use use) {
+    int64_t place = 0;
+    for (int l = 0; l < depth; ++l) {
+      for (int i = 0; i < kTensors; ++i) {
+        if (!network.layers[l].has[i]) continue;
+        const View p = layer(l).tensor(i, block);
+        if (l >= from && !is_dual(l, i)) use(p, place);
+        place += int64_t(p.rows) * p.cols;
+      }
+    }
+  }
+  FASTMETA_DEVICE S rate(int k, int l, int tensor) const {
+    return data.rates[(k * depth + l) * kTensors + tensor];
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE
