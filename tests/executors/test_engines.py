@@ -49,6 +49,8 @@ def examples(tasks: int, count: int, model: nn.Sequential) -> tuple[Tensor, Tens
         ((33, 1, 17), (16, 17)),
         # Sums longer than a strip of any instruction set may be, for more rows than wait at a time.
         ((3, 400, 65, 2), (60, 130)),
+        # Gram matrices of long rows, which fill no last vector, and few columns.
+        ((307, 20, 3), (10, 37)),
     ],
     ids=str,
 )
