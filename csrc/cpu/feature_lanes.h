@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../network.h"
+#include "dots.h"
 #include "strips.h"
 #include "transpose.h"
 
@@ -114,6 +115,11 @@ class FeatureLanes {
   template <class F, class... Views>
   void mm(F f, View out, View a, View b, Views... in) {
     if (is_turned(out)) return mm(f, turned(out), turned(b), turned(a), turned(in)...);
+    if (is_turned(b) && a.col_stride == 1 && dots_pay<Num>(b.cols, b.rows)) {
+      const Dots<T> rows{storage_ + a.offset, a.row_stride, storage_ + b.offset, b.col_stride,
+                         a.rows, b.cols, a.cols};
+      return dots<Num>(rows, finishing(f, out, in...));
+    }
     run(f, Sum<T>{{factors(a, b, out, scratch_)}, 1}, out, in...);
   }
   template <class F, class... Views>
@@ -301,13 +307,17 @@ class FeatureLanes {
 
   template <class F, class... Views>
   void run(F f, const Sum<T>& terms, View out, Views... in) {
-    strips<Num>(terms, out.rows, vectors_of(out.cols),
-                [&](int i, int rows, int j, int vectors, const Num* sums) {
-                  for (int r = 0; r < rows; ++r) {
-                    finish(f, sums + r * vectors, j, vectors, Row(storage_, out, i + r),
-                           Row(storage_, in, i + r)...);
-                  }
-                });
+    strips<Num>(terms, out.rows, vectors_of(out.cols), finishing(f, out, in...));
+  }
+  // For some rows of a product at a time, and vectors from the j-th on: f(sum, out, in...).
+  template <class F, class... Views>
+  auto finishing(const F& f, const View& out, const Views&... in) {
+    return [&](int i, int rows, int j, int vectors, const Num* sums) {
+      for (int r = 0; r < rows; ++r) {
+        finish(f, sums + r * vectors, j, vectors, Row(storage_, out, i + r),
+               Row(storage_, in, i + r)...);
+      }
+    };
   }
 };
 

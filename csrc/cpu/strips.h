@@ -31,12 +31,12 @@ struct Sum {
     return moved;
   }
   int depth() const { return of[0].depth + (count > 1 ? of[1].depth : 0); }
-  // One of the products alone, from depth k on, at most `most` deep.
-  Sum slice(int t, int k, int most) const {
+  // One of the products alone, from depth k to `end`.
+  Sum slice(int t, int k, int end) const {
     Factors<T> f = of[t];
     f.a += k * f.a_depth;
     f.b += k * f.b_depth;
-    f.depth = f.depth - k < most ? f.depth - k : most;
+    f.depth = end - k;
     return {{f}, 1};
   }
 };
@@ -46,8 +46,9 @@ constexpr int kMostVectors = 4, kAccumulators = 24, kMostRows = 14;
 #else
 constexpr int kMostVectors = 3, kAccumulators = 12, kMostRows = 10;
 #endif
-// What of B one strip may hold in the first cache, and the rows whose sums wait where it is deeper.
-constexpr int kPanelBytes = 24 << 10, kWaitingRows = 56;
+// How deep a strip of B may be, so that it stays in the second cache, and the rows whose sums wait
+// where it is deeper.
+constexpr int kDeepest = 1024, kWaitingRows = 56;
 constexpr int rows_of_tile(int vectors) {
   return kAccumulators / vectors < kMostRows ? kAccumulators / vectors : kMostRows;
 }
@@ -116,8 +117,7 @@ struct Tiles {
 // `use(i, rows, sums)` for a few rows at a time of C vectors from column j on.
 template <int C, class Num, class Use>
 void strip(const Sum<Lane<Num>>& terms, int rows, int64_t j, Use use) {
-  constexpr int deepest = kPanelBytes / (C * int(sizeof(Num)));
-  const bool deep = terms.depth() > deepest + deepest / 2;
+  const bool deep = terms.depth() > kDeepest;
   const Tiles<C, Num> tiles(rows);
   Num sums[kWaitingRows * C];
   for (int piece = 0, i = 0; i < rows;) {
@@ -131,8 +131,10 @@ void strip(const Sum<Lane<Num>>& terms, int rows, int64_t j, Use use) {
     } else {
       bool begun = false;
       for (int t = 0; t < terms.count; ++t) {
-        for (int k = 0; k < terms.of[t].depth; k += deepest, begun = true) {
-          const Sum<Lane<Num>> slice = terms.slice(t, k, deepest);
+        const int depth = terms.of[t].depth, slices = (depth + kDeepest - 1) / kDeepest;
+        for (int s = 0; s < slices; ++s, begun = true) {
+          const Sum<Lane<Num>> slice =
+              terms.slice(t, int64_t(depth) * s / slices, int64_t(depth) * (s + 1) / slices);
           for (int p = 0, row = 0; p < pieces; row += tiles.rows(piece + p++)) {
             tiles.of(piece + p)(slice.from(i + row, j), sums + row * C, begun);
           }

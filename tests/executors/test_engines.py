@@ -48,7 +48,9 @@ def examples(tasks: int, count: int, model: nn.Sequential) -> tuple[Tensor, Tens
         ((17, 33, 3), (3, 33)),
         ((33, 1, 17), (16, 17)),
         # Sums longer than a strip of any instruction set may be, for more rows than wait at a time.
-        ((3, 400, 65, 2), (60, 130)),
+        ((3, 1100, 65, 2), (57, 61)),
+        # Gram matrices of long rows, which fill no last vector, and few columns.
+        ((307, 20, 3), (10, 37)),
     ],
     ids=str,
 )
