@@ -22,7 +22,8 @@ class Block {
       : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
         convolution(shape, block.height, block.width,
-                    {numbers + layout.panel, numbers + layout.planes, numbers + layout.zero}) {}
+                    {numbers + layout.panel, numbers + layout.planes,
+                     reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}) {}
 
   // x [examples, height, width, in] to product, statistics, value and output.
   void forward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
@@ -184,7 +185,8 @@ class Block {
 
   template <class Use>
   void for_chunks(int64_t examples, Use use) const {
-    const int64_t most = kChunk / product_size() > 1 ? kChunk / product_size() : 1;
+    int64_t most = kChunk / product_size() > 1 ? kChunk / product_size() : 1;
+    if (most > kTileRows) most -= most % kTileRows;
     for (int64_t first = 0; first < examples; first += most) {
       use(first, first + most < examples ? first + most : examples);
     }

@@ -140,7 +140,7 @@ bool sweeps(const Network& n) {
 Layout lay_out(const Network& n, int lanes) {
   Layout layout{};
   const int depth = int(n.blocks.size());
-  int64_t widest = 0, longest = 0, largest = 0, inputs = 0, planes = 0;
+  int64_t widest = 0, longest = 0, largest = 0, inputs = 0, planes = 0, runs = 0, image_size = 0;
   for (int l = 0; l < depth; ++l) {
     const Block& b = n.blocks[l];
     const int in = l == 0 ? b.channels : layout.shapes[l - 1].out;
@@ -151,6 +151,10 @@ Layout lay_out(const Network& n, int lanes) {
       shape.of[i] = layout.block;
       if (b.has[i]) layout.block += (sizes[i] + kLine - 1) / kLine * kLine;
     }
+    runs = std::max<int64_t>(runs, shape.forward.runs.size());
+    for (const Grid& grid : shape.backward) runs = std::max<int64_t>(runs, grid.runs.size());
+    image_size = std::max({image_size, int64_t(b.height) * b.width * shape.in,
+                           int64_t(shape.pixels()) * shape.out});
     widest = std::max<int64_t>(widest, std::max(shape.in, shape.out));
     longest = std::max<int64_t>(
         longest, std::max<int64_t>(shape.depth(), int64_t(taps_of(b)) * shape.out));
@@ -245,6 +249,7 @@ Layout lay_out(const Network& n, int lanes) {
   layout.panel = take(std::max({kMostRows * (longest + kGap), kPanelBytes / 4,
                                 (strip + kMostRows) * (outermost.depth() + kGap)}));
   layout.planes = take(planes > 0 ? 2 * kPlanes * (kMostTiles * widest + kPlaneGap) : 0);
+  layout.terms = take(kTermNumbers * 2 * runs);  // of two operands
   layout.pulls = take(8 * widest);
   layout.one = take(widest);
   layout.zero = take(widest);
@@ -252,6 +257,7 @@ Layout lay_out(const Network& n, int lanes) {
   const auto loss = [&](int64_t examples) { return examples * (8 * classes + 8) + classes + 64; };
   layout.support_loss = take(loss(n.support));
   layout.query_loss = take(loss(n.query));
+  take(kMostBehind * image_size);
   return layout;
 }
 

@@ -10,6 +10,8 @@ namespace fastmeta::conv {
 
 // What kernels and the layout agree on.
 constexpr int kMostRows = 16;                  // of a tile of a product
+constexpr int kMostBehind = 5;                 // images that a tile reads behind the last
+constexpr int kTermNumbers = 6;                // that hold one term of a product
 constexpr int kGap = 16;                       // numbers behind each row of a panel
 constexpr int64_t kPanelBytes = 128 << 10;     // of rows at a time, unless they are very long
 constexpr int kPlanes = 16, kMostTiles = 28;   // of Winograd's transforms, at a time
@@ -107,7 +109,7 @@ struct Layout {
   int64_t strip = 0;                 // its product in so many rows
   int64_t first = 0;                 // scratch [1 + 4 depth, out]
   int64_t support_measured = 0, query_measured = 0;  // see Kept
-  int64_t planes = 0, panel = 0, pulls = 0, one = 0, zero = 0;
+  int64_t planes = 0, panel = 0, terms = 0, pulls = 0, one = 0, zero = 0;
   int64_t size = 0;
 };
 

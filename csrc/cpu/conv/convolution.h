@@ -10,6 +10,7 @@ using fastmeta::conv::Shape;
 template <class T>
 struct Scratch {
   T *panel, *planes;
+  Term<T>* terms;
   const T* zeros;
 };
 
@@ -46,7 +47,7 @@ class Convolution {
       convolve_winograd(s.forward, examples, from, operands, count, result, scratch.zeros,
                         scratch.planes, then);
     } else {
-      convolve(s.forward, examples, from, operands, count, result, scratch.panel, then);
+      convolve(s.forward, examples, from, operands, count, result, scratch.terms, then);
     }
   }
 
@@ -59,13 +60,11 @@ class Convolution {
   int64_t pitch() const { return s.depth() + kGap; }
   // to [count, out] = these pixels' product with a weight
   void forward_strip(const T* x, const T* weight, int64_t first, int count, T* to) const {
-    read_strip(x, first, count);
+    const Term<T> all{read_strip(x, first, count), weight, s.depth()};
     for (int i = 0; i < count; i += kTileRows) {
-      T* rows[kTileRows];
       const int live = count - i < kTileRows ? count - i : kTileRows;
-      for (int r = 0; r < live; ++r) rows[r] = to + int64_t(i + r) * s.out;
-      multiply_columns<false>(scratch.panel + i * pitch(), pitch(), weight, s.out, s.depth(), rows,
-                              live);
+      multiply<T>({&all, 1, i * pitch(), pitch(), s.out, to + int64_t(i) * s.out, s.out, false},
+                  live);
     }
   }
   // weight [depth, out] += the panel's part in its gradient
@@ -90,7 +89,7 @@ class Convolution {
     Operand<T> at[2] = {operands[0], operands[count - 1]};
     for (int g = 0; g < int(s.backward.size()); ++g) {
       const Grid& grid = s.backward.data()[g];
-      convolve(grid, examples, from, at, count, result, scratch.panel, nothing);
+      convolve(grid, examples, from, at, count, result, scratch.terms, nothing);
       for (Operand<T>& operand : at) operand.weight += int64_t(grid.taps.size()) * size();
     }
   }
@@ -105,8 +104,10 @@ class Convolution {
     const Images<const T> by{derivative, out.height, out.width, out.channels};
     if (fast) {
       add_planes(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
+    } else if (in.channels < kFewestRows) {
+      convolve_weight_by_rows(s.forward, examples, from, by, gradient, scratch.panel);
     } else {
-      convolve_weight(s.forward, examples, from, by, gradient, scratch.panel);
+      convolve_weight(s.forward, examples, from, by, gradient);
     }
   }
   void finish(const T* sums, T* gradient) const {

@@ -18,7 +18,8 @@ class FirstBlock {
       : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
         convolution(shape, block.height, block.width,
-                    {numbers + layout.panel, numbers + layout.planes, numbers + layout.zero}),
+                    {numbers + layout.panel, numbers + layout.planes,
+                     reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}),
         depth(s.depth()), moves(block.norm == Norm::batch) {}
 
   // Mean [depth] and covariance [depth, pitch] of the patches of a set; weights don't move them.

@@ -145,7 +145,8 @@ class TaskStep {
   const T* channels_last(const T* x, int64_t examples, T* to) const {
     const int channels = n.blocks[0].channels;
     const int64_t pixels = int64_t(n.blocks[0].height) * n.blocks[0].width;
-    if (channels == 1 || pixels == 1) return x;
+    // Tiles of a product read behind the last image, where only this task's own memory is.
+    if ((channels == 1 || pixels == 1) && by_patches(0)) return x;
     for (int64_t e = 0; e < examples; ++e, x += channels * pixels, to += channels * pixels) {
       for (int c = 0; c < channels; ++c) {
         for (int64_t p = 0; p < pixels; ++p) to[p * channels + c] = x[c * pixels + p];

@@ -217,17 +217,14 @@ void convolve_winograd(const Grid& grid, int64_t examples, Images<const T> in,
       in.data = operands[o].images;
       transform_inputs(tiles, in, zeros, first, live, inputs);
       for (int p = 0; p < kPlanes; ++p) {
-        const T* const weight = operands[o].weight + int64_t(p) * depth * cols;
+        const Term<T> term{inputs + p * in_plane, operands[o].weight + int64_t(p) * depth * cols,
+                           depth};
+        T* const to = products + p * plane;
         for (int t = 0; t < live; t += kTileRows) {
-          T* rows[kTileRows];
           const int few = live - t < kTileRows ? live - t : kTileRows;
-          for (int i = 0; i < few; ++i) rows[i] = products + p * plane + int64_t(t + i) * cols;
-          const T* const from = inputs + p * in_plane + int64_t(t) * depth;
-          if (o > 0) {
-            multiply_columns<true>(from, depth, weight, cols, depth, rows, few);
-          } else {
-            multiply_columns<false>(from, depth, weight, cols, depth, rows, few);
-          }
+          multiply<T>({&term, 1, int64_t(t) * depth, depth, cols, to + int64_t(t) * cols, cols,
+                       o > 0},
+                      few);
         }
       }
     }
@@ -261,8 +258,8 @@ void add_planes(const Grid& grid, int64_t examples, const Images<const T>& in,
     transform_inputs(tiles, in, zeros, first, live, inputs);
     transform_derivatives(tiles, derivative.data, cols, zeros, first, live, derivatives);
     for (int p = 0; p < kPlanes; ++p) {
-      outer(inputs + p * in_plane, depth, depth, derivatives + p * plane, cols, cols, live,
-            planes + int64_t(p) * depth * cols);
+      outer({{1, 1, live}, {0, 0, depth}, {0, 0, cols}}, inputs + p * in_plane, depth,
+            derivatives + p * plane, cols, planes + int64_t(p) * depth * cols);
     }
   }
 }
