@@ -303,6 +303,23 @@ def test_float32(name: str, instruction_set: str) -> None:
     assert apart(gradients, expected.gradients) < 300 * epsilon
 
 
+def test_winograds_tiles_round_little_more_than_torch() -> None:
+    """Twice a sum of products, of 64 channels: by their points, sqrt(1/2) and sqrt(2)."""
+    layers = [nn.Conv2d(64, 64, 3, padding=1) for _ in range(3)]
+    model = nn.Sequential(*layers, *flat(64 * 11 * 8))
+    support, query = (batch((64, 11, 8), 2, n, torch.float32) for n in (4, 5))
+    exact = copy.deepcopy(model).double()
+
+    def gradients(model: nn.Module, *data: tuple[Tensor, Tensor]) -> Any:
+        leaves = list(model.parameters())
+        return oracle.maml(model, oracle.split(*data), leaves, steps=1).gradients
+
+    expected = gradients(exact, *((x.double(), y) for x, y in (support, query)))
+    out = fastmeta.maml_step(model, support, query, executor="layered")
+    ours = torch.autograd.grad(out.loss, list(model.parameters()))
+    assert apart(ours, expected) < 4 * apart(gradients(model, support, query), expected)
+
+
 def test_threads_change_no_bit(instruction_set: str) -> None:
     model, image = build("wide", torch.float32)
     support, query = (batch(image, 5, n, torch.float32) for n in (4, 6))

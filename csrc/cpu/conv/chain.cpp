@@ -163,7 +163,7 @@ Layout lay_out(const Network& n, int lanes) {
     }
     inputs = std::max<int64_t>(inputs, int64_t(taps_of(b)) * filled_up(in, lanes) * shape.out);
     if (taps_of(b) == 9) {
-      planes = std::max<int64_t>(planes, int64_t(kPlanes) * filled_up(in, lanes) * shape.out);
+      planes = std::max<int64_t>(planes, int64_t(kMostPlanes) * filled_up(in, lanes) * shape.out);
     }
     layout.shapes.push_back(shape);
   }
@@ -248,7 +248,8 @@ Layout lay_out(const Network& n, int lanes) {
   // A product's last tile reads past its rows.
   layout.panel = take(std::max({kMostRows * (longest + kGap), kPanelBytes / 4,
                                 (strip + kMostRows) * (outermost.depth() + kGap)}));
-  layout.planes = take(planes > 0 ? 2 * kPlanes * (kMostTiles * widest + kPlaneGap) : 0);
+  const int64_t plane = std::max<int64_t>(kPlane, kMostRows * widest) + kPlaneGap;
+  layout.planes = take(planes > 0 ? 2 * kMostPlanes * plane : 0);
   layout.terms = take(kTermNumbers * 2 * runs);  // of two operands
   layout.pulls = take(8 * widest);
   layout.one = take(widest);

@@ -14,8 +14,21 @@ constexpr int kMostBehind = 5;                 // images that a tile reads behin
 constexpr int kTermNumbers = 6;                // that hold one term of a product
 constexpr int kGap = 16;                       // numbers behind each row of a panel
 constexpr int64_t kPanelBytes = 128 << 10;     // of rows at a time, unless they are very long
-constexpr int kPlanes = 16, kMostTiles = 28;   // of Winograd's transforms, at a time
-constexpr int kPlaneGap = 80;                  // numbers behind each plane
+constexpr int kPlane = 28 * 64;                // numbers of a plane of Winograd's transforms
+constexpr int kPlaneGap = 80;                  // and behind each
+
+// Of Winograd's transforms by tiles of so many output pixels a side.
+constexpr int planes_of(int side) { return (side + 2) * (side + 2); }
+constexpr int kMostPlanes = planes_of(4);
+// The side that takes less, of 2 and 4: a plane costs its tiles, and its weight's transform as much
+// as 45 more (by a fit to what bench/convolution_layers.py prints).
+inline int tile_side(int rows, int cols, int64_t examples) {
+  const auto cost = [=](int side) {
+    const int64_t tiles = int64_t((rows + side - 1) / side) * ((cols + side - 1) / side);
+    return planes_of(side) * (tiles * examples + 45);
+  };
+  return cost(4) < cost(2) ? 4 : 2;
+}
 
 // A convolution, maybe a norm, a piecewise linear activation, and maybe a pooling. A linear layer is
 // the one whose kernel is as large as its input.

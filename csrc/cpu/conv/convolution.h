@@ -17,24 +17,22 @@ struct Scratch {
 template <class T>
 class Convolution {
  public:
-  Convolution(const Shape& shape, int height, int width, const Scratch<T>& scratch)
+  // For sets of so many examples, though not all at a time.
+  Convolution(const Shape& shape, int height, int width, int64_t examples,
+              const Scratch<T>& scratch)
       : s(shape), scratch(scratch), in{nullptr, height, width, s.in},
         out{nullptr, s.rows, s.cols, s.out},
-        fast(fits_winograd(s.forward, s.in, lanes<T>)),
-        fast_back(fits_winograd(s.backward.data()[0], s.out, lanes<T>) && s.backward.size() == 1) {}
+        side(tile_side(s.forward, s.in, examples)),
+        side_back(s.backward.size() == 1 ? tile_side(s.backward.data()[0], s.out, examples) : 0) {}
 
   // The weight as `forward` takes it: itself, or made in `room`.
   const T* prepared(const T* weight, T* room) const {
-    if (!fast) return weight;
-    transform_weight(weight, size(), room);
-    return room;
+    return transformed(side, weight, room);
   }
   // The weight as `backward` takes it, made in `room`; `turned` is scratch.
   const T* prepared_back(const T* weight, T* turned, T* room) const {
     turn_weight(s, weight, turned);
-    if (!fast_back) return turned;
-    transform_weight(turned, size(), room);
-    return room;
+    return transformed(side_back, turned, room);
   }
 
   // to [examples, rows, cols, out] = the sum over operands; `then(rows, live)` after every few
@@ -43,9 +41,12 @@ class Convolution {
   void forward(const Operand<T>* operands, int count, int64_t examples, T* to, Then then) const {
     const Images<const T> from{nullptr, in.height, in.width, in.channels};
     const Images<T> result{to, out.height, out.width, out.channels};
-    if (fast) {
-      convolve_winograd(s.forward, examples, from, operands, count, result, scratch.zeros,
-                        scratch.planes, then);
+    if (side == 4) {
+      convolve_winograd<4>(s.forward, examples, from, operands, count, result, scratch.zeros,
+                           scratch.planes, then);
+    } else if (side == 2) {
+      convolve_winograd<2>(s.forward, examples, from, operands, count, result, scratch.zeros,
+                           scratch.planes, then);
     } else {
       convolve(s.forward, examples, from, operands, count, result, scratch.terms, then);
     }
@@ -81,10 +82,14 @@ class Convolution {
     const Images<const T> from{nullptr, out.height, out.width, out.channels};
     const Images<T> result{to, in.height, in.width, in.channels};
     const auto nothing = [](T* const*, int) {};
-    if (fast_back) {
-      convolve_winograd(s.backward.data()[0], examples, from, operands, count, result,
-                        scratch.zeros, scratch.planes, nothing);
-      return;
+    const Grid& first = s.backward.data()[0];
+    if (side_back == 4) {
+      return convolve_winograd<4>(first, examples, from, operands, count, result, scratch.zeros,
+                                  scratch.planes, nothing);
+    }
+    if (side_back == 2) {
+      return convolve_winograd<2>(first, examples, from, operands, count, result, scratch.zeros,
+                                  scratch.planes, nothing);
     }
     Operand<T> at[2] = {operands[0], operands[count - 1]};
     for (int g = 0; g < int(s.backward.size()); ++g) {
@@ -97,13 +102,15 @@ class Convolution {
   // The gradient of the weight, in parts: `start`, then `add` any times, then `finish`. `sums` is
   // scratch in between.
   void start(T* sums) const {
-    if (fast) conv::clear(sums, kPlanes * size());
+    if (side > 0) conv::clear(sums, planes_of(side) * size());
   }
   void add(const T* x, const T* derivative, int64_t examples, T* sums, T* gradient) const {
     const Images<const T> from{x, in.height, in.width, in.channels};
     const Images<const T> by{derivative, out.height, out.width, out.channels};
-    if (fast) {
-      add_planes(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
+    if (side == 4) {
+      add_planes<4>(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
+    } else if (side == 2) {
+      add_planes<2>(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
     } else if (in.channels < kFewestRows) {
       convolve_weight_by_rows(s.forward, examples, from, by, gradient, scratch.panel);
     } else {
@@ -111,16 +118,27 @@ class Convolution {
     }
   }
   void finish(const T* sums, T* gradient) const {
-    if (fast) add_weight_back(sums, size(), gradient);
+    if (side == 4) add_weight_back<4>(sums, size(), gradient);
+    if (side == 2) add_weight_back<2>(sums, size(), gradient);
   }
 
  private:
   const Shape& s;
   const Scratch<T> scratch;
   const Images<const T> in, out;
-  const bool fast, fast_back;
+  const int side, side_back;  // of Winograd's tiles; 0: direct
 
   int64_t size() const { return int64_t(s.in) * s.out; }
+  static int tile_side(const Grid& grid, int channels, int64_t examples) {
+    if (!fits_winograd(grid, channels, lanes<T>)) return 0;
+    return fastmeta::conv::tile_side(grid.rows, grid.cols, examples);
+  }
+  const T* transformed(int of_tiles, const T* weight, T* room) const {
+    if (of_tiles == 0) return weight;
+    if (of_tiles == 4) transform_weight<4>(weight, size(), room);
+    if (of_tiles == 2) transform_weight<2>(weight, size(), room);
+    return room;
+  }
 };
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE::conv

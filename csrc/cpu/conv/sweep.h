@@ -58,8 +58,8 @@ class TaskStep {
   const T *support_x = nullptr, *query_x = nullptr;
   TaskLoss<T> support_loss, query_loss;
 
-  Block<T> block(int l) const {
-    return {n.blocks[l], layout.shapes[l], layout, call.parameters, numbers};
+  Block<T> block(int l, int64_t examples) const {
+    return {n.blocks[l], layout.shapes[l], layout, examples, call.parameters, numbers};
   }
   // The first layer, where it goes by its patches.
   bool by_patches(int l) const { return l == 0 && layout.strip_rows > 0; }
@@ -161,7 +161,7 @@ class TaskStep {
         first_block().forward(x, kept[0], at(0, k), examples);
         continue;
       }
-      block(l).forward(input(x, kept, l), kept[l], at(l, k), examples);
+      block(l, examples).forward(input(x, kept, l), kept[l], at(l, k));
     }
   }
 
@@ -180,7 +180,7 @@ class TaskStep {
       const int64_t result = in_place ? kept[l].product
                              : kept[l].product_delta >= 0 ? kept[l].product_delta
                                                           : layout.product_delta;
-      block(l).backward(input(x, kept, l), kept[l], at(l, k), examples, result, into, x_delta);
+      block(l, examples).backward(input(x, kept, l), kept[l], at(l, k), result, into, x_delta);
       if (border && x_delta) add(T(1), x_delta, border_size(examples), cotangent(kept));
     }
   }
@@ -193,9 +193,10 @@ class TaskStep {
         continue;
       }
       T* const x_delta = l == 0 ? nullptr : numbers + kept[l - 1].output_delta;
-      block(l).backward(input(x, kept, l), kept[l], at(l, 0), examples,
-                        in_place ? kept[l].product : layout.product_delta, numbers + layout.lambda,
-                        x_delta);
+      block(l, examples)
+          .backward(input(x, kept, l), kept[l], at(l, 0),
+                    in_place ? kept[l].product : layout.product_delta, numbers + layout.lambda,
+                    x_delta);
     }
   }
 
@@ -289,8 +290,8 @@ class TaskStep {
         first_block().tangent_forward(support_x, kept[0], r[0], at(0, k), v, support_count);
         continue;
       }
-      block(l).tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                               v, support_count);
+      block(l, support_count)
+          .tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k), v);
     }
     support_loss.forward(numbers + kept[depth - 1].output);
     support_loss.tangent(numbers + r[depth - 1].output, numbers + r[depth - 1].output_delta);
@@ -304,8 +305,9 @@ class TaskStep {
       const bool border = l == layout.body;
       T* const x_delta = border ? (l > 0 ? numbers + layout.border : nullptr)
                                 : numbers + r[l - 1].output_delta;
-      block(l).tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                                v, support_count, numbers + layout.lambda, x_delta);
+      block(l, support_count)
+          .tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k), v,
+                            numbers + layout.lambda, x_delta);
       if (border && x_delta) add(T(1), x_delta, border_size(support_count), cotangent(kept));
     }
   }
