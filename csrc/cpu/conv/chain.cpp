@@ -145,6 +145,8 @@ Layout lay_out(const Network& n, int lanes) {
     const Block& b = n.blocks[l];
     const int in = l == 0 ? b.channels : layout.shapes[l - 1].out;
     Shape shape = shape_of(b, in, lanes);
+    const bool framed = l == 0 && shape.depth() <= kShallow;
+    if (framed) shape.forward.origin[0] = shape.forward.origin[1] = 0;
     const int64_t sizes[kTensors] = {int64_t(shape.depth()) * shape.out, shape.out, shape.out,
                                      shape.out};
     for (int i = 0; i < kTensors; ++i) {
@@ -199,7 +201,9 @@ Layout lay_out(const Network& n, int lanes) {
   }
   layout.weight_sums = take(planes);
   const Block& first = n.blocks.front();
-  const int64_t image = int64_t(first.channels) * first.height * first.width;
+  const int frame[2] = {by_patches ? first.padding[0] : 0, by_patches ? first.padding[1] : 0};
+  const int64_t image = int64_t(first.channels) * (first.height + 2 * frame[0]) *
+                        (first.width + 2 * frame[1]);
   layout.support_x = take(image * n.support);
   layout.query_x = take(image * n.query);
   const auto patches = [&](Kept& kept, int64_t measured, int64_t examples) {

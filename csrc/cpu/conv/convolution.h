@@ -59,18 +59,36 @@ class Convolution {
     return scratch.panel;
   }
   int64_t pitch() const { return s.depth() + kGap; }
-  // to [count, out] = these pixels' product with a weight
-  void forward_strip(const T* x, const T* weight, int64_t first, int count, T* to) const {
-    const Term<T> all{read_strip(x, first, count), weight, s.depth()};
-    for (int i = 0; i < count; i += kTileRows) {
-      const int live = count - i < kTileRows ? count - i : kTileRows;
-      multiply<T>({&all, 1, i * pitch(), pitch(), s.out, to + int64_t(i) * s.out, s.out, false},
-                  live);
+  // to [rows * cols, out] = the product with a weight of rows of output pixels, counted from those of
+  // the first image on; none of them reads outside.
+  void forward_rows(const T* x, const T* weight, int64_t first, int rows, T* to) const {
+    Images<const T> from{x, in.height, in.width, in.channels};
+    const int64_t step = int64_t(s.forward.scale[1]) * in.channels;
+    for (int64_t row = first; row < first + rows; ++row) {
+      from.data = x + row / s.rows * in.size();
+      for (int col = 0; col < s.cols; col += kTileRows) {
+        const int live = s.cols - col < kTileRows ? s.cols - col : kTileRows;
+        const int found = add_terms(s.forward, from, weight, s.out, int(row % s.rows), col,
+                                    scratch.terms);
+        multiply<T>({scratch.terms, found, 0, step, s.out, to, s.out, false}, live);
+        to += int64_t(live) * s.out;
+      }
     }
   }
-  // weight [depth, out] += the panel's part in its gradient
-  void add_strip(const T* derivative, int count, T* gradient) const {
-    add_panel(scratch.panel, pitch(), s.depth(), derivative, s.out, s.out, count, gradient);
+  // weight [depth, out] += these rows' part in its gradient; they are of one image.
+  void add_rows(const T* x, int64_t first, int rows, const T* derivative, T* weight) const {
+    const Grid& grid = s.forward;
+    const int64_t line = int64_t(in.width) * in.channels;
+    const T* const top = x + first / s.rows * in.size() + first % s.rows * grid.scale[0] * line;
+    const Pairs pairs{{1, rows, s.cols},
+                      {0, grid.scale[0] * line, int64_t(grid.scale[1]) * in.channels},
+                      {0, int64_t(s.cols) * s.out, s.out}};
+    for (const Run *run = grid.runs.data(), *end = run + grid.runs.size(); run < end; ++run) {
+      const int depth = run->count * in.channels;
+      outer(pairs, top + run->row * line + int64_t(run->col) * in.channels, depth, derivative,
+            s.out, weight);
+      weight += int64_t(depth) * s.out;
+    }
   }
   // squares [depth, cols] += the panel's products with itself
   void add_squares(int count, T* squares, int cols) const {

@@ -134,8 +134,8 @@ void outer_tile(const Pairs& pairs, const T* a, const T* b, T* c, int64_t cols, 
 // Rows of the smallest tile of an outer product: a grey image's 3 x 3 taps, where they fit.
 constexpr int kFewestRows = kTileRows < 9 ? kTileRows : 9;
 
-// c [depth, cols] += A' B in tiles of R rows; depth is at least R.
-template <int R, class T>
+// c [depth, cols] += A' B in tiles of R rows and V vectors; depth is at least R.
+template <int R, int V = 2, class T>
 void outer_in_tiles(const Pairs& pairs, const T* a, int depth, const T* b, int cols, T* c) {
   constexpr int L = lanes<T>;
   for (int k = 0; k < depth; k += R) {
@@ -143,8 +143,8 @@ void outer_in_tiles(const Pairs& pairs, const T* a, int depth, const T* b, int c
     const int from = k + R <= depth ? k : depth - R;
     T* const to = c + int64_t(from) * cols;
     int j = 0;
-    for (; j + 2 * L <= cols; j += 2 * L) {
-      outer_tile<R, 2>(pairs, a + from, b + j, to + j, cols, k - from);
+    for (; j + V * L <= cols; j += V * L) {
+      outer_tile<R, V>(pairs, a + from, b + j, to + j, cols, k - from);
     }
     for (; j < cols; j += L) outer_tile<R, 1>(pairs, a + from, b + j, to + j, cols, k - from);
   }
@@ -178,7 +178,10 @@ void outer_shallow(const Pairs& pairs, const T* a, int depth, const T* b, int co
 // The same in the best tiles.
 template <class T>
 void outer(const Pairs& pairs, const T* a, int depth, const T* b, int cols, T* c) {
-  if (depth < kFewestRows) return outer_shallow(pairs, a, depth, b, cols, c);
+  if (depth < 3) return outer_shallow(pairs, a, depth, b, cols, c);
+  // Three taps of a grey image, and others that fill no larger tile.
+  constexpr int kVectors = kTileRows > 6 ? 4 : 3;
+  if (depth < kFewestRows) return outer_in_tiles<3, kVectors>(pairs, a, depth, b, cols, c);
   const int rows = rows_of_tile(depth);
   if (rows == kTileRows) return outer_in_tiles<kTileRows>(pairs, a, depth, b, cols, c);
   if constexpr (kTileRows > 13) {

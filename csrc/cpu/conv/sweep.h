@@ -117,10 +117,9 @@ class TaskStep {
 
   void load() {
     const int64_t image = int64_t(n.blocks[0].channels) * n.blocks[0].height * n.blocks[0].width;
-    support_x = channels_last(call.support_x + task * n.support * image, support_count,
-                              numbers + layout.support_x);
-    query_x =
-        channels_last(call.query_x + task * n.query * image, query_count, numbers + layout.query_x);
+    support_x = placed(call.support_x + task * n.support * image, support_count,
+                       numbers + layout.support_x);
+    query_x = placed(call.query_x + task * n.query * image, query_count, numbers + layout.query_x);
     const int classes = n.blocks[depth - 1].filters;
     const auto of = [&](auto* all, int64_t size) { return all ? all + task * size : all; };
     const int64_t rows = int64_t(n.support) * classes, query_rows = int64_t(n.query) * classes;
@@ -142,17 +141,22 @@ class TaskStep {
     conv::clear(cotangent(support(0)), border_size(support_count));
   }
 
-  const T* channels_last(const T* x, int64_t examples, T* to) const {
-    const int channels = n.blocks[0].channels;
-    const int64_t pixels = int64_t(n.blocks[0].height) * n.blocks[0].width;
-    // Tiles of a product read behind the last image, where only this task's own memory is.
-    if ((channels == 1 || pixels == 1) && by_patches(0)) return x;
-    for (int64_t e = 0; e < examples; ++e, x += channels * pixels, to += channels * pixels) {
-      for (int c = 0; c < channels; ++c) {
-        for (int64_t p = 0; p < pixels; ++p) to[p * channels + c] = x[c * pixels + p];
+  // Channels last, in the frame that the first block reads.
+  const T* placed(const T* x, int64_t examples, T* to) const {
+    const fastmeta::conv::Block& b = n.blocks[0];
+    const int top = by_patches(0) ? b.padding[0] : 0, left = by_patches(0) ? b.padding[1] : 0;
+    const int64_t row = int64_t(b.width + 2 * left) * b.channels;
+    const int64_t image = (b.height + 2 * top) * row;
+    if (top + left > 0) conv::clear(to, examples * image);
+    for (int64_t e = 0; e < examples; ++e) {
+      for (int c = 0; c < b.channels; ++c) {
+        for (int y = 0; y < b.height; ++y, x += b.width) {
+          T* const at = to + e * image + (top + y) * row + left * b.channels + c;
+          for (int i = 0; i < b.width; ++i) at[i * b.channels] = x[i];
+        }
       }
     }
-    return to - examples * channels * pixels;
+    return to;
   }
 
   void forward(const T* x, const Kept* kept, int64_t examples, int k, int from, int to) {
