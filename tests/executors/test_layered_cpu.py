@@ -303,11 +303,11 @@ def test_float32(name: str, instruction_set: str) -> None:
     assert apart(gradients, expected.gradients) < 300 * epsilon
 
 
-def test_winograds_tiles_round_little_more_than_torch() -> None:
-    """Twice a sum of products, of 64 channels: by their points, sqrt(1/2) and sqrt(2)."""
+def test_winograds_large_tiles_round_little() -> None:
+    """Three times as much as torch's convolutions do, as it was found."""
     layers = [nn.Conv2d(64, 64, 3, padding=1) for _ in range(3)]
-    model = nn.Sequential(*layers, *flat(64 * 11 * 8))
-    support, query = (batch((64, 11, 8), 2, n, torch.float32) for n in (4, 5))
+    model = nn.Sequential(*layers, *flat(64 * 14 * 13))
+    support, query = (batch((64, 14, 13), 2, n, torch.float32) for n in (6, 7))
     exact = copy.deepcopy(model).double()
 
     def gradients(model: nn.Module, *data: tuple[Tensor, Tensor]) -> Any:
@@ -317,7 +317,7 @@ def test_winograds_tiles_round_little_more_than_torch() -> None:
     expected = gradients(exact, *((x.double(), y) for x, y in (support, query)))
     out = fastmeta.maml_step(model, support, query, executor="layered")
     ours = torch.autograd.grad(out.loss, list(model.parameters()))
-    assert apart(ours, expected) < 4 * apart(gradients(model, support, query), expected)
+    assert apart(ours, expected) < 5 * apart(gradients(model, support, query), expected)
 
 
 def test_threads_change_no_bit(instruction_set: str) -> None:

@@ -158,8 +158,7 @@ Layout lay_out(const Network& n, int lanes) {
     image_size = std::max({image_size, int64_t(b.height) * b.width * shape.in,
                            int64_t(shape.pixels()) * shape.out});
     widest = std::max<int64_t>(widest, std::max(shape.in, shape.out));
-    longest = std::max<int64_t>(
-        longest, std::max<int64_t>(shape.depth(), int64_t(taps_of(b)) * shape.out));
+    longest = std::max<int64_t>(longest, shape.depth());
     if (l > 0 || shape.depth() > kShallow) {
       largest = std::max<int64_t>(largest, int64_t(shape.pixels()) * shape.out);
     }

@@ -109,7 +109,7 @@ struct Layout {
   int steps_kept = 0, weights_kept = 0, gradients_kept = 0;
   int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
   int64_t turned[2] = {0, 0}, prepared[2] = {0, 0};  // weights as kernels take them
-  // Channels last; in a frame of zeros where the first block goes by patches, as wide as its padding.
+  // Channels last; where the first block goes by patches, in a frame of zeros as wide as its padding.
   int64_t support_x = 0, query_x = 0;
   int64_t support_loss = 0, query_loss = 0;
   std::vector<Kept> support, query;  // [steps kept * blocks], [blocks]

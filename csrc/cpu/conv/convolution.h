@@ -59,8 +59,8 @@ class Convolution {
     return scratch.panel;
   }
   int64_t pitch() const { return s.depth() + kGap; }
-  // to [rows * cols, out] = the product with a weight of rows of output pixels, counted from those of
-  // the first image on; none of them reads outside.
+  // to [rows * cols, out] = the product with a weight of rows of output pixels, counted from those
+  // of the first image on; none of them reads outside.
   void forward_rows(const T* x, const T* weight, int64_t first, int rows, T* to) const {
     Images<const T> from{x, in.height, in.width, in.channels};
     const int64_t step = int64_t(s.forward.scale[1]) * in.channels;

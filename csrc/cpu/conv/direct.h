@@ -1,5 +1,5 @@
-// Direct convolution: an output pixel of many images at a time, which read theirs where it lies. What
-// lies outside of an image is not multiplied.
+// Direct convolution: an output pixel of many images at a time, which read theirs where it lies.
+// What lies outside of an image is not multiplied.
 #pragma once
 
 #include "gather.h"

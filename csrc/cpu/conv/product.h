@@ -91,7 +91,8 @@ struct Pairs {
   int64_t count[3], a[3], b[3];
 };
 
-// C [R, V vectors] += A' B over pairs of rows; C's rows `cols` apart, those before `skip` left alone.
+// C [R, V vectors] += A' B over pairs of rows; C's rows `cols` apart, those before `skip` left
+// alone.
 template <int R, int V, class T>
 void outer_tile(const Pairs& pairs, const T* a, const T* b, T* c, int64_t cols, int skip) {
   constexpr int L = lanes<T>;

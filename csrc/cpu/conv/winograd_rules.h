@@ -38,7 +38,7 @@ struct Rules<T, 2> {
   }
 };
 
-// By the points 0, +-sqrt(1/2), +-sqrt(2) and infinity: of those whose signs pair off they round least.
+// By the points 0, +-sqrt(1/2), +-sqrt(2) and infinity, which round less than 0, +-1, +-2 do.
 template <class T>
 struct Rules<T, 4> {
   using N = Num<T>;
@@ -83,8 +83,8 @@ struct Rules<T, 4> {
   }
 };
 
-// A rule over the columns of [From, From], then over the rows: put(i, j, number) for [To, To] of what
-// take(i, j) gives. All in registers, which GCC does not do by itself: twice the speed.
+// A rule over the columns of [From, From], then over the rows: put(i, j, number) for [To, To] of
+// what take(i, j) gives. All in registers, where GCC would call the rules by itself.
 template <auto rule, class T, int From, int To, class Take, class Put>
 [[gnu::always_inline]] inline void over_both(Take take, Put put) {
   Num<T> half[To][From];
