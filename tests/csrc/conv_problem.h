@@ -68,7 +68,7 @@ inline ConvProblem draw_conv(int number) {
   problem.seed = number;
   conv::Network& network = problem.network;
   int channels = random.of<int>({1, 3, 16}), sides[2];
-  for (int& size : sides) size = random.of<int>({4, 7, 13, 15});
+  for (int& size : sides) size = random.of<int>({4, 7, 8, 13, 15});
   const int depth = 1 + number % 3;
   for (int l = 0; l < depth; ++l) {
     network.blocks.push_back(block(random, channels, sides[0], sides[1]));
@@ -80,7 +80,10 @@ inline ConvProblem draw_conv(int number) {
   const int frozen = random.coin() ? random.below(depth + 1) : 0;
   for (int l = 0; l <= depth; ++l) draw_tensors(random, network.blocks[l], l >= frozen);
   network.loss = {random.coin() ? LossKind::cross_entropy : LossKind::mse, 0, -100, false};
-  network.support = 1 + random.below(4), network.query = 1 + random.below(4);
+  // Tiles of a direct convolution are as many examples, most often few.
+  for (int* examples : {&network.support, &network.query}) {
+    *examples = random.of<int>({1, 2, 3, 4, random.of<int>({6, 9, 15})});
+  }
   network.steps = number % 4;
   network.differentiate = random.below(4) > 0;
   network.first_order = random.below(3) == 0;

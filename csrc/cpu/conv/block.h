@@ -18,14 +18,16 @@ template <class T>
 class Block {
  public:
   Block(const fastmeta::conv::Block& block, const Shape& shape, const Layout& layout,
-        const T* shared, T* numbers)
-      : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
+        int64_t examples, const T* shared, T* numbers)
+      : b(block), s(shape), layout(layout), examples(examples), given(shared + shape.given),
+        numbers(numbers),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
-        convolution(shape, block.height, block.width,
-                    {numbers + layout.panel, numbers + layout.planes, numbers + layout.zero}) {}
+        convolution(shape, block.height, block.width, examples,
+                    {numbers + layout.panel, numbers + layout.planes,
+                     reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}) {}
 
   // x [examples, height, width, in] to product, statistics, value and output.
-  void forward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples) {
+  void forward(const T* x, const Kept& kept, const Tensors<T>& at) {
     T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
     const Operand<T> operand{x, convolution.prepared(at.of[kWeight], room(0))};
     T* const product = numbers + kept.product;
@@ -46,17 +48,17 @@ class Block {
 
   // From the derivative by the output: adds to `gradient`, leaves that by the product at `result`,
   // which may be where the product is, and that by x at `x_delta` (which may be x), unless null.
-  void backward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
+  void backward(const T* x, const Kept& kept, const Tensors<T>& at,
                 int64_t result, T* gradient, T* x_delta) {
     if (b.mean) spread(field, examples, numbers + kept.output_delta, numbers + kept.delta);
     T* const sums = numbers + kept.statistics + 2 * s.out;
     conv::clear(sums, 2 * s.out);
     run_pass(field, 0, examples,
              BackwardSums<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, sums});
-    const Pull<T> pull = shares(sums, examples, 0);
+    const Pull<T> pull = shares(sums, 0);
     const T* const back = x_delta ? prepared_back(at, 0) : nullptr;
     convolution.start(weight_sums());
-    for_chunks(examples, [&](int64_t first, int64_t last) {
+    for_chunks([&](int64_t first, int64_t last) {
       run_pass(field, first, last,
                Backward<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, pull,
                            numbers + result});
@@ -72,7 +74,7 @@ class Block {
   // x and its tangent rx, which is null where x does not move, to the tangents of product and output
   // along v.
   void tangent_forward(const T* x, const T* rx, const Kept& kept, const Moving& r,
-                       const Tensors<T>& at, const Tensors<T>& v, int64_t examples) {
+                       const Tensors<T>& at, const Tensors<T>& v) {
     const Operand<T> operands[2] = {
         {x, convolution.prepared(v.of[kWeight], room(0))},
         {rx, rx ? convolution.prepared(at.of[kWeight], room(1)) : nullptr}};
@@ -80,30 +82,30 @@ class Block {
                         [&](T* const* rows, int live) { add_row(bias(v), rows, live); });
     T* const sums = numbers + r.sums;
     conv::clear(sums, 2 * s.out);
-    if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, examples, sums);
+    if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, sums);
     run_pass(field, 0, examples,
-             TangentForward<T>{moved(kept, r, at, v, examples), numbers + r.value});
+             TangentForward<T>{moved(kept, r, at, v), numbers + r.value});
     if (b.mean) average(field, examples, numbers + r.value, numbers + r.output);
   }
 
   // From the tangent of the derivative by the output: adds to `gradient`, and leaves that by x at
   // `x_delta`, unless null.
   void tangent_backward(const T* x, const T* rx, const Kept& kept, const Moving& r,
-                        const Tensors<T>& at, const Tensors<T>& v, int64_t examples, T* gradient,
+                        const Tensors<T>& at, const Tensors<T>& v, T* gradient,
                         T* x_delta) {
     if (b.mean) spread(field, examples, numbers + r.output_delta, numbers + r.delta);
-    const Moved<T> pass = moved(kept, r, at, v, examples);
+    const Moved<T> pass = moved(kept, r, at, v);
     const T *const delta = numbers + kept.delta, *const r_delta = numbers + r.delta;
     T* const sums = numbers + r.sums + 2 * s.out;
     conv::clear(sums, 2 * s.out);
     run_pass(field, 0, examples, TangentSums<T>{pass, delta, r_delta, sums});
     const T* const old = numbers + kept.statistics + 2 * s.out;
-    const Pull<T> of_delta = shares(old, examples, 1), of_r_delta = shares(sums, examples, 2);
+    const Pull<T> of_delta = shares(old, 1), of_r_delta = shares(sums, 2);
     const T* const back = x_delta ? prepared_back(at, 0) : nullptr;
     const T* const v_back = x_delta ? prepared_back(v, 1) : nullptr;
     convolution.start(weight_sums());
     const T* const before = numbers + kept.product_delta;
-    for_chunks(examples, [&](int64_t first, int64_t last) {
+    for_chunks([&](int64_t first, int64_t last) {
       run_pass(field, first, last,
                TangentBackward<T>{pass, delta, r_delta, of_delta, of_r_delta, numbers + r.product});
       add_weight_gradient(x, numbers + r.product, first, last, gradient);
@@ -128,6 +130,7 @@ class Block {
   const fastmeta::conv::Block& b;
   const Shape& s;
   const Layout& layout;
+  const int64_t examples;
   const T* given;
   T* numbers;
   const Field field;
@@ -146,10 +149,10 @@ class Block {
     const T* const mean = numbers + kept.statistics;
     return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}};
   }
-  Moved<T> moved(const Kept& kept, const Moving& r, const Tensors<T>& at, const Tensors<T>& v,
-                 int64_t examples) const {
+  Moved<T> moved(const Kept& kept, const Moving& r, const Tensors<T>& at,
+                 const Tensors<T>& v) const {
     return {base(kept, at), numbers + kept.product, numbers + r.product,
-            shares(numbers + r.sums, examples, 3), v.of[kScale], v.of[kShift]};
+            shares(numbers + r.sums, 3), v.of[kScale], v.of[kShift]};
   }
 
   // A bias goes with the mean that is taken away.
@@ -175,7 +178,7 @@ class Block {
   }
 
   // Of sums [2, out] over all pixels what each pixel bears; nothing where statistics don't move.
-  Pull<T> shares(const T* sums, int64_t examples, int slot) const {
+  Pull<T> shares(const T* sums, int slot) const {
     T* const pulls = numbers + layout.pulls + 2 * slot * s.out;
     const T share = T(1) / T(examples * s.pixels());
     for (int c = 0; c < 2 * s.out; ++c) pulls[c] = b.norm == Norm::batch ? share * sums[c] : T(0);
@@ -183,8 +186,9 @@ class Block {
   }
 
   template <class Use>
-  void for_chunks(int64_t examples, Use use) const {
-    const int64_t most = kChunk / product_size() > 1 ? kChunk / product_size() : 1;
+  void for_chunks(Use use) const {
+    int64_t most = kChunk / product_size() > 1 ? kChunk / product_size() : 1;
+    if (most > kTileRows) most -= most % kTileRows;
     for (int64_t first = 0; first < examples; first += most) {
       use(first, first + most < examples ? first + most : examples);
     }
@@ -206,7 +210,7 @@ class Block {
   }
 
   // sums += those of the tangent of the product, and of n times that
-  void add_sums(const Kept& kept, const T* moving, int64_t examples, T* sums) const {
+  void add_sums(const Kept& kept, const T* moving, T* sums) const {
     const T *const product = numbers + kept.product, *const mean = numbers + kept.statistics;
     const int64_t pixels = examples * s.pixels();
     constexpr int64_t kRow = 32;

@@ -140,26 +140,31 @@ bool sweeps(const Network& n) {
 Layout lay_out(const Network& n, int lanes) {
   Layout layout{};
   const int depth = int(n.blocks.size());
-  int64_t widest = 0, longest = 0, largest = 0, inputs = 0, planes = 0;
+  int64_t widest = 0, longest = 0, largest = 0, inputs = 0, planes = 0, runs = 0, image_size = 0;
   for (int l = 0; l < depth; ++l) {
     const Block& b = n.blocks[l];
     const int in = l == 0 ? b.channels : layout.shapes[l - 1].out;
     Shape shape = shape_of(b, in, lanes);
+    const bool framed = l == 0 && shape.depth() <= kShallow;
+    if (framed) shape.forward.origin[0] = shape.forward.origin[1] = 0;
     const int64_t sizes[kTensors] = {int64_t(shape.depth()) * shape.out, shape.out, shape.out,
                                      shape.out};
     for (int i = 0; i < kTensors; ++i) {
       shape.of[i] = layout.block;
       if (b.has[i]) layout.block += (sizes[i] + kLine - 1) / kLine * kLine;
     }
+    runs = std::max<int64_t>(runs, shape.forward.runs.size());
+    for (const Grid& grid : shape.backward) runs = std::max<int64_t>(runs, grid.runs.size());
+    image_size = std::max({image_size, int64_t(b.height) * b.width * shape.in,
+                           int64_t(shape.pixels()) * shape.out});
     widest = std::max<int64_t>(widest, std::max(shape.in, shape.out));
-    longest = std::max<int64_t>(
-        longest, std::max<int64_t>(shape.depth(), int64_t(taps_of(b)) * shape.out));
+    longest = std::max<int64_t>(longest, shape.depth());
     if (l > 0 || shape.depth() > kShallow) {
       largest = std::max<int64_t>(largest, int64_t(shape.pixels()) * shape.out);
     }
     inputs = std::max<int64_t>(inputs, int64_t(taps_of(b)) * filled_up(in, lanes) * shape.out);
     if (taps_of(b) == 9) {
-      planes = std::max<int64_t>(planes, int64_t(kPlanes) * filled_up(in, lanes) * shape.out);
+      planes = std::max<int64_t>(planes, int64_t(kMostPlanes) * filled_up(in, lanes) * shape.out);
     }
     layout.shapes.push_back(shape);
   }
@@ -195,7 +200,9 @@ Layout lay_out(const Network& n, int lanes) {
   }
   layout.weight_sums = take(planes);
   const Block& first = n.blocks.front();
-  const int64_t image = int64_t(first.channels) * first.height * first.width;
+  const int frame[2] = {by_patches ? first.padding[0] : 0, by_patches ? first.padding[1] : 0};
+  const int64_t image = int64_t(first.channels) * (first.height + 2 * frame[0]) *
+                        (first.width + 2 * frame[1]);
   layout.support_x = take(image * n.support);
   layout.query_x = take(image * n.query);
   const auto patches = [&](Kept& kept, int64_t measured, int64_t examples) {
@@ -244,7 +251,9 @@ Layout lay_out(const Network& n, int lanes) {
   // A product's last tile reads past its rows.
   layout.panel = take(std::max({kMostRows * (longest + kGap), kPanelBytes / 4,
                                 (strip + kMostRows) * (outermost.depth() + kGap)}));
-  layout.planes = take(planes > 0 ? 2 * kPlanes * (kMostTiles * widest + kPlaneGap) : 0);
+  const int64_t plane = std::max<int64_t>(kPlane, kMostRows * widest) + kPlaneGap;
+  layout.planes = take(planes > 0 ? 2 * kMostPlanes * plane : 0);
+  layout.terms = take(kTermNumbers * 2 * runs);  // of two operands
   layout.pulls = take(8 * widest);
   layout.one = take(widest);
   layout.zero = take(widest);
@@ -252,6 +261,7 @@ Layout lay_out(const Network& n, int lanes) {
   const auto loss = [&](int64_t examples) { return examples * (8 * classes + 8) + classes + 64; };
   layout.support_loss = take(loss(n.support));
   layout.query_loss = take(loss(n.query));
+  take(kMostBehind * image_size);
   return layout;
 }
 

@@ -10,10 +10,25 @@ namespace fastmeta::conv {
 
 // What kernels and the layout agree on.
 constexpr int kMostRows = 16;                  // of a tile of a product
+constexpr int kMostBehind = 5;                 // images that a tile reads behind the last
+constexpr int kTermNumbers = 6;                // that hold one term of a product
 constexpr int kGap = 16;                       // numbers behind each row of a panel
 constexpr int64_t kPanelBytes = 128 << 10;     // of rows at a time, unless they are very long
-constexpr int kPlanes = 16, kMostTiles = 28;   // of Winograd's transforms, at a time
-constexpr int kPlaneGap = 80;                  // numbers behind each plane
+constexpr int kPlane = 28 * 64;                // numbers of a plane of Winograd's transforms
+constexpr int kPlaneGap = 80;                  // and behind each
+
+// Of Winograd's transforms by tiles of so many output pixels a side.
+constexpr int planes_of(int side) { return (side + 2) * (side + 2); }
+constexpr int kMostPlanes = planes_of(4);
+// The side that takes less, of 2 and 4: a plane costs its tiles, and its weight's transform as much
+// as 45 more (by a fit to what bench/convolution_layers.py prints).
+inline int tile_side(int rows, int cols, int64_t examples) {
+  const auto cost = [=](int side) {
+    const int64_t tiles = int64_t((rows + side - 1) / side) * ((cols + side - 1) / side);
+    return planes_of(side) * (tiles * examples + 45);
+  };
+  return cost(4) < cost(2) ? 4 : 2;
+}
 
 // A convolution, maybe a norm, a piecewise linear activation, and maybe a pooling. A linear layer is
 // the one whose kernel is as large as its input.
@@ -94,7 +109,8 @@ struct Layout {
   int steps_kept = 0, weights_kept = 0, gradients_kept = 0;
   int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
   int64_t turned[2] = {0, 0}, prepared[2] = {0, 0};  // weights as kernels take them
-  int64_t support_x = 0, query_x = 0;     // channels last
+  // Channels last; where the first block goes by patches, in a frame of zeros as wide as its padding.
+  int64_t support_x = 0, query_x = 0;
   int64_t support_loss = 0, query_loss = 0;
   std::vector<Kept> support, query;  // [steps kept * blocks], [blocks]
   std::vector<Moving> moving;        // [blocks]
@@ -107,7 +123,7 @@ struct Layout {
   int64_t strip = 0;                 // its product in so many rows
   int64_t first = 0;                 // scratch [1 + 4 depth, out]
   int64_t support_measured = 0, query_measured = 0;  // see Kept
-  int64_t planes = 0, panel = 0, pulls = 0, one = 0, zero = 0;
+  int64_t planes = 0, panel = 0, terms = 0, pulls = 0, one = 0, zero = 0;
   int64_t size = 0;
 };
 

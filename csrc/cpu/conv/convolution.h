@@ -10,30 +10,29 @@ using fastmeta::conv::Shape;
 template <class T>
 struct Scratch {
   T *panel, *planes;
+  Term<T>* terms;
   const T* zeros;
 };
 
 template <class T>
 class Convolution {
  public:
-  Convolution(const Shape& shape, int height, int width, const Scratch<T>& scratch)
+  // For sets of so many examples, though not all at a time.
+  Convolution(const Shape& shape, int height, int width, int64_t examples,
+              const Scratch<T>& scratch)
       : s(shape), scratch(scratch), in{nullptr, height, width, s.in},
         out{nullptr, s.rows, s.cols, s.out},
-        fast(fits_winograd(s.forward, s.in, lanes<T>)),
-        fast_back(fits_winograd(s.backward.data()[0], s.out, lanes<T>) && s.backward.size() == 1) {}
+        side(tile_side(s.forward, s.in, examples)),
+        side_back(s.backward.size() == 1 ? tile_side(s.backward.data()[0], s.out, examples) : 0) {}
 
   // The weight as `forward` takes it: itself, or made in `room`.
   const T* prepared(const T* weight, T* room) const {
-    if (!fast) return weight;
-    transform_weight(weight, size(), room);
-    return room;
+    return transformed(side, weight, room);
   }
   // The weight as `backward` takes it, made in `room`; `turned` is scratch.
   const T* prepared_back(const T* weight, T* turned, T* room) const {
     turn_weight(s, weight, turned);
-    if (!fast_back) return turned;
-    transform_weight(turned, size(), room);
-    return room;
+    return transformed(side_back, turned, room);
   }
 
   // to [examples, rows, cols, out] = the sum over operands; `then(rows, live)` after every few
@@ -42,11 +41,14 @@ class Convolution {
   void forward(const Operand<T>* operands, int count, int64_t examples, T* to, Then then) const {
     const Images<const T> from{nullptr, in.height, in.width, in.channels};
     const Images<T> result{to, out.height, out.width, out.channels};
-    if (fast) {
-      convolve_winograd(s.forward, examples, from, operands, count, result, scratch.zeros,
-                        scratch.planes, then);
+    if (side == 4) {
+      convolve_winograd<4>(s.forward, examples, from, operands, count, result, scratch.zeros,
+                           scratch.planes, then);
+    } else if (side == 2) {
+      convolve_winograd<2>(s.forward, examples, from, operands, count, result, scratch.zeros,
+                           scratch.planes, then);
     } else {
-      convolve(s.forward, examples, from, operands, count, result, scratch.panel, then);
+      convolve(s.forward, examples, from, operands, count, result, scratch.terms, then);
     }
   }
 
@@ -57,20 +59,36 @@ class Convolution {
     return scratch.panel;
   }
   int64_t pitch() const { return s.depth() + kGap; }
-  // to [count, out] = these pixels' product with a weight
-  void forward_strip(const T* x, const T* weight, int64_t first, int count, T* to) const {
-    read_strip(x, first, count);
-    for (int i = 0; i < count; i += kTileRows) {
-      T* rows[kTileRows];
-      const int live = count - i < kTileRows ? count - i : kTileRows;
-      for (int r = 0; r < live; ++r) rows[r] = to + int64_t(i + r) * s.out;
-      multiply_columns<false>(scratch.panel + i * pitch(), pitch(), weight, s.out, s.depth(), rows,
-                              live);
+  // to [rows * cols, out] = the product with a weight of rows of output pixels, counted from those
+  // of the first image on; none of them reads outside.
+  void forward_rows(const T* x, const T* weight, int64_t first, int rows, T* to) const {
+    Images<const T> from{x, in.height, in.width, in.channels};
+    const int64_t step = int64_t(s.forward.scale[1]) * in.channels;
+    for (int64_t row = first; row < first + rows; ++row) {
+      from.data = x + row / s.rows * in.size();
+      for (int col = 0; col < s.cols; col += kTileRows) {
+        const int live = s.cols - col < kTileRows ? s.cols - col : kTileRows;
+        const int found = add_terms(s.forward, from, weight, s.out, int(row % s.rows), col,
+                                    scratch.terms);
+        multiply<T>({scratch.terms, found, 0, step, s.out, to, s.out, false}, live);
+        to += int64_t(live) * s.out;
+      }
     }
   }
-  // weight [depth, out] += the panel's part in its gradient
-  void add_strip(const T* derivative, int count, T* gradient) const {
-    add_panel(scratch.panel, pitch(), s.depth(), derivative, s.out, s.out, count, gradient);
+  // weight [depth, out] += these rows' part in its gradient; they are of one image.
+  void add_rows(const T* x, int64_t first, int rows, const T* derivative, T* weight) const {
+    const Grid& grid = s.forward;
+    const int64_t line = int64_t(in.width) * in.channels;
+    const T* const top = x + first / s.rows * in.size() + first % s.rows * grid.scale[0] * line;
+    const Pairs pairs{{1, rows, s.cols},
+                      {0, grid.scale[0] * line, int64_t(grid.scale[1]) * in.channels},
+                      {0, int64_t(s.cols) * s.out, s.out}};
+    for (const Run *run = grid.runs.data(), *end = run + grid.runs.size(); run < end; ++run) {
+      const int depth = run->count * in.channels;
+      outer(pairs, top + run->row * line + int64_t(run->col) * in.channels, depth, derivative,
+            s.out, weight);
+      weight += int64_t(depth) * s.out;
+    }
   }
   // squares [depth, cols] += the panel's products with itself
   void add_squares(int count, T* squares, int cols) const {
@@ -82,15 +100,19 @@ class Convolution {
     const Images<const T> from{nullptr, out.height, out.width, out.channels};
     const Images<T> result{to, in.height, in.width, in.channels};
     const auto nothing = [](T* const*, int) {};
-    if (fast_back) {
-      convolve_winograd(s.backward.data()[0], examples, from, operands, count, result,
-                        scratch.zeros, scratch.planes, nothing);
-      return;
+    const Grid& first = s.backward.data()[0];
+    if (side_back == 4) {
+      return convolve_winograd<4>(first, examples, from, operands, count, result, scratch.zeros,
+                                  scratch.planes, nothing);
+    }
+    if (side_back == 2) {
+      return convolve_winograd<2>(first, examples, from, operands, count, result, scratch.zeros,
+                                  scratch.planes, nothing);
     }
     Operand<T> at[2] = {operands[0], operands[count - 1]};
     for (int g = 0; g < int(s.backward.size()); ++g) {
       const Grid& grid = s.backward.data()[g];
-      convolve(grid, examples, from, at, count, result, scratch.panel, nothing);
+      convolve(grid, examples, from, at, count, result, scratch.terms, nothing);
       for (Operand<T>& operand : at) operand.weight += int64_t(grid.taps.size()) * size();
     }
   }
@@ -98,28 +120,43 @@ class Convolution {
   // The gradient of the weight, in parts: `start`, then `add` any times, then `finish`. `sums` is
   // scratch in between.
   void start(T* sums) const {
-    if (fast) conv::clear(sums, kPlanes * size());
+    if (side > 0) conv::clear(sums, planes_of(side) * size());
   }
   void add(const T* x, const T* derivative, int64_t examples, T* sums, T* gradient) const {
     const Images<const T> from{x, in.height, in.width, in.channels};
     const Images<const T> by{derivative, out.height, out.width, out.channels};
-    if (fast) {
-      add_planes(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
+    if (side == 4) {
+      add_planes<4>(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
+    } else if (side == 2) {
+      add_planes<2>(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
+    } else if (in.channels < kFewestRows) {
+      convolve_weight_by_rows(s.forward, examples, from, by, gradient, scratch.panel);
     } else {
-      convolve_weight(s.forward, examples, from, by, gradient, scratch.panel);
+      convolve_weight(s.forward, examples, from, by, gradient);
     }
   }
   void finish(const T* sums, T* gradient) const {
-    if (fast) add_weight_back(sums, size(), gradient);
+    if (side == 4) add_weight_back<4>(sums, size(), gradient);
+    if (side == 2) add_weight_back<2>(sums, size(), gradient);
   }
 
  private:
   const Shape& s;
   const Scratch<T> scratch;
   const Images<const T> in, out;
-  const bool fast, fast_back;
+  const int side, side_back;  // of Winograd's tiles; 0: direct
 
   int64_t size() const { return int64_t(s.in) * s.out; }
+  static int tile_side(const Grid& grid, int channels, int64_t examples) {
+    if (!fits_winograd(grid, channels, lanes<T>)) return 0;
+    return fastmeta::conv::tile_side(grid.rows, grid.cols, examples);
+  }
+  const T* transformed(int of_tiles, const T* weight, T* room) const {
+    if (of_tiles == 0) return weight;
+    if (of_tiles == 4) transform_weight<4>(weight, size(), room);
+    if (of_tiles == 2) transform_weight<2>(weight, size(), room);
+    return room;
+  }
 };
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE::conv

@@ -1,4 +1,5 @@
-// Direct convolution: rows of what pixels read, times the weight.
+// Direct convolution: an output pixel of many images at a time, which read theirs where it lies.
+// What lies outside of an image is not multiplied.
 #pragma once
 
 #include "gather.h"
@@ -17,132 +18,84 @@ struct Operand {
   const T* weight;
 };
 
-// C = or += A B [rows of c, cols] for a tile of A.
-template <bool Add, class T>
-void multiply_columns(const T* a, int64_t pitch, const T* b, int cols, int depth, T* const* c,
-                      int live) {
-  T* at[kTileRows];
-  int j = 0;
-  const auto columns = [&] {
-    for (int i = 0; i < live; ++i) at[i] = c[i] + j;
-  };
-  for (; j + 2 * lanes<T> <= cols; j += 2 * lanes<T>) {
-    columns();
-    multiply_tile<Add, 2>(a, pitch, b + j, cols, depth, at, live);
+// Where a line of pixels, each `scale` after the one before it, lies inside: those from `first` up
+// to `last` of `count`.
+struct Inside {
+  int first, last;
+  Inside(int origin, int scale, int count, int size)
+      : first(origin < 0 ? (scale - 1 - origin) / scale : 0),
+        last(origin < size ? (size - origin + scale - 1) / scale : 0) {
+    if (last > count) last = count;
+    if (first > last) first = last;
   }
-  for (; j < cols; j += lanes<T>) {
-    columns();
-    multiply_tile<Add, 1>(a, pitch, b + j, cols, depth, at, live);
+  int count() const { return last - first; }
+};
+
+// Appends to `terms` what an output pixel reads, with its weight; returns how many.
+template <class T>
+int add_terms(const Grid& grid, const Images<const T>& in, const T* weight, int cols, int row,
+              int col, Term<T>* terms) {
+  const int top = row * grid.scale[0] + grid.origin[0], left = col * grid.scale[1] + grid.origin[1];
+  int count = 0;
+  for (const Run *run = grid.runs.data(), *end = run + grid.runs.size(); run < end; ++run) {
+    const int y = top + run->row, x = left + run->col;
+    const Inside inside(x, 1, run->count, in.width);
+    if (y >= 0 && y < in.height && inside.count() > 0) {
+      const T* const a = in.data + (int64_t(y) * in.width + x + inside.first) * in.channels;
+      const T* const b = weight + int64_t(inside.first) * in.channels * cols;
+      terms[count++] = {a, b, inside.count() * in.channels};
+    }
+    weight += int64_t(run->count) * in.channels * cols;
   }
+  return count;
+}
+
+// Rows of a tile. A cache's lines a page apart have but a few places there.
+inline int rows_together(int64_t bytes) {
+  constexpr int64_t kPage = 4096;
+  return bytes % kPage == 0 && kTileRows > 8 ? 8 : kTileRows;
 }
 
 // out = the convolution over a grid, summed over operands; `then(rows, live)` after each tile of
-// pixels, while they are close.
+// pixels, while they are close. `terms`: room for all that a pixel reads.
 template <class T, class Then>
 void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Operand<T>* operands,
-              int count, Images<T> out, T* panel, Then then) {
-  const int depth = int(grid.taps.size()) * in.channels, cols = out.channels;
-  const int64_t pitch = depth + kGap, pixels = examples * grid.rows * grid.cols;
-  for (int64_t first = 0; first < pixels; first += kTileRows) {
-    const int live = pixels - first < kTileRows ? int(pixels - first) : kTileRows;
-    T* rows[kTileRows];
-    for (int o = 0; o < count; ++o) {
-      in.data = operands[o].images;
-      gather(grid, in, first, live, panel, pitch);
-      Walk walk(grid, first);
-      for (int i = 0; i < live; ++i, walk.step()) {
-        rows[i] = out.data + walk.place(out.height, out.width) * cols;
+              int count, Images<T> out, Term<T>* terms, Then then) {
+  const int64_t image = in.size(), out_image = out.size();
+  const int most = rows_together(image * int64_t(sizeof(T)));
+  for (int64_t first = 0; first < examples; first += most) {
+    const int live = examples - first < most ? int(examples - first) : most;
+    for (int y = 0; y < grid.rows; ++y) {
+      for (int x = 0; x < grid.cols; ++x) {
+        int found = 0;
+        for (int o = 0; o < count; ++o) {
+          in.data = operands[o].images;
+          found += add_terms(grid, in, operands[o].weight, out.channels, y, x, terms + found);
+        }
+        const int64_t place = int64_t(y * grid.step[0] + grid.start[0]) * out.width +
+                              x * grid.step[1] + grid.start[1];
+        T* const to = out.data + first * out_image + place * out.channels;
+        multiply<T>({terms, found, first * image, image, out.channels, to, out_image, false}, live);
+        T* rows[kTileRows];
+        for (int i = 0; i < live; ++i) rows[i] = to + i * out_image;
+        then(rows, live);
       }
-      if (o > 0) {
-        multiply_columns<true>(panel, pitch, operands[o].weight, cols, depth, rows, live);
-      } else {
-        multiply_columns<false>(panel, pitch, operands[o].weight, cols, depth, rows, live);
-      }
-    }
-    then(rows, live);
-  }
-}
-
-// Rows of the smallest tile of an outer product: a grey image's 3 x 3 taps, where they fit.
-constexpr int kFewestRows = kTileRows < 9 ? kTileRows : 9;
-
-// c [depth, cols] += A' B over `live` rows of both, in tiles of R rows; depth is at least R.
-template <int R, class T>
-void outer_in_tiles(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols,
-                    int live, T* c) {
-  constexpr int L = lanes<T>;
-  for (int k = 0; k < depth; k += R) {
-    // The last tile begins earlier, and leaves alone what was done.
-    const int from = k + R <= depth ? k : depth - R;
-    T* const to = c + int64_t(from) * cols;
-    int j = 0;
-    for (; j + 2 * L <= cols; j += 2 * L) {
-      outer_tile<R, 2>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
-    }
-    for (; j < cols; j += L) {
-      outer_tile<R, 1>(a + from, pitch, b + j, b_pitch, live, to + j, int64_t(cols), k - from);
     }
   }
 }
 
-// Of a tile, so that few rows of a product are done twice.
-inline int rows_of_tile(int depth) {
-  constexpr int kChoices[] = {kTileRows, 13, 11, kFewestRows};
-  int best = kFewestRows, least = 1 << 30;
-  for (int rows : kChoices) {
-    const int done = (depth + rows - 1) / rows * (rows + 1);  // and a tile costs by itself
-    if (rows <= depth && rows <= kTileRows && done < least) best = rows, least = done;
-  }
-  return best;
+// weight [depth, cols] += a panel's part in its gradient: of rows that `live` pixels read.
+template <class T>
+void add_panel(const T* panel, int64_t pitch, int depth, const T* derivative,
+               int64_t derivative_pitch, int cols, int live, T* weight) {
+  outer({{1, 1, live}, {0, 0, pitch}, {0, 0, derivative_pitch}}, panel, depth, derivative, cols,
+        weight);
 }
 
-// The same in the best tiles; depth is at least kFewestRows.
+// As convolve_weight, by rows of what pixels read: where a tap's channels are too few for a tile.
 template <class T>
-void outer(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols, int live,
-           T* c) {
-  const int rows = rows_of_tile(depth);
-  if (rows == kTileRows) {
-    return outer_in_tiles<kTileRows>(a, pitch, depth, b, b_pitch, cols, live, c);
-  }
-  if constexpr (kTileRows > 13) {
-    if (rows == 13) return outer_in_tiles<13>(a, pitch, depth, b, b_pitch, cols, live, c);
-    if (rows == 11) return outer_in_tiles<11>(a, pitch, depth, b, b_pitch, cols, live, c);
-  }
-  outer_in_tiles<kFewestRows>(a, pitch, depth, b, b_pitch, cols, live, c);
-}
-
-// The same for a shallow one, whose rows go on with zeros: by way of a tile of its own.
-template <class T>
-void outer_shallow(const T* a, int64_t pitch, int depth, const T* b, int64_t b_pitch, int cols,
-                   int live, T* c) {
-  constexpr int L = lanes<T>;
-  for (int j = 0; j < cols; j += L) {
-    T tile[kFewestRows * L];
-    conv::clear(tile, kFewestRows * L);
-    outer_tile<kFewestRows, 1>(a, pitch, b + j, b_pitch, live, tile, int64_t(L), 0);
-    for (int i = 0; i < depth; ++i) {
-      T* const to = c + int64_t(i) * cols + j;
-      store(to, load(to) + load(tile + i * L));
-    }
-  }
-}
-
-// weight [depth, cols] += a panel's part in its gradient.
-template <class T>
-void add_panel(T* panel, int64_t pitch, int depth, const T* derivative, int64_t derivative_pitch,
-               int cols, int live, T* weight) {
-  if (depth >= kFewestRows) {
-    outer(panel, pitch, depth, derivative, derivative_pitch, cols, live, weight);
-    return;
-  }
-  for (int i = 0; i < live; ++i) conv::clear(panel + i * pitch + depth, kFewestRows - depth);
-  outer_shallow(panel, pitch, depth, derivative, derivative_pitch, cols, live, weight);
-}
-
-// weight [depth, cols] += the sum over pixels of what they read, times their derivatives.
-template <class T>
-void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& in,
-                     const Images<const T>& derivative, T* weight, T* panel) {
+void convolve_weight_by_rows(const Grid& grid, int64_t examples, const Images<const T>& in,
+                             const Images<const T>& derivative, T* weight, T* panel) {
   const int depth = int(grid.taps.size()) * in.channels, cols = derivative.channels;
   const int64_t pitch = depth + kGap, pixels = examples * grid.rows * grid.cols;
   int64_t most = kPanelBytes / int64_t(sizeof(T)) / pitch;
@@ -151,6 +104,36 @@ void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& 
     const int live = int(pixels - first < most ? pixels - first : most);
     gather(grid, in, first, live, panel, pitch);
     add_panel(panel, pitch, depth, derivative.data + first * cols, cols, cols, live, weight);
+  }
+}
+
+// weight [taps, in, out] += the sum over pixels of what they read, times their derivatives.
+template <class T>
+void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& in,
+                     const Images<const T>& derivative, T* weight) {
+  const int64_t row = int64_t(in.width) * in.channels, cols = derivative.channels;
+  for (const Run *run = grid.runs.data(), *end = run + grid.runs.size(); run < end; ++run) {
+    const int top = grid.origin[0] + run->row;
+    const Inside rows(top, grid.scale[0], grid.rows, in.height);
+    for (int tap = 0; tap < run->count; ++tap, weight += in.channels * cols) {
+      const int left = grid.origin[1] + run->col + tap;
+      const Inside across(left, grid.scale[1], grid.cols, in.width);
+      if (rows.count() == 0 || across.count() == 0) continue;
+      const T* const a = in.data + (top + rows.first * grid.scale[0]) * row +
+                         int64_t(left + across.first * grid.scale[1]) * in.channels;
+      const T* const b = derivative.data + (int64_t(rows.first) * grid.cols + across.first) * cols;
+      const int64_t a_step = int64_t(grid.scale[1]) * in.channels;
+      Pairs pairs{{examples, rows.count(), across.count()},
+                  {in.size(), grid.scale[0] * row, a_step},
+                  {derivative.size(), grid.cols * cols, cols}};
+      if (examples > pairs.count[2]) {
+        for (int64_t* each : {pairs.count, pairs.a, pairs.b}) {
+          const int64_t of_examples = each[0];
+          each[0] = each[1], each[1] = each[2], each[2] = of_examples;
+        }
+      }
+      outer(pairs, a, in.channels, b, int(cols), weight);
+    }
   }
 }
 

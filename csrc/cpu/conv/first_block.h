@@ -17,8 +17,10 @@ class FirstBlock {
              const T* shared, T* numbers)
       : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
-        convolution(shape, block.height, block.width,
-                    {numbers + layout.panel, numbers + layout.planes, numbers + layout.zero}),
+        convolution(shape, block.height + 2 * block.padding[0],
+                    block.width + 2 * block.padding[1], 1,
+                    {numbers + layout.panel, numbers + layout.planes,
+                     reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}),
         depth(s.depth()), moves(block.norm == Norm::batch) {}
 
   // Mean [depth] and covariance [depth, pitch] of the patches of a set; weights don't move them.
@@ -73,8 +75,8 @@ class FirstBlock {
       store(constant() + c, load(at.of[kShift] + c) - factor * load(centre + c));
       for_taps(c, [&](int64_t k) { store(folded() + k, factor * load(at.of[kWeight] + k)); });
     });
-    for_strips(examples, [&](const Field& part, int64_t first, int pixels, int64_t place) {
-      convolution.forward_strip(x, folded(), first, pixels, strip());
+    for_strips(examples, [&](const Field& part, int64_t first, int, int64_t place) {
+      convolution.forward_rows(x, folded(), first / s.cols, part.rows, strip());
       run_pass(part, 0, 1,
                Choose<T>{{part, T(b.below)}, strip(), constant(), numbers + kept.value + place,
                          numbers + kept.code + place});
@@ -131,8 +133,8 @@ class FirstBlock {
               factor * load(v.of[kWeight] + k) + r_factor * load(at.of[kWeight] + k));
       });
     });
-    for_strips(examples, [&](const Field& part, int64_t first, int pixels, int64_t place) {
-      convolution.forward_strip(x, folded(), first, pixels, strip());
+    for_strips(examples, [&](const Field& part, int64_t first, int, int64_t place) {
+      convolution.forward_rows(x, folded(), first / s.cols, part.rows, strip());
       run_pass(part, 0, 1,
                TangentOfChoice<T>{{part, T(b.below)}, strip(), constant(),
                                   numbers + kept.code + place, numbers + r.value + place});
@@ -279,12 +281,11 @@ class FirstBlock {
               T* g) const {
     conv::clear(sums, s.out);
     conv::clear(g, int64_t(depth) * s.out);
-    for_strips(examples, [&](const Field& part, int64_t first, int pixels, int64_t place) {
+    for_strips(examples, [&](const Field& part, int64_t first, int, int64_t place) {
       run_pass(part, 0, 1,
                Scatter<T>{{part, T(b.below)}, numbers + kept.code + place, numbers + delta + place,
                           strip(), sums});
-      convolution.read_strip(x, first, pixels);
-      convolution.add_strip(strip(), pixels, g);
+      convolution.add_rows(x, first / s.cols, part.rows, strip(), g);
     });
     if (!moves) return;
     const double* const mean = doubles(kept.measured);

@@ -14,6 +14,7 @@ template <class T>
 struct Images {
   T* data;
   int height, width, channels;
+  int64_t size() const { return int64_t(height) * width * channels; }  // of one
 };
 
 template <class T>

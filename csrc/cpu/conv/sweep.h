@@ -58,8 +58,8 @@ class TaskStep {
   const T *support_x = nullptr, *query_x = nullptr;
   TaskLoss<T> support_loss, query_loss;
 
-  Block<T> block(int l) const {
-    return {n.blocks[l], layout.shapes[l], layout, call.parameters, numbers};
+  Block<T> block(int l, int64_t examples) const {
+    return {n.blocks[l], layout.shapes[l], layout, examples, call.parameters, numbers};
   }
   // The first layer, where it goes by its patches.
   bool by_patches(int l) const { return l == 0 && layout.strip_rows > 0; }
@@ -117,10 +117,9 @@ class TaskStep {
 
   void load() {
     const int64_t image = int64_t(n.blocks[0].channels) * n.blocks[0].height * n.blocks[0].width;
-    support_x = channels_last(call.support_x + task * n.support * image, support_count,
-                              numbers + layout.support_x);
-    query_x =
-        channels_last(call.query_x + task * n.query * image, query_count, numbers + layout.query_x);
+    support_x = placed(call.support_x + task * n.support * image, support_count,
+                       numbers + layout.support_x);
+    query_x = placed(call.query_x + task * n.query * image, query_count, numbers + layout.query_x);
     const int classes = n.blocks[depth - 1].filters;
     const auto of = [&](auto* all, int64_t size) { return all ? all + task * size : all; };
     const int64_t rows = int64_t(n.support) * classes, query_rows = int64_t(n.query) * classes;
@@ -142,16 +141,22 @@ class TaskStep {
     conv::clear(cotangent(support(0)), border_size(support_count));
   }
 
-  const T* channels_last(const T* x, int64_t examples, T* to) const {
-    const int channels = n.blocks[0].channels;
-    const int64_t pixels = int64_t(n.blocks[0].height) * n.blocks[0].width;
-    if (channels == 1 || pixels == 1) return x;
-    for (int64_t e = 0; e < examples; ++e, x += channels * pixels, to += channels * pixels) {
-      for (int c = 0; c < channels; ++c) {
-        for (int64_t p = 0; p < pixels; ++p) to[p * channels + c] = x[c * pixels + p];
+  // Channels last, in the frame that the first block reads.
+  const T* placed(const T* x, int64_t examples, T* to) const {
+    const fastmeta::conv::Block& b = n.blocks[0];
+    const int top = by_patches(0) ? b.padding[0] : 0, left = by_patches(0) ? b.padding[1] : 0;
+    const int64_t row = int64_t(b.width + 2 * left) * b.channels;
+    const int64_t image = (b.height + 2 * top) * row;
+    if (top + left > 0) conv::clear(to, examples * image);
+    for (int64_t e = 0; e < examples; ++e) {
+      for (int c = 0; c < b.channels; ++c) {
+        for (int y = 0; y < b.height; ++y, x += b.width) {
+          T* const at = to + e * image + (top + y) * row + left * b.channels + c;
+          for (int i = 0; i < b.width; ++i) at[i * b.channels] = x[i];
+        }
       }
     }
-    return to - examples * channels * pixels;
+    return to;
   }
 
   void forward(const T* x, const Kept* kept, int64_t examples, int k, int from, int to) {
@@ -160,7 +165,7 @@ class TaskStep {
         first_block().forward(x, kept[0], at(0, k), examples);
         continue;
       }
-      block(l).forward(input(x, kept, l), kept[l], at(l, k), examples);
+      block(l, examples).forward(input(x, kept, l), kept[l], at(l, k));
     }
   }
 
@@ -179,7 +184,7 @@ class TaskStep {
       const int64_t result = in_place ? kept[l].product
                              : kept[l].product_delta >= 0 ? kept[l].product_delta
                                                           : layout.product_delta;
-      block(l).backward(input(x, kept, l), kept[l], at(l, k), examples, result, into, x_delta);
+      block(l, examples).backward(input(x, kept, l), kept[l], at(l, k), result, into, x_delta);
       if (border && x_delta) add(T(1), x_delta, border_size(examples), cotangent(kept));
     }
   }
@@ -192,9 +197,10 @@ class TaskStep {
         continue;
       }
       T* const x_delta = l == 0 ? nullptr : numbers + kept[l - 1].output_delta;
-      block(l).backward(input(x, kept, l), kept[l], at(l, 0), examples,
-                        in_place ? kept[l].product : layout.product_delta, numbers + layout.lambda,
-                        x_delta);
+      block(l, examples)
+          .backward(input(x, kept, l), kept[l], at(l, 0),
+                    in_place ? kept[l].product : layout.product_delta, numbers + layout.lambda,
+                    x_delta);
     }
   }
 
@@ -288,8 +294,8 @@ class TaskStep {
         first_block().tangent_forward(support_x, kept[0], r[0], at(0, k), v, support_count);
         continue;
       }
-      block(l).tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                               v, support_count);
+      block(l, support_count)
+          .tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k), v);
     }
     support_loss.forward(numbers + kept[depth - 1].output);
     support_loss.tangent(numbers + r[depth - 1].output, numbers + r[depth - 1].output_delta);
@@ -303,8 +309,9 @@ class TaskStep {
       const bool border = l == layout.body;
       T* const x_delta = border ? (l > 0 ? numbers + layout.border : nullptr)
                                 : numbers + r[l - 1].output_delta;
-      block(l).tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k),
-                                v, support_count, numbers + layout.lambda, x_delta);
+      block(l, support_count)
+          .tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k), v,
+                            numbers + layout.lambda, x_delta);
       if (border && x_delta) add(T(1), x_delta, border_size(support_count), cotangent(kept));
     }
   }

@@ -1,14 +1,14 @@
-// Winograd's F(2 x 2, 3 x 3): an output tile of 2 x 2 by 16 products where the direct way takes 36.
-// Lavin and Gray (2016), Fast algorithms for convolutional neural networks.
+// 3 x 3 convolutions of stride 1 by Winograd's transforms: a tile of 2 x 2 outputs by 16 products
+// where the direct way takes 36, one of 4 x 4 by 36 where that takes 144.
 #pragma once
 
 #include "direct.h"
+#include "winograd_rules.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
-using fastmeta::conv::kPlanes;
+using fastmeta::conv::planes_of;
 
-constexpr int kTiles = fastmeta::conv::kMostTiles / kTileRows * kTileRows;  // at a time
 constexpr int kSmallestSide = 7;
 
 // Whether a grid is a 3 x 3 convolution of stride 1 that is large enough.
@@ -24,223 +24,184 @@ inline bool fits_winograd(const Grid& grid, int channels, int lanes) {
          grid.rows >= kSmallestSide && grid.cols >= kSmallestSide;
 }
 
-// Between the planes of tiles; no multiple of 4 KiB for any count of channels.
-constexpr int64_t plane_size(int channels) {
-  return int64_t(kTiles) * channels + fastmeta::conv::kPlaneGap;
-}
-
-// The four output pixels and the sixteen input pixels of a tile.
-struct Tile {
-  int64_t example;
-  int row, col;
-};
-
+// Tiles of M x M output pixels, which read S x S of the input.
+template <int M>
 class Tiles {
  public:
-  explicit Tiles(const Grid& grid)
-      : grid_(grid), rows_((grid.rows + 1) / 2), cols_((grid.cols + 1) / 2) {}
-  int64_t of(int64_t examples) const { return examples * rows_ * cols_; }
-  Tile at(int64_t index) const {
-    return {index / (rows_ * cols_), int(index / cols_ % rows_) * 2, int(index % cols_) * 2};
+  static constexpr int S = M + 2;
+  Tiles(const Grid& grid, int in, int out)
+      : at_a_time(tiles_of(in > out ? in : out)),
+        grid_(grid), rows_((grid.rows + M - 1) / M), cols_((grid.cols + M - 1) / M) {}
+  const int at_a_time;
+  // Between the planes of so many; seldom a multiple of 4 KiB.
+  int64_t plane(int channels) const {
+    return int64_t(at_a_time) * channels + fastmeta::conv::kPlaneGap;
   }
-  // at[16]: where each input pixel lies, or zeros.
+  int64_t of(int64_t examples) const { return examples * rows_ * cols_; }
+  // at[S * S]: where each input pixel of a tile lies, or zeros.
   template <class T>
-  void inputs(const Tile& tile, const Images<const T>& in, const T* zeros, const T** at) const {
+  void inputs(int64_t index, const Images<const T>& in, const T* zeros, const T** at) const {
+    const Tile tile = tile_at(index);
     const int top = tile.row + grid_.origin[0] + grid_.runs.data()->row;
     const int left = tile.col + grid_.origin[1] + grid_.runs.data()->col;
-    const T* const image = in.data + tile.example * in.height * in.width * in.channels;
-    for (int i = 0; i < 4; ++i) {
-      for (int j = 0; j < 4; ++j) {
-        const int y = top + i, x = left + j;
-        const bool inside = y >= 0 && y < in.height && x >= 0 && x < in.width;
-        at[4 * i + j] = inside ? image + (int64_t(y) * in.width + x) * in.channels : zeros;
+    const T* const image = in.data + tile.example * in.size();
+    for (int i = 0; i < S; ++i) {
+      const int y = top + i;
+      const bool inside = y >= 0 && y < in.height;
+      const T* const row = image + int64_t(inside ? y : 0) * in.width * in.channels;
+      for (int j = 0; j < S; ++j) {
+        const int x = left + j;
+        at[S * i + j] = inside && x >= 0 && x < in.width ? row + int64_t(x) * in.channels : zeros;
       }
     }
   }
-  // at[4]: where each output pixel lies, or null.
+  // at[M * M]: where each output pixel lies, or null.
   template <class T>
-  void outputs(const Tile& tile, T* data, int channels, T** at) const {
+  void outputs(int64_t index, T* data, int channels, T** at) const {
+    const Tile tile = tile_at(index);
     T* const image = data + tile.example * grid_.rows * grid_.cols * channels;
-    for (int i = 0; i < 2; ++i) {
-      for (int j = 0; j < 2; ++j) {
+    for (int i = 0; i < M; ++i) {
+      for (int j = 0; j < M; ++j) {
         const int y = tile.row + i, x = tile.col + j;
         const bool inside = y < grid_.rows && x < grid_.cols;
-        at[2 * i + j] = inside ? image + (int64_t(y) * grid_.cols + x) * channels : nullptr;
+        at[M * i + j] = inside ? image + (int64_t(y) * grid_.cols + x) * channels : nullptr;
       }
     }
   }
 
  private:
+  struct Tile {
+    int64_t example;
+    int row, col;
+  };
   const Grid& grid_;
   const int rows_, cols_;
+
+  static int tiles_of(int channels) {
+    const int rows = fastmeta::conv::kPlane / channels / kTileRows * kTileRows;
+    return rows > kTileRows ? rows : kTileRows;
+  }
+  Tile tile_at(int64_t index) const {
+    return {index / (rows_ * cols_), int(index / cols_ % rows_) * M, int(index % cols_) * M};
+  }
 };
 
-// planes [16][tiles, channels] = B' d B of inputs
-template <class T>
-void transform_inputs(const Tiles& tiles, const Images<const T>& in, const T* zeros, int64_t first,
-                      int live, T* planes) {
-  const int64_t plane = plane_size(in.channels);
+// planes [S * S][tiles, channels] = B' d B of inputs
+template <int M, class T>
+void transform_inputs(const Tiles<M>& tiles, const Images<const T>& in, const T* zeros,
+                      int64_t first, int live, T* planes) {
+  constexpr int S = M + 2;
+  const int64_t plane = tiles.plane(in.channels);
   for (int t = 0; t < live; ++t) {
-    const T* at[16];
-    tiles.inputs(tiles.at(first + t), in, zeros, at);
+    const T* at[S * S];
+    tiles.inputs(first + t, in, zeros, at);
     for (int c = 0; c < in.channels; c += lanes<T>) {
-      // What is new in the tile after the next; the processor does not see it coming by itself.
-      constexpr int kNew[] = {10, 11, 14, 15};
-      for (int pixel : kNew) __builtin_prefetch(at[pixel] + 4 * in.channels + c);
-      Num<T> d[4][4];
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {  // B' d
-        const Num<T> d0 = load(at[j] + c), d1 = load(at[4 + j] + c), d2 = load(at[8 + j] + c),
-                     d3 = load(at[12 + j] + c);
-        d[0][j] = d0 - d2, d[1][j] = d1 + d2, d[2][j] = d2 - d1, d[3][j] = d1 - d3;
+      // What is new in a tile soon to come; the processor does not see it by itself.
+      for (int i = 2; i < S; ++i) {
+        for (int j = 2; j < S; ++j) __builtin_prefetch(at[S * i + j] + 4 * in.channels + c);
       }
       T* const to = planes + int64_t(t) * in.channels + c;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        store(to + (4 * i + 0) * plane, d[i][0] - d[i][2]);
-        store(to + (4 * i + 1) * plane, d[i][1] + d[i][2]);
-        store(to + (4 * i + 2) * plane, d[i][2] - d[i][1]);
-        store(to + (4 * i + 3) * plane, d[i][1] - d[i][3]);
-      }
+      over_both<Rules<T, M>::inputs, T, S, S>(
+          [&](int i, int j) { return load(at[S * i + j] + c); },
+          [&](int i, int j, Num<T> made) { store(to + (S * i + j) * plane, made); });
     }
   }
 }
 
 // The outputs A' m A of a tile; `at` as Tiles::outputs gives it.
-template <class T>
+template <int M, class T>
 void transform_outputs(const T* planes, int64_t plane, int channels, T* const* at) {
+  constexpr int S = M + 2;
   for (int c = 0; c < channels; c += lanes<T>) {
-    Num<T> half[2][4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const Num<T> m0 = load(planes + j * plane + c), m1 = load(planes + (4 + j) * plane + c),
-                   m2 = load(planes + (8 + j) * plane + c), m3 = load(planes + (12 + j) * plane + c);
-      half[0][j] = m0 + m1 + m2, half[1][j] = m1 - m2 - m3;
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const Num<T>* const m = half[i];
-      if (at[2 * i] != nullptr) store(at[2 * i] + c, m[0] + m[1] + m[2]);
-      if (at[2 * i + 1] != nullptr) store(at[2 * i + 1] + c, m[1] - m[2] - m[3]);
-    }
+    over_both<Rules<T, M>::outputs, T, S, M>(
+        [&](int i, int j) { return load(planes + (S * i + j) * plane + c); },
+        [&](int i, int j, Num<T> made) {
+          if (at[M * i + j] != nullptr) store(at[M * i + j] + c, made);
+        });
   }
 }
 
-// planes [16][tiles, channels] = A e A' of derivatives by the outputs
-template <class T>
-void transform_derivatives(const Tiles& tiles, const T* derivative, int channels, const T* zeros,
+// planes [S * S][tiles, channels] = A e A' of derivatives by the outputs
+template <int M, class T>
+void transform_derivatives(const Tiles<M>& tiles, const T* derivative, int channels, const T* zeros,
                            int64_t first, int live, T* planes) {
-  const int64_t plane = plane_size(channels);
+  constexpr int S = M + 2;
+  const int64_t plane = tiles.plane(channels);
   for (int t = 0; t < live; ++t) {
-    const T* at[4];
-    tiles.outputs(tiles.at(first + t), derivative, channels, at);
+    const T* at[M * M];
+    tiles.outputs(first + t, derivative, channels, at);
     for (const T*& pixel : at) pixel = pixel == nullptr ? zeros : pixel;
     for (int c = 0; c < channels; c += lanes<T>) {
       for (const T* pixel : at) __builtin_prefetch(pixel + 4 * channels + c);
-      Num<T> e[4][2];
-#pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        const Num<T> y0 = load(at[j] + c), y1 = load(at[2 + j] + c);
-        e[0][j] = y0, e[1][j] = y0 + y1, e[2][j] = y0 - y1, e[3][j] = -y1;
-      }
       T* const to = planes + int64_t(t) * channels + c;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        store(to + (4 * i + 0) * plane, e[i][0]);
-        store(to + (4 * i + 1) * plane, e[i][0] + e[i][1]);
-        store(to + (4 * i + 2) * plane, e[i][0] - e[i][1]);
-        store(to + (4 * i + 3) * plane, -e[i][1]);
-      }
+      over_both<Rules<T, M>::derivatives, T, M, S>(
+          [&](int i, int j) { return load(at[M * i + j] + c); },
+          [&](int i, int j, Num<T> made) { store(to + (S * i + j) * plane, made); });
     }
   }
 }
 
-// [16][size] = G w G' of a weight [9][size]
-template <class T>
+// [S * S][size] = G w G' of a weight [9][size]
+template <int M, class T>
 void transform_weight(const T* weight, int64_t size, T* planes) {
+  constexpr int S = M + 2;
   for (int64_t k = 0; k < size; k += lanes<T>) {
-    Num<T> g[4][3];
-#pragma GCC unroll 3
-    for (int j = 0; j < 3; ++j) {
-      const Num<T> w0 = load(weight + j * size + k), w1 = load(weight + (3 + j) * size + k),
-                   w2 = load(weight + (6 + j) * size + k);
-      const Num<T> outer = T(0.5) * (w0 + w2), inner = T(0.5) * w1;
-      g[0][j] = w0, g[1][j] = outer + inner, g[2][j] = outer - inner, g[3][j] = w2;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Num<T> outer = T(0.5) * (g[i][0] + g[i][2]), inner = T(0.5) * g[i][1];
-      T* const to = planes + 4 * i * size + k;
-      store(to, g[i][0]);
-      store(to + size, outer + inner);
-      store(to + 2 * size, outer - inner);
-      store(to + 3 * size, g[i][2]);
-    }
+    over_both<Rules<T, M>::weight, T, 3, S>(
+        [&](int i, int j) { return load(weight + (3 * i + j) * size + k); },
+        [&](int i, int j, Num<T> made) { store(planes + (S * i + j) * size + k, made); });
   }
 }
 
-// weight [9][size] += G' u G of [16][size]
-template <class T>
+// weight [9][size] += G' u G of [S * S][size]
+template <int M, class T>
 void add_weight_back(const T* planes, int64_t size, T* weight) {
+  constexpr int S = M + 2;
   for (int64_t k = 0; k < size; k += lanes<T>) {
-    Num<T> half[3][4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const Num<T> u0 = load(planes + j * size + k), u1 = load(planes + (4 + j) * size + k),
-                   u2 = load(planes + (8 + j) * size + k), u3 = load(planes + (12 + j) * size + k);
-      half[0][j] = u0 + T(0.5) * (u1 + u2), half[1][j] = T(0.5) * (u1 - u2);
-      half[2][j] = T(0.5) * (u1 + u2) + u3;
-    }
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) {
-      const Num<T>* const u = half[i];
-      T* const to = weight + 3 * i * size + k;
-      store(to, load(to) + u[0] + T(0.5) * (u[1] + u[2]));
-      store(to + size, load(to + size) + T(0.5) * (u[1] - u[2]));
-      store(to + 2 * size, load(to + 2 * size) + T(0.5) * (u[1] + u[2]) + u[3]);
-    }
+    over_both<Rules<T, M>::weight_back, T, S, 3>(
+        [&](int i, int j) { return load(planes + (S * i + j) * size + k); },
+        [&](int i, int j, Num<T> made) {
+          T* const to = weight + (3 * i + j) * size + k;
+          store(to, load(to) + made);
+        });
   }
 }
 
 // As `convolve`, with weights that transform_weight made. `scratch`: two sets of planes.
-template <class T, class Then>
+template <int M, class T, class Then>
 void convolve_winograd(const Grid& grid, int64_t examples, Images<const T> in,
                        const Operand<T>* operands, int count, Images<T> out, const T* zeros,
                        T* scratch, Then then) {
-  const Tiles tiles(grid);
   const int depth = in.channels, cols = out.channels;
-  const int64_t all = tiles.of(examples), in_plane = plane_size(depth), plane = plane_size(cols);
-  T *const inputs = scratch, *const products = scratch + kPlanes * in_plane;
-  for (int64_t first = 0; first < all; first += kTiles) {
-    const int live = all - first < kTiles ? int(all - first) : kTiles;
+  const Tiles<M> tiles(grid, depth, cols);
+  const int64_t all = tiles.of(examples), in_plane = tiles.plane(depth), plane = tiles.plane(cols);
+  T *const inputs = scratch, *const products = scratch + planes_of(M) * in_plane;
+  for (int64_t first = 0; first < all; first += tiles.at_a_time) {
+    const int live = all - first < tiles.at_a_time ? int(all - first) : tiles.at_a_time;
     for (int o = 0; o < count; ++o) {
       in.data = operands[o].images;
       transform_inputs(tiles, in, zeros, first, live, inputs);
-      for (int p = 0; p < kPlanes; ++p) {
-        const T* const weight = operands[o].weight + int64_t(p) * depth * cols;
+      for (int p = 0; p < planes_of(M); ++p) {
+        const Term<T> term{inputs + p * in_plane, operands[o].weight + int64_t(p) * depth * cols,
+                           depth};
+        T* const to = products + p * plane;
         for (int t = 0; t < live; t += kTileRows) {
-          T* rows[kTileRows];
           const int few = live - t < kTileRows ? live - t : kTileRows;
-          for (int i = 0; i < few; ++i) rows[i] = products + p * plane + int64_t(t + i) * cols;
-          const T* const from = inputs + p * in_plane + int64_t(t) * depth;
-          if (o > 0) {
-            multiply_columns<true>(from, depth, weight, cols, depth, rows, few);
-          } else {
-            multiply_columns<false>(from, depth, weight, cols, depth, rows, few);
-          }
+          multiply<T>({&term, 1, int64_t(t) * depth, depth, cols, to + int64_t(t) * cols, cols,
+                       o > 0},
+                      few);
         }
       }
     }
     T* rows[16];
     int found = 0;
     for (int t = 0; t < live; ++t) {
-      T* at[4];
-      tiles.outputs(tiles.at(first + t), out.data, cols, at);
-      transform_outputs(products + int64_t(t) * cols, plane, cols, at);
+      T* at[M * M];
+      tiles.outputs(first + t, out.data, cols, at);
+      transform_outputs<M>(products + int64_t(t) * cols, plane, cols, at);
       for (T* pixel : at) {
         if (pixel != nullptr) rows[found++] = pixel;
       }
-      if (found > 12 || t + 1 == live) {
+      if (found > 16 - M * M || t + 1 == live) {
         then(rows, found);
         found = 0;
       }
@@ -248,21 +209,21 @@ void convolve_winograd(const Grid& grid, int64_t examples, Images<const T> in,
   }
 }
 
-// planes [16][depth, cols] += what add_weight_back makes the gradient of the weight of.
-template <class T>
+// planes [S * S][depth, cols] += what add_weight_back makes the gradient of the weight of.
+template <int M, class T>
 void add_planes(const Grid& grid, int64_t examples, const Images<const T>& in,
                 const Images<const T>& derivative, const T* zeros, T* planes, T* scratch) {
-  const Tiles tiles(grid);
   const int depth = in.channels, cols = derivative.channels;
-  const int64_t all = tiles.of(examples), in_plane = plane_size(depth), plane = plane_size(cols);
-  T *const inputs = scratch, *const derivatives = scratch + kPlanes * in_plane;
-  for (int64_t first = 0; first < all; first += kTiles) {
-    const int live = all - first < kTiles ? int(all - first) : kTiles;
+  const Tiles<M> tiles(grid, depth, cols);
+  const int64_t all = tiles.of(examples), in_plane = tiles.plane(depth), plane = tiles.plane(cols);
+  T *const inputs = scratch, *const derivatives = scratch + planes_of(M) * in_plane;
+  for (int64_t first = 0; first < all; first += tiles.at_a_time) {
+    const int live = all - first < tiles.at_a_time ? int(all - first) : tiles.at_a_time;
     transform_inputs(tiles, in, zeros, first, live, inputs);
     transform_derivatives(tiles, derivative.data, cols, zeros, first, live, derivatives);
-    for (int p = 0; p < kPlanes; ++p) {
-      outer(inputs + p * in_plane, depth, depth, derivatives + p * plane, cols, cols, live,
-            planes + int64_t(p) * depth * cols);
+    for (int p = 0; p < planes_of(M); ++p) {
+      outer({{1, 1, live}, {0, 0, depth}, {0, 0, cols}}, inputs + p * in_plane, depth,
+            derivatives + p * plane, cols, planes + int64_t(p) * depth * cols);
     }
   }
 }
