@@ -36,7 +36,7 @@ def step(buffer: Tensor, operations: Tensor, numbers: Tensor, tasks: int) -> Non
     count = operations.shape[0]
     assert operations.shape[1] == FIELDS.value
     assert numbers.shape == (count, NUMBERS.value)
-    with _device(buffer):
+    with on_device(buffer):
         step_kernel[(tasks,)](
             buffer, operations, numbers, count,
             PRECISION=precision(), **STEP, **options(buffer.dtype),
@@ -47,9 +47,10 @@ def sum_tasks(out: Tensor, buffer: Tensor, weights: Tensor, start: int, stride: 
     """`out[p] = sum_t weights[t] * buffer[start + t * stride + p]`."""
     count = out.numel()
     grid = (-(-count // SUM["BP"]),)
-    with _device(buffer):
+    with on_device(buffer):
         sum_kernel[grid](out, buffer, weights, start, stride, weights.numel(), count, **SUM)
 
 
-def _device(tensor: Tensor):
+def on_device(tensor: Tensor):
+    """Makes the tensor's GPU the current one, where it lies on one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

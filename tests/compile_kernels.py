@@ -23,7 +23,8 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from fastmeta.kernels import launch
+from fastmeta.kernels import convolve, launch
+from fastmeta.kernels.convolutions import convolve_kernel, weight_gradient_kernel
 from fastmeta.kernels.step import step_kernel
 from fastmeta.kernels.sums import sum_kernel
 
@@ -32,14 +33,15 @@ TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 
 def resources(
     kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any],
-    options: dict[str, int],
+    options: dict[str, int], multiples: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
+    """`multiples` are the numbers that a call gives as multiples of 16."""
     signature = types | dict.fromkeys(constants, "constexpr")
     # Addresses as torch's allocator gives them.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*")
+        if signature[name].startswith("*") or name in multiples
     }
     source = ASTSource(kernel, signature, constants, aligned)
     compiled = compile(source, GPUTarget("cuda", capability, 32), options)
@@ -73,6 +75,34 @@ def all_kernels(capability: int) -> list[dict[str, Any]]:
         types = dict.fromkeys(("out", "buffer", "weights"), f"*{name}")
         types |= dict.fromkeys(("start", "stride", "tasks", "count"), "i64")
         found.append(resources(sum_kernel, capability, types, launch.SUM, {}))
+        found += convolutions(capability, dtype)
+    return found
+
+
+def convolutions(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """In every tile and with all operands; channels are multiples of 16, and any number."""
+    found: list[dict[str, Any]] = []
+    name, channels = TYPES[dtype], dict.fromkeys(("inputs", "outputs"), "i32")
+    images = dict.fromkeys(("y", "x", "w", "x2", "w2", "bias"), f"*{name}")
+    images |= {"geometry": "*i32", **channels}
+    images |= dict.fromkeys(("w_task", "w2_task", "bias_task"), "i32")
+    pixels = dict.fromkeys(("dw", "dy", "x", "dy2", "x2"), f"*{name}")
+    pixels |= {"geometry": "*i32", **channels, "tasks": "i32", "part": "i32"}
+    sizes = (16, 32, 64) if name == "fp32" else (64,)
+    for precision in ("ieee", "tf32") if name == "fp32" else ("ieee",):
+        of_all = {"TWO": True, "PRECISION": precision}
+        for multiples in (("inputs", "outputs", "w_task", "w2_task"), ()):
+            for outputs in sizes if multiples else sizes[:2]:
+                tile = convolve.tiles(16 if multiples else 1, outputs, dtype)
+                constants = {**of_all, "BIAS": True, **tile}
+                found.append(
+                    resources(convolve_kernel, capability, images, constants, {}, multiples)
+                )
+            tile = convolve.weight_tiles(16 if multiples else 1, 64, dtype)
+            constants = {**of_all, **tile}
+            found.append(
+                resources(weight_gradient_kernel, capability, pixels, constants, {}, multiples)
+            )
     return found
 
 
