@@ -12,13 +12,15 @@ from fastmeta.kernels import geometry as g
 
 @triton.jit(do_not_specialize=["bias_task"])
 def convolve_kernel(
-    y, x, w, x2, w2, bias, geometry, inputs, outputs, w_task, w2_task, bias_task,
-    TWO: tl.constexpr, BIAS: tl.constexpr,
+    y, x, w, x2, w2, bias, partial, geometry, inputs, outputs, w_task, w2_task, bias_task,
+    TWO: tl.constexpr, BIAS: tl.constexpr, STATISTICS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`y = conv(x, w) + conv(x2, w2) + bias`: BM pixels of one class by BN channels a program.
 
-    `inputs` and `outputs` are channels of one group. Axis 2 of the grid is the class.
+    `inputs` and `outputs` are channels of one group. Axis 2 of the grid is the class. With
+    STATISTICS, `partial` `[T, blocks, 2, channels]` gets the mean of each program's pixels and the
+    sum of squares about it.
     """
     groups = tl.load(geometry + g.GROUPS)
     task = tl.program_id(1).to(tl.int64)
@@ -52,6 +54,15 @@ def convolve_kernel(
     pixel = (image.to(tl.int64) * height + row) * width + column
     place = y + (task * count * height * width + pixel[:, None]) * (groups * outputs)
     tl.store(place + channel[None, :], sum, mask=there[:, None] & (o < outputs)[None, :])
+    if STATISTICS:
+        mean = tl.sum(tl.where(there[:, None], sum, 0.0), axis=0)
+        mean /= tl.minimum(BM, count * rows * columns - block * BM)
+        away = tl.where(there[:, None], sum - mean[None, :], 0.0)
+        blocks = tl.num_programs(0) // (across * groups)
+        at = partial + (task * blocks + block) * (2 * groups * outputs) + channel
+        tl.store(at, mean, mask=o < outputs)
+        squares = tl.sum(away * away, axis=0)
+        tl.store(at + groups * outputs, squares, mask=o < outputs)
 
 
 @triton.jit

@@ -50,8 +50,25 @@ def convolve(
     y = _images(x, w.shape[1], out)
     record = geometry.forward(convolution, x.shape[1], _size(x), out, _size(w), x.device)
     given = [(x, _by_group(w, convolution).permute(0, 1, 4, 5, 2, 3)) for x, w in pairs]
-    _gather(y, given, bias, record, (1, 1))
+    _gather(y, given, bias, None, record, (1, 1))
     return y
+
+
+def with_statistics(
+    convolution: Convolution, x: Tensor, w: Tensor, out: tuple[int, int]
+) -> tuple[Tensor, Tensor, int]:
+    """A convolution, and of blocks of so many of its pixels the mean and squares about it.
+
+    **Returns:** `y`, `[T, blocks, 2, out]`, and how many pixels a block has; the last has fewer.
+    """
+    y = _images(x, w.shape[1], out)
+    record = geometry.forward(convolution, x.shape[1], _size(x), out, _size(w), x.device)
+    rows = tiles(w.shape[2], w.shape[1] // convolution.groups, x.dtype)["BM"]
+    blocks = _over(x.shape[1] * out[0] * out[1], rows)
+    partial = x.new_empty(len(x), blocks, 2, w.shape[1])
+    packed = _by_group(w, convolution).permute(0, 1, 4, 5, 2, 3)
+    _gather(y, [(x, packed)], None, partial, record, (1, 1))
+    return y, partial, rows
 
 
 def to_input(convolution: Convolution, pairs: Sequence[Pair], image: tuple[int, int]) -> Tensor:
@@ -60,7 +77,7 @@ def to_input(convolution: Convolution, pairs: Sequence[Pair], image: tuple[int, 
     dx = _images(dy, w.shape[2] * convolution.groups, image)
     record = geometry.adjoint(convolution, dy.shape[1], image, _size(dy), _size(w), dy.device)
     given = [(dy, _by_group(w, convolution).permute(0, 1, 4, 5, 3, 2)) for dy, w in pairs]
-    _gather(dx, given, None, record, convolution.stride)
+    _gather(dx, given, None, None, record, convolution.stride)
     return dx
 
 
@@ -88,8 +105,9 @@ def to_weight(convolution: Convolution, pairs: Sequence[Pair], weight: tuple[int
 
 
 def _gather(
-    y: Tensor, pairs: Sequence[Pair], bias: Tensor | None, record: Tensor, classes: tuple[int, int]
-) -> None:
+    y: Tensor, pairs: Sequence[Pair], bias: Tensor | None, partial: Tensor | None, record: Tensor,
+    classes: tuple[int, int],
+) -> None:  # fmt: skip
     """`y` by the kernel, from images and weights `[T or 1, groups, kh, kw, out, in]`."""
     given = [(_dense(x), w.contiguous()) for x, w in pairs]
     (x, w), (x2, w2) = given[0], given[-1]
@@ -100,9 +118,10 @@ def _gather(
     shift = w if bias is None else bias.contiguous()
     with on_device(y):
         convolve_kernel[blocks, tasks, classes[0] * classes[1]](
-            y, x, w, x2, w2, shift, record, inputs, outputs,
+            y, x, w, x2, w2, shift, w if partial is None else partial, record, inputs, outputs,
             *(0 if len(each) == 1 else each[0].numel() for each in (w, w2, shift)),
-            TWO=len(given) > 1, BIAS=bias is not None, PRECISION=precision(), **tile,
+            TWO=len(given) > 1, BIAS=bias is not None, STATISTICS=partial is not None,
+            PRECISION=precision(), **tile,
         )  # fmt: skip
 
 

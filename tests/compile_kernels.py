@@ -23,7 +23,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from fastmeta.kernels import convolve, launch
+from fastmeta.kernels import block, block_passes, convolve, launch
 from fastmeta.kernels.convolutions import convolve_kernel, weight_gradient_kernel
 from fastmeta.kernels.step import step_kernel
 from fastmeta.kernels.sums import sum_kernel
@@ -75,7 +75,7 @@ def all_kernels(capability: int) -> list[dict[str, Any]]:
         types = dict.fromkeys(("out", "buffer", "weights"), f"*{name}")
         types |= dict.fromkeys(("start", "stride", "tasks", "count"), "i64")
         found.append(resources(sum_kernel, capability, types, launch.SUM, {}))
-        found += convolutions(capability, dtype)
+        found += convolutions(capability, dtype) + passes(capability, dtype)
     return found
 
 
@@ -83,26 +83,53 @@ def convolutions(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     """In every tile and with all operands; channels are multiples of 16, and any number."""
     found: list[dict[str, Any]] = []
     name, channels = TYPES[dtype], dict.fromkeys(("inputs", "outputs"), "i32")
-    images = dict.fromkeys(("y", "x", "w", "x2", "w2", "bias"), f"*{name}")
+    images = dict.fromkeys(("y", "x", "w", "x2", "w2", "bias", "partial"), f"*{name}")
     images |= {"geometry": "*i32", **channels}
     images |= dict.fromkeys(("w_task", "w2_task", "bias_task"), "i32")
     pixels = dict.fromkeys(("dw", "dy", "x", "dy2", "x2"), f"*{name}")
     pixels |= {"geometry": "*i32", **channels, "tasks": "i32", "part": "i32"}
     sizes = (16, 32, 64) if name == "fp32" else (64,)
     for precision in ("ieee", "tf32") if name == "fp32" else ("ieee",):
-        of_all = {"TWO": True, "PRECISION": precision}
+        # As they are called: two pairs, or one with its statistics.
+        two = {"TWO": True, "BIAS": True, "STATISTICS": False, "PRECISION": precision}
+        one = {"TWO": False, "BIAS": False, "STATISTICS": True, "PRECISION": precision}
         for multiples in (("inputs", "outputs", "w_task", "w2_task"), ()):
             for outputs in sizes if multiples else sizes[:2]:
                 tile = convolve.tiles(16 if multiples else 1, outputs, dtype)
-                constants = {**of_all, "BIAS": True, **tile}
-                found.append(
+                found += [
                     resources(convolve_kernel, capability, images, constants, {}, multiples)
-                )
+                    for constants in (two | tile, one | tile)
+                ]
             tile = convolve.weight_tiles(16 if multiples else 1, 64, dtype)
-            constants = {**of_all, **tile}
+            constants = {"TWO": True, "PRECISION": precision, **tile}
             found.append(
                 resources(weight_gradient_kernel, capability, pixels, constants, {}, multiples)
             )
+    return found
+
+
+def passes(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Behind a convolution: with and without pooling, by vectors of channels and by any number."""
+    found: list[dict[str, Any]] = []
+    kernels = (
+        block_passes.forward_kernel, block_passes.sums_kernel, block_passes.backward_kernel,
+        block_passes.means_kernel, block_passes.tangent_kernel,
+    )  # fmt: skip
+    numbers = ("weight_task", "bias_task", "along_task", "shift_task")
+    numbers += ("count", "height", "width", "channels", "blocks", "pixels", "rows")
+    for channels, multiples in ((64, ("channels",)), (5, ())):
+        values = {"TANGENT": True, "SLOPE": 0.01, "EPS": 1e-5, **block.tiles(channels, dtype)}
+        statistics = block_passes.statistics_kernel
+        for kernel in (*kernels, statistics):
+            names = kernel.arg_names
+            types = {n: f"*{TYPES[dtype]}" for n in names if n not in values and n[0] != "K"}
+            types |= {n: "i32" for n in names if n in numbers}
+            types |= {n: "*i8" for n in names if n == "kept"}
+            windows = {"KH": 2, "KW": 2} if "KH" in names else {}
+            constants = {n: v for n, v in values.items() if n in names} | windows
+            ordered = {n: types[n] for n in names if n in types}
+            options = block.OPTIONS
+            found.append(resources(kernel, capability, ordered, constants, options, multiples))
     return found
 
 
