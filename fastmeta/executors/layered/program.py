@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmeta.executors.layered import on_triton
 from fastmeta.executors.layered.rates import RateGradients
 from fastmeta.executors.layered.recipe import Parts, Recipe, divide
 from fastmeta.executors.layered.sweep import Parameters, Result, Sweep
@@ -32,6 +33,18 @@ class Program:
     """Bytes that each layer keeps, by estimate."""
     not_compiled: str
     """Why the compiled step does not take it."""
+    not_triton: str | None
+    """Why Triton's kernels take none of its layers; None where they do."""
+
+    @property
+    def executor(self) -> str:
+        """As results report it."""
+        return "layered-torch" if self.not_triton else on_triton.name()
+
+    @property
+    def words(self) -> str:
+        """What computes it, for `explain`."""
+        return "torch's operators" if self.not_triton else "Triton and torch's operators"
 
     @property
     def body_flops(self) -> int:
@@ -39,8 +52,13 @@ class Program:
         return sum(self.recipe.nodes[i].flops for i in self.parts.body)
 
 
-def program(problem: Problem, recipe: Recipe, not_compiled: str, low_memory: bool) -> Program:
+def program(
+    problem: Problem, recipe: Recipe, not_compiled: str, not_triton: str | None, low_memory: bool
+) -> Program:
     """The program for this problem's sizes and options."""
+    not_triton = not_triton or on_triton.declines(recipe, problem.task_weights.device)
+    if not_triton is None:
+        recipe = on_triton.on_triton(recipe)
     parts = divide(recipe, problem.inner.adapted, problem.model.parameters())
     tasks, support = problem.tasks, problem.tasks.support
     query = tasks.query.count if tasks.query else 0
@@ -55,7 +73,7 @@ def program(problem: Problem, recipe: Recipe, not_compiled: str, low_memory: boo
     workspaces = tuple(
         node.bytes * (body if i in parts.body else head) for i, node in enumerate(recipe.nodes)
     )
-    return Program(recipe, parts, chunk, keeps, workspaces, not_compiled)
+    return Program(recipe, parts, chunk, keeps, workspaces, not_compiled, not_triton)
 
 
 def run(problem: Problem, program: Program) -> Outcome:
