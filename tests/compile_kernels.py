@@ -80,7 +80,7 @@ def all_kernels(capability: int) -> list[dict[str, Any]]:
 
 
 def convolutions(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """In every tile and with all operands; channels are multiples of 16, and any number."""
+    """In every tile and with all operands; channels are multiples of 16, any number, and one."""
     found: list[dict[str, Any]] = []
     name, channels = TYPES[dtype], dict.fromkeys(("inputs", "outputs"), "i32")
     images = dict.fromkeys(("y", "x", "w", "x2", "w2", "bias", "partial"), f"*{name}")
@@ -88,20 +88,22 @@ def convolutions(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     images |= dict.fromkeys(("w_task", "w2_task", "bias_task"), "i32")
     pixels = dict.fromkeys(("dw", "dy", "x", "dy2", "x2"), f"*{name}")
     pixels |= {"geometry": "*i32", **channels, "tasks": "i32", "part": "i32"}
-    sizes = (16, 32, 64) if name == "fp32" else (64,)
     for precision in ("ieee", "tf32") if name == "fp32" else ("ieee",):
         # As they are called: two pairs, or one with its statistics.
         two = {"TWO": True, "BIAS": True, "STATISTICS": False, "PRECISION": precision}
         one = {"TWO": False, "BIAS": False, "STATISTICS": True, "PRECISION": precision}
-        for multiples in (("inputs", "outputs", "w_task", "w2_task"), ()):
-            for outputs in sizes if multiples else sizes[:2]:
-                tile = convolve.tiles(16 if multiples else 1, outputs, dtype)
-                found += [
-                    resources(convolve_kernel, capability, images, constants, {}, multiples)
-                    for constants in (two | tile, one | tile)
-                ]
-            tile = convolve.weight_tiles(16 if multiples else 1, 64, dtype)
-            constants = {"TWO": True, "PRECISION": precision, **tile}
+        for inputs, outputs in ((16, 16), (32, 32), (64, 64), (5, 5), (5, 40), (1, 64), (64, 1)):
+            vectors = inputs % 16 == outputs % 16 == 0
+            multiples = ("inputs", "outputs", "w_task", "w2_task") if vectors else ()
+            # A call's 1 is a constant for Triton.
+            known = {n: 1 for n, size in (("inputs", inputs), ("outputs", outputs)) if size == 1}
+            tile = convolve.tiles(inputs, outputs, dtype)
+            found += [
+                resources(convolve_kernel, capability, images, known | which | tile, {}, multiples)
+                for which in (two, one)
+            ]
+            tile = convolve.weight_tiles(inputs, outputs, dtype)
+            constants = {**known, "TWO": True, "PRECISION": precision, **tile}
             found.append(
                 resources(weight_gradient_kernel, capability, pixels, constants, {}, multiples)
             )
@@ -109,7 +111,7 @@ def convolutions(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
 
 
 def passes(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Behind a convolution: with and without pooling, by vectors of channels and by any number."""
+    """Behind a convolution: by vectors of channels, by any number, and by one."""
     found: list[dict[str, Any]] = []
     kernels = (
         block_passes.forward_kernel, block_passes.sums_kernel, block_passes.backward_kernel,
@@ -117,7 +119,8 @@ def passes(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     )  # fmt: skip
     numbers = ("weight_task", "bias_task", "along_task", "shift_task")
     numbers += ("count", "height", "width", "channels", "blocks", "pixels", "rows")
-    for channels, multiples in ((64, ("channels",)), (5, ())):
+    for channels, multiples in ((64, ("channels",)), (5, ()), (1, ())):
+        known = {"channels": 1} if channels == 1 else {}
         values = {"TANGENT": True, "SLOPE": 0.01, "EPS": 1e-5, **block.tiles(channels, dtype)}
         statistics = block_passes.statistics_kernel
         for kernel in (*kernels, statistics):
@@ -126,7 +129,7 @@ def passes(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
             types |= {n: "i32" for n in names if n in numbers}
             types |= {n: "*i8" for n in names if n == "kept"}
             windows = {"KH": 2, "KW": 2} if "KH" in names else {}
-            constants = {n: v for n, v in values.items() if n in names} | windows
+            constants = {n: v for n, v in values.items() if n in names} | windows | known
             ordered = {n: types[n] for n in names if n in types}
             options = block.OPTIONS
             found.append(resources(kernel, capability, ordered, constants, options, multiples))

@@ -139,6 +139,43 @@ def test_a_block_takes_windows_that_do_not_overlap(pool: nn.Module, joined: bool
     assert ("pool" in words.split("TritonBlock")[1].split("Flatten")[0]) != joined
 
 
+class ReadTwice(nn.Module):
+    """Whose convolution is read by a norm and by a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.head((h + self.norm(h)).mean((2, 3)))
+
+
+def test_what_others_read_is_no_blocks_own(no_trial) -> None:
+    data = [(torch.randn(1, 2, 2, 2, 3).double(), torch.randint(3, (1, 2))) for _ in "sq"]
+    agrees(ReadTwice().double(), data, steps=1)
+
+
+def test_running_statistics_are_no_blocks(no_trial) -> None:
+    model, data = drawn()
+    for norm in model.norms:
+        norm.num_batches_tracked += 1
+    words = fastmeta.explain(model.eval(), *data, inner_steps=1, executor="layered")
+    assert "TritonBlock" not in words
+    assert words.count("TritonConv2d") == 4
+
+
+def test_tasks_that_share_a_weight_have_one_gradient() -> None:
+    conv = TritonConv2d("w", None, (1, 1), (0, 0), (1, 1), 1)
+    x, dy, weight = (
+        torch.randn(2, 3, 2, 4, 4),
+        torch.randn(2, 3, 5, 3, 3),
+        torch.randn(1, 5, 2, 2, 2),
+    )
+    each = conv.all_to_weight([(dy, x)], weight, 2)
+    torch.testing.assert_close(conv.all_to_weight([(dy, x)], weight, 1), each.sum(0, keepdim=True))
+
+
 def test_without_a_convolution_torch_serves() -> None:
     data = [(torch.randn(2, 3, 4), torch.randint(2, (2, 3)))] * 2
     out = fastmeta.maml_step(nn.Linear(4, 2), *data, inner_lr=0.1, executor="layered")

@@ -83,10 +83,8 @@ def test_gradients_by_the_input(name: str) -> None:
     close(convolve.to_input(d.convolution, pairs, d.image), single + other)
 
 
-@pytest.mark.parametrize("programs", [1, 64], ids=["whole", "in-parts"])
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_by_the_weight(name: str, programs: int, monkeypatch) -> None:
-    monkeypatch.setattr(convolve, "PROGRAMS", programs)
+def test_gradients_by_the_weight(name: str) -> None:
     d = Drawn(name)
     pairs = [(d.dy2, d.x), (d.dy, d.x2)]
     w = d.w.clone().requires_grad_()
