@@ -15,9 +15,6 @@ from torch import Tensor
 from fastmeta.kernels import block_passes as passes
 from fastmeta.kernels.launch import on_device
 
-LARGEST_WINDOW = 63
-"""Pixels: a place and a sign go into a byte."""
-
 OPTIONS = {"maxnreg": 255}
 """Left to itself, ptxas spills to stay at 72 registers."""
 
