@@ -39,12 +39,12 @@ class Pass:
     x: Tensor  # [T, N, H, W, C], as all images here
     weight: Tensor
     bias: Tensor
-    statistics: Tensor  # [T, 2, C], as all sums
+    statistics: Tensor  # [2, T, C], as all sums
     kept: Tensor  # int8, of windows
     dy: Tensor | None = None
     sums: Tensor | None = None
     rx: Tensor | None = None
-    means: Tensor | None = None
+    moved: Tensor | None = None
     along: Tensor | None = None
 
 
@@ -61,7 +61,7 @@ def forward(
     """The output, from a convolution's `x` and `partial`, its statistics by blocks of `rows`."""
     x = _dense(x)
     tasks, count, height, width, channels = x.shape
-    statistics = x.new_empty(tasks, 2, channels)
+    statistics = x.new_empty(2, tasks, channels)
     tile = {"BM": 32, "BC": 32}
     with on_device(x):
         passes.statistics_kernel[-(-channels // tile["BC"]), tasks](
@@ -78,7 +78,7 @@ def forward(
 
 
 def backward_sums(done: Pass, dy: Tensor) -> Tensor:
-    """S(dz) and S(h dz): the gradients of bias and weight."""
+    """S(dz) and S(h dz), the gradients of bias and weight: `[2, T, C]`."""
     done.dy = _dense(dy)
     done.sums = _sums(done, done.dy, tangent=False)
     return done.sums
@@ -92,17 +92,15 @@ def backward(done: Pass) -> Tensor:
 def tangent(done: Pass, rx: Tensor, along: Tensor | None, shift: Tensor | None) -> Tensor:
     """The output's tangent, from those of x, weight and bias."""
     x, done.rx = done.x, _dense(rx)
-    pixels = x.shape[1] * x.shape[2] * x.shape[3]
     parts = _parts(x)
-    _launch(passes.means_kernel, x, done, parts, x, done.rx, done.statistics)
-    done.means = parts.sum(1) / pixels
-    zero = torch.zeros_like(done.weight[:1])
-    done.along = zero if along is None else along
+    _launch(passes.moved_kernel, x, done, parts, x, done.rx, done.statistics)
+    done.moved = parts.sum(2)
+    done.along = torch.zeros_like(done.weight[:1]) if along is None else along
+    shift = torch.zeros_like(done.weight[:1]) if shift is None else shift
     ry = done.kept.new_empty(done.kept.shape, dtype=x.dtype)
     _launch(
-        passes.tangent_kernel, ry, done, ry, done.kept, x, done.rx, done.statistics, done.means,
-        *_strided(done.weight, done.along, zero if shift is None else shift),
-        **_constants(done.block),
+        passes.tangent_kernel, ry, done, ry, done.kept, x, done.rx, done.statistics, done.moved,
+        *_strided(done.weight, done.along, shift), **_constants(done.block),
     )  # fmt: skip
     return ry.movedim(-1, 2)
 
@@ -120,12 +118,12 @@ def tangent_backward(done: Pass, rdy: Tensor, rsums: Tensor) -> Tensor:
 def _sums(done: Pass, dy: Tensor, tangent: bool) -> Tensor:
     assert done.dy is not None
     parts = _parts(dy)
-    rx, means = (done.rx, done.means) if tangent else (done.x, done.statistics)
+    rx, moved = (done.rx, done.moved) if tangent else (done.x, done.statistics)
     _launch(
         passes.sums_kernel, dy, done, parts, done.dy, done.kept, done.x, done.statistics, dy, rx,
-        means, TANGENT=tangent, **_constants(done.block),
+        moved, TANGENT=tangent, **_constants(done.block),
     )  # fmt: skip
-    return parts.sum(1)
+    return parts.sum(2)
 
 
 def _backward(done: Pass, rdy: Tensor | None, rsums: Tensor | None) -> Tensor:
@@ -136,7 +134,7 @@ def _backward(done: Pass, rdy: Tensor | None, rsums: Tensor | None) -> Tensor:
     _launch(
         passes.backward_kernel, dx, done, dx, done.dy, done.kept, done.x, done.statistics, weight,
         done.sums, rdy if tangent else done.dy, done.rx if tangent else done.x,
-        done.means if tangent else done.statistics, along, rsums if tangent else done.sums,
+        done.moved if tangent else done.statistics, along, rsums if tangent else done.sums,
         weight_task, along_task, TANGENT=tangent, **_constants(done.block),
     )  # fmt: skip
     return dx.movedim(-1, 2)
@@ -170,10 +168,10 @@ def _programs(over: Tensor) -> int:
 
 
 def _parts(over: Tensor) -> Tensor:
-    """Room for two sums of each program, `[T, blocks, 2, C]`."""
+    """Room for two sums of each program, `[2, T, blocks, C]`."""
     channels = over.shape[-1]
     blocks = -(-over[0, ..., 0].numel() // tiles(channels, over.dtype)["BM"])
-    return over.new_empty(len(over), blocks, 2, channels)
+    return over.new_empty(2, len(over), blocks, channels)
 
 
 def _strided(*numbers: Tensor) -> list[Any]:

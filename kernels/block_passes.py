@@ -3,9 +3,9 @@
 Images are `[T, N, H, W, C]`, the windows' `[T, N, H // KH, W // KW, C]`; a program has BM pixels by
 BC channels of one task (axis 1 of the grid). `f(z) = z` where z is positive and `SLOPE z`
 elsewhere. `kept` is of each window the place of its maximum, times 2, plus 1 where that is
-positive: with it all rules but the forward one are linear. Per task and channel, `statistics` are
-m(x) and r, `means` m(rx) and m(h rx), `sums` S(dz) and S(h dz): the formulas, and what the letters
-mean, stand in fastmeta/layers/batch_norm.py.
+positive: with it all rules but the forward one are linear. Per task and channel, `[2, T, C]`,
+`statistics` are m(x) and r, `moved` S(rx) and S(h rx), `sums` S(dz) and S(h dz): the formulas, and
+what the letters mean, stand in fastmeta/layers/batch_norm.py.
 """
 
 import triton
@@ -17,6 +17,13 @@ def row(numbers, stride, c, channels):
     """Numbers of this task's channels `c`, as `[1, BC]`."""
     at = numbers + tl.program_id(1).to(tl.int64) * stride + c
     return tl.load(at, mask=c < channels, other=0.0)[None, :]
+
+
+@triton.jit
+def pair(numbers, c, channels):
+    """Both of `[2, T, C]`, as `row`."""
+    second = numbers + tl.num_programs(1).to(tl.int64) * channels
+    return row(numbers, channels, c, channels), row(second, channels, c, channels)
 
 
 @triton.jit
@@ -40,13 +47,14 @@ def in_window(m, place, height, width, KH: tl.constexpr, KW: tl.constexpr):
 
 @triton.jit
 def store_sums(sums, first, second, c, channels, BC: tl.constexpr):
-    """Two sums over a program's pixels, into `[T, blocks, 2, C]`."""
+    """Two sums over a program's pixels, into `[2, T, blocks, C]`."""
     across = tl.cdiv(channels, BC)
     blocks = tl.num_programs(0) // across
     block = tl.program_id(1).to(tl.int64) * blocks + tl.program_id(0) // across
-    place = sums + block * 2 * channels + c
+    place = sums + block * channels + c
     tl.store(place, tl.sum(first, axis=0), mask=c < channels)
-    tl.store(place + channels, tl.sum(second, axis=0), mask=c < channels)
+    place += tl.num_programs(1).to(tl.int64) * blocks * channels
+    tl.store(place, tl.sum(second, axis=0), mask=c < channels)
 
 
 @triton.jit(do_not_specialize=["blocks", "pixels", "rows"])
@@ -76,9 +84,10 @@ def statistics_kernel(
         squares = tl.load(at + channels, mask=inside, other=0.0)
         total += tl.where(inside, squares + size * away * away, 0.0)
     variance = tl.sum(total, axis=0) / pixels
-    place = statistics + task * 2 * channels + c
+    place = statistics + task * channels + c
     tl.store(place, mean, mask=c < channels)
-    tl.store(place + channels, 1.0 / tl.sqrt(variance + EPS), mask=c < channels)
+    place += tl.num_programs(1).to(tl.int64) * channels
+    tl.store(place, 1.0 / tl.sqrt(variance + EPS), mask=c < channels)
 
 
 @triton.jit(do_not_specialize=["weight_task", "bias_task", "count", "height", "width"])
@@ -91,9 +100,8 @@ def forward_kernel(
     m, c, inside = tile(windows, channels, BM, BC)
     task = tl.program_id(1).to(tl.int64)
     x += task * count * height * width * channels
-    mean = row(statistics, 2 * channels, c, channels)
-    scale = row(statistics + channels, 2 * channels, c, channels)
-    scale *= row(weight, weight_task, c, channels)
+    mean, r = pair(statistics, c, channels)
+    scale = r * row(weight, weight_task, c, channels)
     shift = row(bias, bias_task, c, channels)
     best = tl.full((BM, BC), float("-inf"), x.dtype.element_ty)
     place = tl.zeros((BM, BC), tl.int32)
@@ -123,9 +131,16 @@ def sloped(v, kept, SLOPE: tl.constexpr):
     return tl.where(kept % 2 == 1, v, v * SLOPE)
 
 
+@triton.jit
+def tangent(rx, h, r, moved, pixels, c, channels):
+    """`rh`."""
+    plain, moment = pair(moved, c, channels)
+    return r * (rx - (plain + h * moment) / pixels)
+
+
 @triton.jit(do_not_specialize=["count", "height", "width"])
 def sums_kernel(
-    sums, dy, kept, x, statistics, rdy, rx, means, count, height, width, channels,
+    sums, dy, kept, x, statistics, rdy, rx, moved, count, height, width, channels,
     TANGENT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SLOPE: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -133,21 +148,19 @@ def sums_kernel(
 
     Only the maxima of windows have a gradient: nothing else of x and rx is read.
     """
-    windows = count * (height // KH) * (width // KW)
+    windows, pixels = count * (height // KH) * (width // KW), count * height * width
     m, c, inside = tile(windows, channels, BM, BC)
     task = tl.program_id(1).to(tl.int64)
     at = (task * windows + m)[:, None] * channels + c[None, :]
     place = tl.load(kept + at, mask=inside, other=0).to(tl.int32)
     pixel = in_window(m[:, None], place // 2, height, width, KH, KW)
-    of_x = (task * count * height * width + pixel) * channels + c[None, :]
-    mean = row(statistics, 2 * channels, c, channels)
-    r = row(statistics + channels, 2 * channels, c, channels)
+    of_x = (task * pixels + pixel) * channels + c[None, :]
+    mean, r = pair(statistics, c, channels)
     h = (tl.load(x + of_x, mask=inside, other=0.0) - mean) * r
     dz = sloped(tl.load(dy + at, mask=inside, other=0.0), place, SLOPE)
     if TANGENT:
         rdz = sloped(tl.load(rdy + at, mask=inside, other=0.0), place, SLOPE)
-        rh = tl.load(rx + of_x, mask=inside, other=0.0) - row(means, 2 * channels, c, channels)
-        rh = r * (rh - row(means + channels, 2 * channels, c, channels) * h)
+        rh = tangent(tl.load(rx + of_x, mask=inside, other=0.0), h, r, moved, pixels, c, channels)
         store_sums(sums, rdz, rh * dz + h * rdz, c, channels, BC)
     else:
         store_sums(sums, dz, h * dz, c, channels, BC)
@@ -155,7 +168,7 @@ def sums_kernel(
 
 @triton.jit(do_not_specialize=["weight_task", "along_task", "count", "height", "width"])
 def backward_kernel(
-    dx, dy, kept, x, statistics, weight, sums, rdy, rx, means, along, rsums,
+    dx, dy, kept, x, statistics, weight, sums, rdy, rx, moved, along, rsums,
     weight_task, along_task, count, height, width, channels,
     TANGENT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SLOPE: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
@@ -173,31 +186,26 @@ def backward_kernel(
     filled = inside & (i < rows * KH)[:, None] & (j < columns * KW)[:, None]
     place = tl.load(kept + at, mask=filled, other=-1).to(tl.int32)
     mine = filled & (place // 2 == (i % KH * KW + j % KW)[:, None])
-    mean = row(statistics, 2 * channels, c, channels)
-    r = row(statistics + channels, 2 * channels, c, channels)
+    mean, r = pair(statistics, c, channels)
     scale = r * row(weight, weight_task, c, channels)
     h = (tl.load(x + of_x, mask=inside, other=0.0) - mean) * r
     dz = sloped(tl.load(dy + at, mask=mine, other=0.0), place, SLOPE)
-    plain = row(sums, 2 * channels, c, channels) / pixels
-    moment = row(sums + channels, 2 * channels, c, channels) / pixels
+    plain, moment = pair(sums, c, channels)
+    centred = dz - (plain + h * moment) / pixels
     if TANGENT:
-        slant = r * row(means + channels, 2 * channels, c, channels)
-        rh = r * (
-            tl.load(rx + of_x, mask=inside, other=0.0) - row(means, 2 * channels, c, channels)
-        )
-        rh -= slant * h
+        _, slant = pair(moved, c, channels)
+        rh = tangent(tl.load(rx + of_x, mask=inside, other=0.0), h, r, moved, pixels, c, channels)
         rdz = sloped(tl.load(rdy + at, mask=mine, other=0.0), place, SLOPE)
-        turn = r * row(along, along_task, c, channels) - slant * scale
-        rplain = row(rsums, 2 * channels, c, channels) / pixels
-        rmoment = row(rsums + channels, 2 * channels, c, channels) / pixels
-        d = scale * (rdz - rplain - h * rmoment - rh * moment) + turn * (dz - plain - h * moment)
+        turn = r * (row(along, along_task, c, channels) - slant * scale / pixels)
+        rplain, rmoment = pair(rsums, c, channels)
+        d = scale * (rdz - (rplain + h * rmoment + rh * moment) / pixels) + turn * centred
     else:
-        d = scale * (dz - plain - h * moment)
+        d = scale * centred
     tl.store(dx + of_x, d, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count", "height", "width"])
-def means_kernel(
+def moved_kernel(
     sums, x, rx, statistics, count, height, width, channels, BM: tl.constexpr, BC: tl.constexpr
 ):
     """S(rx) and S(h rx), in parts."""
@@ -205,8 +213,8 @@ def means_kernel(
     m, c, inside = tile(pixels, channels, BM, BC)
     at = (tl.program_id(1).to(tl.int64) * pixels + m)[:, None] * channels + c[None, :]
     moved = tl.load(rx + at, mask=inside, other=0.0)
-    h = tl.load(x + at, mask=inside, other=0.0) - row(statistics, 2 * channels, c, channels)
-    h *= row(statistics + channels, 2 * channels, c, channels)
+    mean, r = pair(statistics, c, channels)
+    h = (tl.load(x + at, mask=inside, other=0.0) - mean) * r
     store_sums(sums, moved, h * moved, c, channels, BC)
 
 
@@ -214,23 +222,21 @@ def means_kernel(
     do_not_specialize=["weight_task", "along_task", "shift_task", "count", "height", "width"]
 )
 def tangent_kernel(
-    ry, kept, x, rx, statistics, means, weight, along, shift,
+    ry, kept, x, rx, statistics, moved, weight, along, shift,
     weight_task, along_task, shift_task, count, height, width, channels,
     KH: tl.constexpr, KW: tl.constexpr, SLOPE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The output's tangent; `along` and `shift` are those of weight and bias."""
-    windows = count * (height // KH) * (width // KW)
+    windows, pixels = count * (height // KH) * (width // KW), count * height * width
     m, c, inside = tile(windows, channels, BM, BC)
     task = tl.program_id(1).to(tl.int64)
     at = (task * windows + m)[:, None] * channels + c[None, :]
     place = tl.load(kept + at, mask=inside, other=0).to(tl.int32)
     pixel = in_window(m[:, None], place // 2, height, width, KH, KW)
-    of_x = (task * count * height * width + pixel) * channels + c[None, :]
-    mean = row(statistics, 2 * channels, c, channels)
-    r = row(statistics + channels, 2 * channels, c, channels)
+    of_x = (task * pixels + pixel) * channels + c[None, :]
+    mean, r = pair(statistics, c, channels)
     h = (tl.load(x + of_x, mask=inside, other=0.0) - mean) * r
-    rh = tl.load(rx + of_x, mask=inside, other=0.0) - row(means, 2 * channels, c, channels)
-    rh = r * (rh - row(means + channels, 2 * channels, c, channels) * h)
+    rh = tangent(tl.load(rx + of_x, mask=inside, other=0.0), h, r, moved, pixels, c, channels)
     rz = rh * row(weight, weight_task, c, channels) + h * row(along, along_task, c, channels)
     rz += row(shift, shift_task, c, channels)
     tl.store(ry + at, sloped(rz, place, SLOPE), mask=inside)

@@ -8,15 +8,16 @@ import triton
 import triton.language as tl
 
 from fastmeta.kernels import geometry as g
+from fastmeta.kernels.precision import dot
 
 
-@triton.jit(do_not_specialize=["bias_task"])
+@triton.jit
 def convolve_kernel(
-    y, x, w, x2, w2, bias, partial, geometry, inputs, outputs, w_task, w2_task, bias_task,
-    TWO: tl.constexpr, BIAS: tl.constexpr, STATISTICS: tl.constexpr,
+    y, x, w, x2, w2, partial, geometry, inputs, outputs, w_task, w2_task,
+    TWO: tl.constexpr, STATISTICS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`y = conv(x, w) + conv(x2, w2) + bias`: BM pixels of one class by BN channels a program.
+    """`y = conv(x, w) + conv(x2, w2)`: BM pixels of one class by BN channels a program.
 
     `inputs` and `outputs` are channels of one group. Axis 2 of the grid is the class. With
     STATISTICS, `partial` `[T, blocks, 2, channels]` gets the mean of each program's pixels and the
@@ -49,8 +50,6 @@ def convolve_kernel(
             column, there, o, BK, PRECISION,
         )  # fmt: skip
     channel = group * outputs + o
-    if BIAS:
-        sum += tl.load(bias + task * bias_task + channel, mask=o < outputs, other=0.0)[None, :]
     pixel = (image.to(tl.int64) * height + row) * width + column
     place = y + (task * count * height * width + pixel[:, None]) * (groups * outputs)
     tl.store(place + channel[None, :], sum, mask=there[:, None] & (o < outputs)[None, :])
@@ -97,7 +96,7 @@ def _accumulate(
         at = w + ((r * kernel_columns + s) * outputs * inputs + channel)[:, None]
         at += (o * inputs)[None, :]
         right = tl.load(at, mask=(k < depth)[:, None] & (o < outputs)[None, :], other=0.0)
-        sum = tl.dot(left, right, sum, input_precision=PRECISION, out_dtype=sum.dtype)
+        sum = dot(left, right, sum, PRECISION)
     return sum
 
 
@@ -163,5 +162,5 @@ def _correlate(
             (m < last)[:, None] & (k < depth)[None, :],
         )  # fmt: skip
         right = tl.load(x + offset, mask=inside, other=0.0)
-        sum = tl.dot(tl.trans(left), right, sum, input_precision=PRECISION, out_dtype=sum.dtype)
+        sum = dot(tl.trans(left), right, sum, PRECISION)
     return sum

@@ -44,7 +44,7 @@ class Convolution:
     groups: int
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # and never thrown away: a recorded graph reads it
 def forward(
     convolution: Convolution, count: int, image: tuple[int, int], out: tuple[int, int],
     kernel: tuple[int, int], device: torch.device,
@@ -59,7 +59,7 @@ def forward(
     return torch.tensor(record, dtype=torch.int32, device=device)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # and never thrown away: a recorded graph reads it
 def adjoint(
     convolution: Convolution, count: int, image: tuple[int, int], out: tuple[int, int],
     kernel: tuple[int, int], device: torch.device,

@@ -23,12 +23,14 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from fastmeta.kernels import block, block_passes, convolve, launch
+from fastmeta.kernels import block, block_passes, launch, tiles
 from fastmeta.kernels.convolutions import convolve_kernel, weight_gradient_kernel
 from fastmeta.kernels.step import step_kernel
 from fastmeta.kernels.sums import sum_kernel
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
+PRECISIONS = {torch.float32: ("ieee", "tf32", "bf16"), torch.float64: ("ieee",)}
+SIZES = ("BM", "BN", "BK")
 
 
 def resources(
@@ -65,7 +67,7 @@ def resources(
 def all_kernels(capability: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for dtype, name in TYPES.items():
-        for precision in ("ieee", "tf32") if name == "fp32" else ("ieee",):
+        for precision in PRECISIONS[dtype]:
             types = {
                 "buffer": f"*{name}", "operations": "*i64", "numbers": "*fp64", "count": "i32",
             }  # fmt: skip
@@ -83,31 +85,40 @@ def convolutions(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     """In every tile and with all operands; channels are multiples of 16, any number, and one."""
     found: list[dict[str, Any]] = []
     name, channels = TYPES[dtype], dict.fromkeys(("inputs", "outputs"), "i32")
-    images = dict.fromkeys(("y", "x", "w", "x2", "w2", "bias", "partial"), f"*{name}")
+    images = dict.fromkeys(("y", "x", "w", "x2", "w2", "partial"), f"*{name}")
     images |= {"geometry": "*i32", **channels}
-    images |= dict.fromkeys(("w_task", "w2_task", "bias_task"), "i32")
+    images |= dict.fromkeys(("w_task", "w2_task"), "i32")
     pixels = dict.fromkeys(("dw", "dy", "x", "dy2", "x2"), f"*{name}")
     pixels |= {"geometry": "*i32", **channels, "tasks": "i32", "part": "i32"}
-    for precision in ("ieee", "tf32") if name == "fp32" else ("ieee",):
+    for precision in PRECISIONS[dtype]:
         # As they are called: two pairs, or one with its statistics.
-        two = {"TWO": True, "BIAS": True, "STATISTICS": False, "PRECISION": precision}
-        one = {"TWO": False, "BIAS": False, "STATISTICS": True, "PRECISION": precision}
+        two = {"TWO": True, "STATISTICS": False, "PRECISION": precision}
+        one = {"TWO": False, "STATISTICS": True, "PRECISION": precision}
         for inputs, outputs in ((16, 16), (32, 32), (64, 64), (5, 5), (5, 40), (1, 64), (64, 1)):
             vectors = inputs % 16 == outputs % 16 == 0
             multiples = ("inputs", "outputs", "w_task", "w2_task") if vectors else ()
             # A call's 1 is a constant for Triton.
             known = {n: 1 for n, size in (("inputs", inputs), ("outputs", outputs)) if size == 1}
-            tile = convolve.tiles(inputs, outputs, dtype)
             found += [
-                resources(convolve_kernel, capability, images, known | which | tile, {}, multiples)
+                resources(
+                    convolve_kernel, capability, images, known | which | sizes, options, multiples
+                )
+                for sizes, options in map(apart, tiles.of_convolution(inputs, outputs, dtype))
                 for which in (two, one)
             ]
-            tile = convolve.weight_tiles(inputs, outputs, dtype)
-            constants = {**known, "TWO": True, "PRECISION": precision, **tile}
-            found.append(
-                resources(weight_gradient_kernel, capability, pixels, constants, {}, multiples)
-            )
+            known |= {"TWO": True, "PRECISION": precision}
+            found += [
+                resources(
+                    weight_gradient_kernel, capability, pixels, known | sizes, options, multiples
+                )
+                for sizes, options in map(apart, tiles.of_weight_gradient(inputs, outputs, dtype))
+            ]
     return found
+
+
+def apart(tile: tiles.Tile) -> tuple[dict[str, int], dict[str, int]]:
+    """A tile's sizes, and how its program is compiled."""
+    return {n: tile[n] for n in SIZES}, {n: tile[n] for n in tile if n not in SIZES}
 
 
 def passes(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
@@ -115,7 +126,7 @@ def passes(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     kernels = (
         block_passes.forward_kernel, block_passes.sums_kernel, block_passes.backward_kernel,
-        block_passes.means_kernel, block_passes.tangent_kernel,
+        block_passes.moved_kernel, block_passes.tangent_kernel,
     )  # fmt: skip
     numbers = ("weight_task", "bias_task", "along_task", "shift_task")
     numbers += ("count", "height", "width", "channels", "blocks", "pixels", "rows")

@@ -44,13 +44,13 @@ class TritonBlock(Layer):
         y, partial, rows = kernels("convolve").with_statistics(
             conv.numbers(), x, weight, conv.size(x, weight)
         )
-        one = torch.ones_like(weight[:1, :, 0, 0, 0])
         scale, shift = named(state.at, self.norm.weight), named(state.at, self.norm.bias)
+        if scale is None or shift is None:
+            one = weight.new_ones(1, weight.shape[1])
+            scale = one if scale is None else scale
+            shift = torch.zeros_like(one) if shift is None else shift
         form = kernels("block").Block(self.norm.eps, self.slope, self.window)
-        out, state.of_kernels = kernels("block").forward(
-            form, y, partial, rows, one if scale is None else scale,
-            torch.zeros_like(one) if shift is None else shift,
-        )  # fmt: skip
+        out, state.of_kernels = kernels("block").forward(form, y, partial, rows, scale, shift)
         return out
 
     def backward(self, state: State, wanted: Wanted, gradient: Tensor) -> Gradients:
@@ -91,17 +91,18 @@ class TritonBlock(Layer):
         self, wanted: Wanted, sums: Tensor, to_weight: list[tuple[Tensor, Tensor]],
         to_input: list[tuple[Tensor, Tensor]],
     ) -> Gradients:  # fmt: skip
-        """What is wanted, from S(dz) and S(h dz) `[T, 2, C]` and the pairs of the convolution."""
+        """What is wanted, from S(dz) and S(h dz) `[2, T, C]` and the pairs of the convolution."""
         found: dict[str, Tensor] = {}
         weight, x = to_input[0][1], to_weight[0][1]
-        count = wanted.parameters.get(self.conv.weight)
-        if count:
+        counts = wanted.parameters
+        if count := counts.get(self.conv.weight):
             found[self.conv.weight] = self.conv.all_to_weight(to_weight, weight, count)
-        zero = torch.zeros_like(sums[:, 0])
-        for name, each in (
-            (self.conv.bias, zero), (self.norm.weight, sums[:, 1]), (self.norm.bias, sums[:, 0]),
-        ):  # fmt: skip
-            count = name and wanted.parameters.get(name)
-            if name and count:
-                found[name] = each if count == len(each) else each.sum(0, keepdim=True)
+        if self.conv.bias and (count := counts.get(self.conv.bias)):
+            found[self.conv.bias] = sums.new_zeros(count, sums.shape[2])
+        names = enumerate((self.norm.bias, self.norm.weight))
+        of_norm = {name: i for i, name in names if name and name in counts}
+        shared = any(counts[name] != sums.shape[1] for name in of_norm)
+        summed = sums.sum(1, keepdim=True) if shared else sums  # [2, 1, C]
+        for name, i in of_norm.items():
+            found[name] = (sums if counts[name] == sums.shape[1] else summed)[i]
         return (self.conv.all_to_input(to_input, x) if wanted.inputs[0] else None,), found

@@ -28,7 +28,7 @@ class TritonConv2d(Conv2d):
         return self.all_to_weight([(gradient, x)], weight, count)
 
     def apply_all(self, pairs: Pairs) -> Tensor:
-        return kernels("convolve").convolve(self.numbers(), pairs, None, self.size(*pairs[0]))
+        return kernels("convolve").convolve(self.numbers(), pairs, self.size(*pairs[0]))
 
     def all_to_input(self, pairs: Pairs, x: Tensor) -> Tensor:
         return kernels("convolve").to_input(self.numbers(), pairs, tuple(x.shape[-2:]))

@@ -30,7 +30,7 @@ CASES = {
 
 
 class Drawn:
-    """Two images, weights and output gradients of every task, and a bias."""
+    """Two images, weights and output gradients of every task."""
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float64, shared: bool = False) -> None:
         image, weight, self.convolution = CASES[name]
@@ -39,19 +39,17 @@ class Drawn:
         self.weight, self.image = weight, image
         self.x, self.x2 = one(TASKS, COUNT, inputs, *image), one(TASKS, COUNT, inputs, *image)
         self.w, self.w2 = one(1 if shared else TASKS, *weight), one(TASKS, *weight)
-        self.bias = one(TASKS, weight[0])
         y = self.each(self.x, self.w)
         self.out = (y.shape[3], y.shape[4])
         self.dy, self.dy2 = one(*y.shape), one(*y.shape)
 
-    def each(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    def each(self, x: Tensor, w: Tensor) -> Tensor:
         """Torch's own, task by task."""
         c = self.convolution
         w = w.expand(len(x), *w.shape[1:])
-        b = [None] * len(x) if bias is None else bias
         return torch.stack(
             [
-                F.conv2d(x[t], w[t], b[t], c.stride, c.padding, c.dilation, c.groups)
+                F.conv2d(x[t], w[t], None, c.stride, c.padding, c.dilation, c.groups)
                 for t in range(len(x))
             ]
         )
@@ -63,12 +61,12 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_convolutions_and_a_bias_are_one_sum(name: str, shared: bool) -> None:
+def test_two_convolutions_are_one_sum(name: str, shared: bool) -> None:
     d = Drawn(name, shared=shared)
-    got = convolve.convolve(d.convolution, [(d.x2, d.w), (d.x, d.w2)], d.bias, d.out)
-    close(got, d.each(d.x2, d.w, d.bias) + d.each(d.x, d.w2))
+    got = convolve.convolve(d.convolution, [(d.x2, d.w), (d.x, d.w2)], d.out)
+    close(got, d.each(d.x2, d.w) + d.each(d.x, d.w2))
     assert got.movedim(2, -1).is_contiguous()
-    close(convolve.convolve(d.convolution, [(d.x, d.w)], None, d.out), d.each(d.x, d.w))
+    close(convolve.convolve(d.convolution, [(d.x, d.w)], d.out), d.each(d.x, d.w))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -99,7 +97,7 @@ def test_gradients_by_the_weight(name: str) -> None:
 def test_float32_by_its_own_tiles(name: str) -> None:
     d = Drawn(name, torch.float32)
     pairs = [(d.x, d.w)]
-    got = convolve.convolve(d.convolution, pairs, None, d.out)
+    got = convolve.convolve(d.convolution, pairs, d.out)
     depth = d.weight[1] * d.weight[2] * d.weight[3]
     sizes = d.each(d.x.abs().double(), d.w.abs().double())
     error = (got - d.each(d.x.double(), d.w.double())).abs()
