@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import fields, replace
 from typing import Any
 
@@ -33,6 +34,12 @@ def declines(recipe: Recipe, device: torch.device) -> str | None:
         return "no layer is a convolution"
     nothing_works = triton_device.missing()
     return nothing_works[0] if nothing_works else triton_device.too_old(device)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of the products, as torch's switches are now."""
+    kernels: Any = importlib.import_module("fastmeta.kernels.precision")
+    return kernels.of_products(dtype)
 
 
 def on_triton(recipe: Recipe) -> Recipe:
@@ -89,10 +96,11 @@ def _joined(run: list[Node]) -> Node:
             elif isinstance(each, Pool2d):
                 window = _window(each) or window
         layer = TritonBlock(conv, norm, tuple(layers), slope, window)
+    # Of what lies between the convolution's output and the last one, nothing is kept.
+    kept = run[0].bytes + (run[-1].bytes if len(run) > 1 else 0)
     return Node(
-        layer, run[0].inputs, run[-1].name, run[-1].shape, sum(node.flops for node in run),
-        sum(node.bytes for node in run),
-    )  # fmt: skip
+        layer, run[0].inputs, run[-1].name, run[-1].shape, sum(node.flops for node in run), kept
+    )
 
 
 def _window(pool: Pool2d) -> tuple[int, int] | None:

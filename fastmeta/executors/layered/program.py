@@ -14,9 +14,11 @@ from fastmeta.executors.layered.sweep import Parameters, Result, Sweep
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
-_LARGEST = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Bytes of the largest value of the tasks that go at once (docs/design.md, "The layers' rules");
-the one for CUDA is a guess that was never run."""
+_LARGEST = 4 << 20
+"""Bytes of the largest value of the tasks that go at once (docs/design.md, "The layers' rules")."""
+_OF_MEMORY = 64
+"""On a GPU as much as this part of its memory, which leaves room for what a step keeps: every task
+more that goes at once is a launch less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,10 @@ class Program:
         """What computes it, for `explain`."""
         return "torch's operators" if self.not_triton else "Triton and torch's operators"
 
+    def precision(self, problem: Problem) -> str:
+        """Of Triton's products, as torch's switches are now."""
+        return on_triton.precision(problem.task_weights.dtype)
+
     @property
     def body_flops(self) -> int:
         """Of an example's forward pass through the layers that are run once."""
@@ -63,7 +69,7 @@ def program(
     tasks, support = problem.tasks, problem.tasks.support
     query = tasks.query.count if tasks.query else 0
     largest = max(node.bytes for node in recipe.nodes) * max(support.count, query)
-    most = max(1, _LARGEST.get(problem.task_weights.device.type, 4 << 20) // max(1, largest))
+    most = max(1, _largest(problem.task_weights.device) // max(1, largest))
     chunk = -(-tasks.tasks // -(-tasks.tasks // most))
     keeps = problem.differentiate and not problem.inner.first_order and not low_memory
     passes = problem.inner.steps if keeps else 1
@@ -74,6 +80,12 @@ def program(
         node.bytes * (body if i in parts.body else head) for i, node in enumerate(recipe.nodes)
     )
     return Program(recipe, parts, chunk, keeps, workspaces, not_compiled, not_triton)
+
+
+def _largest(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _LARGEST
+    return torch.cuda.get_device_properties(device).total_memory // _OF_MEMORY
 
 
 def run(problem: Problem, program: Program) -> Outcome:
