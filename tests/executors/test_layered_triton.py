@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 import triton_on_host  # noqa: F401
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
 
 import fastmeta
 from fastmeta.executors.layered import on_triton
@@ -102,6 +104,42 @@ def test_what_does_not_adapt_still_learns(names: list[str], no_trial) -> None:
 )  # fmt: skip
 def test_options(options: dict[str, Any], no_trial) -> None:
     agrees(*drawn(), steps=1, **options)
+
+
+def test_a_model_of_bfloat16_is_declined_by_name() -> None:
+    model, data = drawn()
+    halves = [(x.bfloat16(), y) for x, y in data]
+    with pytest.raises(ValueError, match=r"parameters are torch\.bfloat16, not float32 or float64"):
+        fastmeta.maml_step(model.bfloat16(), *halves, executor="layered")
+
+
+class Recorded(TorchDispatchMode):
+    """Refuses what a stream that is being recorded refuses: to wait for it, or for the host."""
+
+    WAITING = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.WAITING, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss_fn", [F.cross_entropy, F.mse_loss])
+def test_a_step_can_be_recorded(loss_fn: Any, no_trial, monkeypatch) -> None:
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda *_, **__: None)
+    model, data = drawn()
+    if loss_fn is F.mse_loss:
+        data = [(x, torch.randn(*y.shape, CLASSES).double()) for x, y in data]
+    options = {"inner_steps": 2, "loss_fn": loss_fn, "learn_inner_lr": "layer-step"}
+    maml = fastmeta.MAML(model, executor="layered", **options)
+    compute = maml._compute
+
+    def recorded(planned: Any) -> Any:
+        compute(planned)  # what is kept is made at a first call
+        with Recorded():
+            return compute(planned)
+
+    monkeypatch.setattr(maml, "_compute", recorded)
+    assert maml(*data).executor == NAME
 
 
 def test_the_trial_finds_a_wrong_kernel_and_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
