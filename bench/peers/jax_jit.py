@@ -53,10 +53,10 @@ def _task_loss(workload: Workload) -> Callable[..., Any]:
 
     from bench.peers import jax_mlp
 
-    loss_of = jax_mlp.loss_function(workload)
+    loss_of, network = jax_mlp.loss_function(workload), _network(workload)
 
     def loss(phi: Any, x: Any, y: Any) -> Any:
-        return loss_of(jax_mlp.network(phi, x), y)
+        return loss_of(network(phi, x), y)
 
     def task(theta: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
         phi = theta
@@ -73,10 +73,10 @@ def _sweep(workload: Workload) -> Callable[..., Any]:
 
     from bench.peers import jax_mlp
 
-    loss_of = jax_mlp.loss_function(workload)
+    loss_of, network = jax_mlp.loss_function(workload), _network(workload)
 
     def loss(phi: Any, x: Any, y: Any) -> Any:
-        return loss_of(jax_mlp.network(phi, x), y)
+        return loss_of(network(phi, x), y)
 
     def descend(p: Any, g: Any) -> Any:
         return jax.tree.map(lambda a, b: a - workload.inner_lr * b, p, g)
@@ -95,11 +95,18 @@ def _sweep(workload: Workload) -> Callable[..., Any]:
     return task
 
 
+def _network(workload: Workload) -> Callable[..., Any]:
+    from bench.peers import jax_conv, jax_mlp
+
+    return jax_conv.network(workload) if workload.of_images else jax_mlp.network
+
+
 def _form(make: Callable[[Workload], Callable[..., Any]]) -> Form:
     def form(workload: Workload, model: nn.Module, support: Pair, query: Pair) -> Step:
-        from bench.peers import jax_mlp
+        from bench.peers import jax_conv, jax_mlp
 
-        return jax_mlp.step(make(workload), model, support, query)
+        of = (jax_conv.parameters, jax_conv.read) if workload.of_images else ()
+        return jax_mlp.step(make(workload), model, support, query, *of)
 
     return form
 

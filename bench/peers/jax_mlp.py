@@ -81,11 +81,22 @@ def scanned(task: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def step(function: Callable[..., Any], model: nn.Module, support: Pair, query: Pair) -> Step:
+def read(result: Any) -> Result:
+    loss, gradients = result
+    tensors: list[Tensor] = []
+    for weight, bias in gradients:
+        tensors += [torch.from_numpy(np.array(weight).T), torch.from_numpy(np.array(bias))]
+    return float(loss), tensors
+
+
+def step(
+    function: Callable[..., Any], model: nn.Module, support: Pair, query: Pair,
+    parameters: Callable[[nn.Module], Any] = layers, read: Callable[[Any], Result] = read,
+) -> Step:  # fmt: skip
     """Of `function(parameters, *data)`, which gives the loss and its gradient."""
     double = support[0].dtype == torch.float64
     with jax.enable_x64(double):
-        theta = layers(model)
+        theta = parameters(model)
         data = [array(t) for t in (*support, *query)]
     compiled = jax.jit(function)
 
@@ -96,12 +107,4 @@ def step(function: Callable[..., Any], model: nn.Module, support: Pair, query: P
         with jax.enable_x64(True):
             return call()
 
-    return Step(in_double if double else call, _read)
-
-
-def _read(result: Any) -> Result:
-    loss, gradients = result
-    tensors: list[Tensor] = []
-    for weight, bias in gradients:
-        tensors += [torch.from_numpy(np.array(weight).T), torch.from_numpy(np.array(bias))]
-    return float(loss), tensors
+    return Step(in_double if double else call, read)
