@@ -32,12 +32,13 @@ def of_convolution(inputs: int, outputs: int, dtype: torch.dtype) -> Sequence[Ti
     if dtype == torch.float64:
         return ({"BM": 32, "BN": 32, "BK": 16},)
     if inputs % 16 or outputs % 16:
-        return ({"BM": 32, "BN": 32, "BK": 16},)
+        # Four warps spill where the single output is a constant of Triton's.
+        return ({"BM": 32, "BN": 32, "BK": 16, "num_warps": 8 if outputs == 1 else 4},)
     if outputs <= 16:
         return ({"BM": 64, "BN": 16, "BK": 32},)
     if outputs <= 32:
         return (
-            {"BM": 64, "BN": 32, "BK": 32},
+            {"BM": 64, "BN": 32, "BK": 16},
             {"BM": 128, "BN": 32, "BK": 16, "num_warps": 8},
             {"BM": 32, "BN": 32, "BK": 32, "num_warps": 2},
         )
