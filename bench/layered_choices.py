@@ -91,7 +91,7 @@ def chunks(seconds: float) -> None:
     for name in ("W5s", "W5", "separable"):
         cells: list[str] = []
         for k in range(0, 8, 2):
-            largest = {"cpu": 1 << 20 + k}
+            largest = 1 << 20 + k
             with mock.patch("fastmeta.executors.layered.program._LARGEST", largest):
                 call = step(RULES, OURS[name], *OURS[name].make())
                 call()

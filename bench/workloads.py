@@ -31,6 +31,11 @@ class Workload:
     def loss_fn(self) -> Callable[[Tensor, Tensor], Tensor]:
         return F.mse_loss if self.classes is None else F.cross_entropy
 
+    @property
+    def of_images(self) -> bool:
+        """Whether its network is convolutional."""
+        return len(self.shape) == 3
+
     def with_steps(self, steps: int) -> Workload:
         return replace(self, steps=steps)
 

@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from fastmeta import cuda_backend
-from fastmeta.executors.fused.operations import serving as triton
+from fastmeta.executors import triton_device
 from fastmeta.version import __version__
 
 # Written by setup.py when the package was built.
@@ -50,8 +50,8 @@ def backends() -> dict[str, Backend]:
         _kernels("layered-cpu", "ConvStep", "chains of convolutional blocks"),
         Backend("layered-torch", True, "convolutional networks, by torch's operators"),
         Backend("fused-cuda", *cuda_backend.state(BUILD_RECORD)),
-        Backend("fused-triton", *triton.state()),
-        Backend("layered-triton", False, "not part of this version"),
+        Backend("fused-triton", *triton_device.state("chains of linear layers")),
+        Backend("layered-triton", *triton_device.state("networks with convolutions")),
     ]
     return {backend.name: backend for backend in found}
 

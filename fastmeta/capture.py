@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastmeta.executors import layered
 from fastmeta.executors.fused import cuda
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.plan import planner
@@ -104,22 +105,27 @@ def _declines(planned: Planned) -> str | None:
     device, chosen = planned.problem.task_weights.device, planned.chosen
     if not cuda.takes(device):
         return f"tensors are on {device}"
-    if chosen.fused is None:
-        return f"the fused kernels don't serve: {chosen.not_fused or 'estimated slower'}"
-    if not isinstance(chosen.fused, cuda.CudaKernel):
+    if isinstance(chosen.fused, cuda.CudaKernel):
+        return None
+    if chosen.fused:
         return "a graph would not keep the table of Triton's step alive"
+    if not isinstance(chosen.layered, layered.Program):
+        return f"the fused kernels don't serve: {chosen.not_fused or 'estimated slower'}"
+    if chosen.layered.not_triton:
+        return f"Triton computes none of its layers: {chosen.layered.not_triton}"
     return None
 
 
 def _key(planned: Planned) -> Hashable:
     """All that a graph has taken for constant: sizes, options, addresses, and its stream."""
-    problem, inner = planned.problem, planned.problem.inner
+    problem, inner, rules = planned.problem, planned.problem.inner, planned.chosen.layered
     rates = inner.rates.values()
     tensors = [*problem.model.all_parameters().values(), *problem.model.module.buffers()]
     tensors += [rate for rate in rates if isinstance(rate, Tensor)]
     return (
         planned.chosen, inner.signature, tuple(r for r in rates if isinstance(r, float)),
         tuple((id(t), t.data_ptr()) for t in tensors), cuda.stream(problem.task_weights.device),
+        rules.precision(problem) if isinstance(rules, layered.Program) else None,
     )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def _executors(chosen: Chosen, device: torch.device) -> list[str]:
         how = [f"  kernel: {step.instruction_set}, {step.body} blocks run once"]
     else:
         how = [
-            f"  kernel: torch's operators, {chosen.layered.chunk} tasks at a time, "
+            f"  kernel: {chosen.layered.words}, {chosen.layered.chunk} tasks at a time, "
             f"{len(chosen.layered.parts.body)} layers run once",
             f"  not compiled: {chosen.layered.not_compiled}",
         ]

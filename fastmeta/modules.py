@@ -33,9 +33,9 @@ class MAML(nn.Module):
         `"layer-step"` (one per parameter tensor and step: LSLR of MAML++, Antoniou et al. 2019),
         `"element"` (one per parameter element: Meta-SGD, Li et al. 2017). None: `inner_lr` as it
         is; an `nn.Parameter` given as `inner_lr` (or in its dict) is registered.
-    - `capture`: whether the fused step of a GPU is recorded as a CUDA graph, for each shape of the
-        data once, and replayed from then on. Where that can't be, a warning says why, once, and
-        steps run as they do otherwise.
+    - `capture`: whether a step by the CUDA kernels, or by Triton's layers, is recorded as a CUDA
+        graph, for each shape of the data once, and replayed from then on. Where that can't be, a
+        warning says why, once, and steps run as they do otherwise.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from fastmeta.kernels import record as r
 from fastmeta.kernels.activations import derivatives, value
+from fastmeta.kernels.precision import dot
 
 # Views.
 A = tl.constexpr(0)
@@ -76,7 +77,7 @@ def _accumulate(
         if SCALED:
             at = scale + k[:, None] * scale_row + j[None, :] * scale_col
             right *= tl.load(at, mask=of_right, other=0.0)
-        sum = tl.dot(left, right, sum, input_precision=PRECISION, out_dtype=sum.dtype)
+        sum = dot(left, right, sum, PRECISION)
     return sum
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
+import triton.language as tl
 import triton.runtime.interpreter as interpreter
 
 from fastmeta.executors.fused.operations.table import Table
@@ -23,6 +24,20 @@ def _with_an_index(tensor, *rest):
 
 
 interpreter._patch_lang_tensor = _with_an_index
+
+_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _dot_of_bfloat16(builder, a, b, *rest):
+    # It keeps bfloat16 as integers, and Triton 3.6 multiplies those.
+    return _dot(builder, *(_widened(builder, side) for side in (a, b)), *rest)
+
+
+def _widened(builder, side):
+    return builder.cast_impl(side, tl.float32) if side.dtype.scalar == tl.bfloat16 else side
+
+
+interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
 
 TASKS = 2
 

@@ -1,11 +1,13 @@
 """Every form of a meta-step on one device, checked before timed, as one table.
 
 python -m bench.gpu                                   the first CUDA device
+python -m bench.gpu --only "W5s, T=32" "W6, T=4"      the layered step, TRITON_INTERPRET=0
 python -m bench.gpu --device cpu --only tiny          a dry run, with FASTMETA_CUDA_ON_HOST=1
 
 A form is timed only where its loss and meta-gradient agree with the plain loop in float64, at 25
 tasks or fewer. Figures are medians: *ms* between events around each call, *waited* until the
 host has the result. fastmeta is given other data at each call; a workload's floor is `floor.py`'s.
+Convolutional networks are checked in float32 and timed with TF32 products for every side.
 """
 
 from __future__ import annotations
@@ -28,28 +30,42 @@ from torch.utils import _pytree as pytree
 
 from bench import agreement, compare
 from bench.gpu import floor, forms, timing
+from bench.gpu.precision import allow_tf32
 from bench.peers.peer import Form, NotServed, Peer, Step
 from bench.workloads import WORKLOADS, Workload, mlp
 
 Record = dict[str, Any]
 
-CHECKED = 25
+CHECKED, CHECKED_OF_IMAGES = 25, 2
 """Tasks of the batch on which a form is checked."""
 ROTATED = 3
 """Batches in turn."""
 
 
 def workloads() -> dict[str, Workload]:
-    """The goals' first, then the others from few tasks to many."""
+    """The goals' first, then the others from few tasks to many, then the convolutional ones."""
     tiny = Workload("tiny", lambda: mlp(2, 5, 3), 3, (2,), 3, 4, 5, 2)
+    block = Workload("tiny block", tiny_block, 2, (1, 4, 4), 2, 2, 2, 1)
     found = [
         WORKLOADS["W1b"], WORKLOADS["W1c"], WORKLOADS["W2b"], WORKLOADS["W4"], WORKLOADS["W1"],
         WORKLOADS["W3"],
         *(WORKLOADS["W1b"].with_tasks(tasks) for tasks in (1, 100, 10_000)),
         *(WORKLOADS["W2"].with_tasks(tasks) for tasks in (32, 1000)),
         *(WORKLOADS["W4"].with_tasks(tasks) for tasks in (1, 1000)),
+        WORKLOADS["W5s"], WORKLOADS["W6"].with_tasks(4), WORKLOADS["W5"].with_tasks(32),
     ]  # fmt: skip
-    return {f"{workload.name}, T={workload.tasks}": workload for workload in found} | {"tiny": tiny}
+    named = {f"{workload.name}, T={workload.tasks}": workload for workload in found}
+    return named | {tiny.name: tiny, block.name: block}
+
+
+def tiny_block() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3),
+        nn.BatchNorm2d(2, track_running_stats=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
 
 
 def measure(
@@ -57,7 +73,8 @@ def measure(
 ) -> list[Record]:
     """One record a form: timed, or why not."""
     torch.compiler.reset()
-    small = workload.with_tasks(min(workload.tasks, CHECKED))
+    checked = CHECKED_OF_IMAGES if workload.of_images else CHECKED
+    small = workload.with_tasks(min(workload.tasks, checked))
     reference = agreement.reference(small)
     records: list[Record] = []
     for peer in peers:
@@ -68,10 +85,13 @@ def measure(
                 if missing := peer.missing():
                     raise NotServed(missing)
                 with compare._time_limit(limit):
+                    allow_tf32(False)
                     _check(small, peer, form, device, reference, record)
+                    allow_tf32(workload.of_images)
                     record |= _time(workload, peer, form, device, seconds)
             except Exception as reason:  # a peer may fail in any way, and the others go on
                 record["why"] = compare._in_words(reason)
+    allow_tf32(False)
     return records
 
 
@@ -164,7 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = workloads()
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
-        "--only", nargs="+", choices=known, default=[n for n in known if n != "tiny"]
+        "--only",
+        nargs="+",
+        choices=known,
+        default=[n for n, w in known.items() if not (w.of_images or w.name == "tiny")],
     )
     parser.add_argument("--peers", nargs="+", default=[peer.name for peer in forms.PEERS])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each form, per workload")

@@ -14,16 +14,16 @@ MOST_LOOPED = 100
 """Tasks from which the plain loop, whose time grows with them, is not waited for."""
 
 
-def _options(workload: Workload, executor: str) -> dict[str, object]:
+def _options(workload: Workload) -> dict[str, object]:
     return {
-        "inner_lr": workload.inner_lr, "inner_steps": workload.steps,
-        "loss_fn": workload.loss_fn, "executor": executor,
+        "inner_lr": workload.inner_lr, "inner_steps": workload.steps, "loss_fn": workload.loss_fn,
+        "executor": "layered" if workload.of_images else "fused",
     }  # fmt: skip
 
 
 def _called(workload: Workload, model: nn.Module, support: Pair, query: Pair) -> Step:
     """`maml_step` and `backward`, whole."""
-    options = _options(workload, "fused")
+    options = _options(workload)
 
     def step() -> Tensor:
         out = fastmeta.maml_step(model, support, query, **options)
@@ -41,7 +41,7 @@ def _captured(workload: Workload, model: nn.Module, support: Pair, query: Pair) 
     """The same of `MAML(capture=True)`."""
     if support[0].device.type != "cuda":
         raise NotServed("CUDA graphs are a GPU's")
-    maml = fastmeta.MAML(model, capture=True, **_options(workload, "fused"))
+    maml = fastmeta.MAML(model, capture=True, **_options(workload))
 
     def step() -> Tensor:
         out = maml(support, query)
@@ -99,13 +99,9 @@ PEERS = (
     _few_tasks(Peer("plain loop", {"backward at end": plain.PEER.forms["backward at end"]})),
     functional.PEER,
     Peer("torch.compile", {"grad over vmap": compiled.PEER.forms["grad over vmap"]}),
-    Peer(
-        "JAX jit",
-        {name: form for name, form in jax_jit.PEER.forms.items() if name.startswith("vmap")},
-        module="jax",
-    ),
+    Peer("JAX jit", jax_jit.ON_GPU, module="jax"),
     supervised.PEER,
 )
-SLOW = ("torch.compile",)
+SLOW = ("torch.compile", "JAX jit")
 OWN_DEVICE = ("JAX jit",)
 """Peers that put the data on the device themselves, and wait for their results."""

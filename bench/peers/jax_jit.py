@@ -101,7 +101,7 @@ def _form(
         from bench.peers import jax_conv, jax_mlp, jax_tasks
 
         network = jax_mlp.NETWORK
-        if len(workload.shape) == 3:
+        if workload.of_images:
             network = jax_conv.network(model, getattr(jax_conv, convolve))
         elif convolve != "by_products":
             raise NotServed("has no convolution")
@@ -109,6 +109,13 @@ def _form(
 
     return form
 
+
+ON_GPU = {
+    "vmap, reverse": _form(_reverse_over_vmap),
+    "vmap, forward over reverse": _form(_forward_over_vmap),
+    "vmap, reverse, XLA's convolution": _form(_reverse_over_vmap, "by_xla"),
+}
+"""Forms that take all tasks at once."""
 
 PEER = Peer(
     "JAX jit",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -46,6 +47,8 @@ class State:
     along: Tensors = field(default_factory=dict)
     """The tangents of the parameters that have one."""
     kept: dict[str, Tensor] = field(default_factory=dict)
+    of_kernels: Any = None
+    """What kernels of a fused block leave for their later passes."""
 
 
 class Layer:

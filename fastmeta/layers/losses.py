@@ -52,7 +52,8 @@ def prepare(
 def _each(target: Tensor, batch: Batch) -> Tensor:
     """What a number of an example counts in its task's mean, broadcast to `[T, N, ...]`."""
     if batch.weights is None:
-        return target.new_tensor(1 / max(1, target[0].numel()))
+        # Filled on the device: a copy from the host would wait for it.
+        return target.new_full((), 1 / max(1, target[0].numel()))
     shape = (*batch.weights.shape, *(1,) * (target.dim() - 2))
     return batch.weights.to(target.dtype).view(shape) / max(1, target[0, 0].numel())
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from fastmeta.layers.layer import Gradients, Layer, State, Wanted, named, plus
+from fastmeta.layers.layer import Gradients, Layer, State, Wanted, named
 
 
 class Product(Layer):
@@ -24,6 +26,31 @@ class Product(Layer):
     def to_weight(self, gradient: Tensor, x: Tensor, weight: Tensor, count: int) -> Tensor:
         """The gradient of w, which has the shape of `weight` behind its `count` (T or 1)."""
         raise NotImplementedError
+
+    # Of a tangent, two of each are added; who can adds them in one sum.
+
+    def apply_all(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum of `x ∘ w` over pairs `(x, w)`."""
+        total, *rest = (self.apply(x, w) for x, w in pairs)
+        for each in rest:
+            total = total + each
+        return total
+
+    def all_to_input(self, pairs: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+        """The sum of the gradients of x over pairs `(gradient, w)`."""
+        total, *rest = (self.to_input(gradient, w, x) for gradient, w in pairs)
+        for each in rest:
+            total += each
+        return total
+
+    def all_to_weight(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], weight: Tensor, count: int
+    ) -> Tensor:
+        """The sum of the gradients of w over pairs `(gradient, x)`."""
+        total, *rest = (self.to_weight(gradient, x, weight, count) for gradient, x in pairs)
+        for each in rest:
+            total += each
+        return total
 
     def to_bias(self, gradient: Tensor) -> Tensor:
         """The gradient of b, `[T, out]`."""
@@ -57,12 +84,11 @@ class Product(Layer):
         rweight, rbias = named(state.along, self.weight), named(state.along, self.bias)
         if rx is not None:
             state.kept["rx"] = rx
-        ry = plus(
-            None if rx is None else self.apply(rx, weight),
-            None if rweight is None else self.apply(x, rweight),
-        )
-        if ry is None:  # The bias alone has a tangent.
-            ry = self.apply(x, weight).zero_()
+        pairs = [] if rx is None else [(rx, weight)]
+        if rweight is not None:
+            pairs.append((x, rweight))
+        # Without a pair, the bias alone has a tangent.
+        ry = self.apply_all(pairs) if pairs else self.apply(x, weight).zero_()
         return self._with_bias(ry, rbias)
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
@@ -71,16 +97,13 @@ class Product(Layer):
         found: dict[str, Tensor] = {}
         count = wanted.parameters.get(self.weight)
         if count:
-            found[self.weight] = self.to_weight(tangent, x, weight, count)
-            if rx is not None:
-                found[self.weight] += self.to_weight(gradient, rx, weight, count)
+            pairs = [(tangent, x)] if rx is None else [(tangent, x), (gradient, rx)]
+            found[self.weight] = self.all_to_weight(pairs, weight, count)
         self._add_bias_gradient(found, wanted, tangent)
         if not wanted.inputs[0]:
             return (None,), found
-        rinput = self.to_input(tangent, weight, x)
-        if rweight is not None:
-            rinput += self.to_input(gradient, rweight, x)
-        return (rinput,), found
+        pairs = [(tangent, weight)] if rweight is None else [(tangent, weight), (gradient, rweight)]
+        return (self.all_to_input(pairs, x),), found
 
     def _with_bias(self, y: Tensor, bias: Tensor | None) -> Tensor:
         return y if bias is None else self.add_bias(y, bias)

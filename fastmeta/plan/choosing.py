@@ -46,7 +46,10 @@ def choose(
         not_fused = not_fused or unavailable.get("fused")
         not_layered = not_layered or unavailable.get("layered-torch")
         not_compiled = not_compiled or unavailable.get("layered-cpu")
-        way = None if not_layered else kernels.way(problem, plan, not_compiled, low_memory)
+        not_triton = unavailable.get("layered-triton") or unavailable.get("layered-triton-on-host")
+        way = None
+        if not not_layered:
+            way = kernels.way(problem, plan, not_compiled, low_memory, not_triton)
         sizes = replace(
             sizes,
             compiled=isinstance(way, layered.Kernel),

@@ -44,7 +44,7 @@ class Chosen:
             return self.fused.executor
         if self.layered is None:
             return "generic"
-        return "layered-cpu" if isinstance(self.layered, layered.Kernel) else "layered-torch"
+        return "layered-cpu" if isinstance(self.layered, layered.Kernel) else self.layered.executor
 
 
 def kernel(
@@ -61,10 +61,13 @@ def not_compiled(problem: Problem, plan: Plan, low_memory: bool) -> str | None:
     return layered.not_compiled(problem, plan.layers, low_memory)
 
 
-def way(problem: Problem, plan: Plan, not_compiled: str | None, low_memory: bool) -> layered.Way:
+def way(
+    problem: Problem, plan: Plan, not_compiled: str | None, low_memory: bool,
+    not_triton: str | None = None,
+) -> layered.Way:  # fmt: skip
     """How the layered executor computes a problem that it serves."""
     assert isinstance(plan.layers, layered.Recipe)
-    return layered.way(problem, plan.layers, not_compiled, low_memory)
+    return layered.way(problem, plan.layers, not_compiled, low_memory, not_triton)
 
 
 def run(problem: Problem, by: fused.Kernel | layered.Way | None, form: str, chunk: int) -> Outcome:

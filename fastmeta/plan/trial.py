@@ -37,9 +37,12 @@ def failure(problem: Problem, chosen: Chosen, low_memory: bool) -> str | None:
     if chosen.fused:
         by = kernel(small, chosen.plan, False, chosen.fused)
     elif chosen.layered:
-        rules = isinstance(chosen.layered, layered.Program)
+        tried = chosen.layered
+        rules = isinstance(tried, layered.Program)
         not_compiled = "its rules are tried" if rules else None
-        by = way(small, chosen.plan, not_compiled, low_memory)
+        by = way(
+            small, chosen.plan, not_compiled, low_memory, tried.not_triton if rules else None
+        )  # fmt: skip
     with same_random_numbers(problem.task_weights.device), warnings.catch_warnings():
         # The slow batching fallback announces itself so; it is a loop with overhead.
         warnings.filterwarnings("error", message=".*performance drop.*")

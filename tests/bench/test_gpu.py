@@ -15,6 +15,7 @@ import torch
 from bench.gpu import __main__ as gpu
 from bench.gpu import floor, forms, small
 from bench.peers.peer import Peer, into_grad
+from bench.workloads import WORKLOADS
 
 needs_compiler = pytest.mark.skipif(
     compiling.COMPILER is None, reason="there is no C++ compiler here"
@@ -58,6 +59,35 @@ def test_a_dry_run(on_host, tmp_path, capsys) -> None:
     }  # fmt: skip
 
 
+@pytest.fixture
+def triton_plays(monkeypatch) -> None:
+    pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
+    import triton_on_host  # noqa: F401
+
+    monkeypatch.setenv("FASTMETA_TRITON_ON_HOST", "1")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+def test_a_dry_run_of_the_layered_step(triton_plays, capsys) -> None:
+    gpu.main(
+        ["--device", "cpu", "--only", "tiny block", "--peers", "fastmeta", "plain loop",
+         "--seconds", "0.05"]
+    )  # fmt: skip
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    cells = [cell.strip() for cell in last.strip("|").split("|")]
+    assert [cell == "–" for cell in cells[2:6]] == [True, True, False, False]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_launches_of_a_layered_step(triton_plays) -> None:
+    """As docs/design.md has them; fewer tasks have fewer partial sums."""
+    from bench import triton_layered
+
+    found = triton_layered.counted(WORKLOADS["W5s"].with_tasks(2)).launches
+    assert found["Triton"] == 81
+    assert found["torch"] <= 198
+
+
 def test_who_is_wrong_is_not_timed() -> None:
     def half(workload, model, support, query):
         step = forms.PEERS[1].forms["backward at end"](workload, model, support, query)
@@ -81,6 +111,9 @@ def test_a_floor_is_of_whole_rounds_of_tasks() -> None:
     model = known["W1b, T=25"].network()
     few, many = (floor.milliseconds(known[f"W1b, T={tasks}"], model, 132) for tasks in (25, 1))
     assert few == many
+    # 10.0 GFLOP on all of them in TF32.
+    strided = known["W5s, T=32"]
+    assert floor.milliseconds(strided, strided.network(), 132) == pytest.approx(0.019, rel=0.03)
     # 796,000 multiply-adds a task on one multiprocessor of 132.
     assert few == pytest.approx(796_000 / (128 * 1.98e9) * 1e3, rel=0.03)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import compiling
 import host_cuda
@@ -57,11 +58,13 @@ def data(model: nn.Module, tasks: int = 3):
     return [examples(tasks, n, model, True) for n in (4, 5)]
 
 
-def agree(maml: fastmeta.MAML, batch, **options) -> None:
+def agree(maml: fastmeta.MAML, batch, executor: str = "fused-cuda-on-host", **options: Any) -> None:
     """The captured step gives what a plain one gives."""
     leaves = list(maml.parameters())
     out = maml(*batch, **options)
-    plain = fastmeta.MAML(maml.model, inner_lr=maml.inner_lr, inner_steps=maml.inner_steps)
+    plain = fastmeta.MAML(
+        maml.model, inner_lr=maml.inner_lr, inner_steps=maml.inner_steps, executor=maml.executor
+    )
     expected = plain(*batch, **options)
     for a, b in [
         (out.loss, expected.loss), (out.task_losses, expected.task_losses),
@@ -72,7 +75,7 @@ def agree(maml: fastmeta.MAML, batch, **options) -> None:
         ),
     ]:  # fmt: skip
         assert torch.equal(a, b)
-    assert out.executor == "fused-cuda-on-host"
+    assert out.executor == executor
 
 
 @on_host
@@ -107,6 +110,36 @@ def test_what_a_graph_takes_for_constant_is_recorded_anew(recorded) -> None:
     assert len(recorded) == 4
     agree(maml, data(model))
     assert len(recorded) == 4
+
+
+@on_host
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+def test_a_step_by_tritons_layers_is_recorded_too(recorded, monkeypatch) -> None:
+    pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
+    import triton_on_host  # noqa: F401
+
+    monkeypatch.setenv("FASTMETA_TRITON_ON_HOST", "1")
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(3, 2),
+    )  # fmt: skip
+    maml = fastmeta.MAML(model, inner_lr=0.2, executor="layered", capture=True)
+
+    def batch() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(torch.randn(2, 3, 1, 4, 4), torch.randint(2, (2, 3))) for _ in "sq"]
+
+    for _ in range(2):
+        agree(maml, batch(), "layered-triton-on-host")
+        with torch.no_grad():
+            for p in maml.parameters():
+                p.mul_(0.9)
+    assert len(recorded) == 1
+    torch.set_float32_matmul_precision("medium")
+    try:
+        agree(maml, batch(), "layered-triton-on-host")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len(recorded) == 2
 
 
 @on_host

@@ -227,7 +227,7 @@ def test_losses(name: str) -> None:
 
 
 def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", {"cpu": 1})
+    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", 1)
     inner_lr = rates.by_kind("per-step", 2, {})
     agrees(
         conv4().double(), two_sets(5), leaves=(inner_lr,), inner_lr=inner_lr,
@@ -237,7 +237,7 @@ def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any moment no more passes are alive than one task needs."""
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", {"cpu": 1})
+    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", 1)
     alive: weakref.WeakSet[Pass] = weakref.WeakSet()
     most: dict[int, int] = {}
     make = Pass.__init__

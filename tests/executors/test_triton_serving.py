@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import types
 import warnings
 
 import pytest
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 import fastmeta
 from fastmeta.executors.fused import engines
 from fastmeta.executors.fused.operations import serving
-from fastmeta.kernels import launch
 from fastmeta.plan import trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -105,20 +103,6 @@ def test_without_triton_the_package_is_whole(tmp_path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.parametrize(
-    ("switches", "precision"),
-    [
-        (types.SimpleNamespace(fp32_precision="tf32"), "tf32"),
-        (types.SimpleNamespace(fp32_precision="none"), "ieee"),
-        (types.SimpleNamespace(allow_tf32=True), "tf32"),  # torch before 2.9
-        (types.SimpleNamespace(allow_tf32=False), "ieee"),
-    ],
-)
-def test_products_are_tf32_where_torch_says_so(switches, precision: str, monkeypatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda, "matmul", switches)
-    assert launch.precision() == precision
 
 
 def test_a_plan_in_words() -> None:

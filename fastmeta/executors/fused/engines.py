@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from fastmeta.executors import triton_device
 from fastmeta.executors.extension import extension
 from fastmeta.executors.fused import cuda, cuda_step, serving, step
 from fastmeta.executors.fused import kernel as cpu
@@ -72,11 +73,11 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
 
 
 def _on_cpu(device: torch.device) -> bool:
-    return device.type == "cpu" and not cuda.on_host() and not on_triton.on_host()
+    return device.type == "cpu" and not cuda.on_host() and not triton_device.on_host()
 
 
 def _not_cuda(problem: Problem, recipe: Recipe) -> str | None:
     """Why the CUDA kernels don't take a problem of a GPU; None where they do."""
-    if on_triton.on_host():
+    if triton_device.on_host():
         return "the host plays Triton's device"
     return cuda.declines(problem, recipe)

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmeta.executors.layered import on_triton
 from fastmeta.executors.layered.rates import RateGradients
 from fastmeta.executors.layered.recipe import Parts, Recipe, divide
 from fastmeta.executors.layered.sweep import Parameters, Result, Sweep
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
-_LARGEST = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Bytes of the largest value of the tasks that go at once (docs/design.md, "The layers' rules");
-the one for CUDA is a guess that was never run."""
+_LARGEST = 4 << 20
+"""Bytes of the largest value of the tasks that go at once (docs/design.md, "The layers' rules")."""
+_OF_MEMORY = 64
+"""On a GPU as much as this part of its memory, which leaves room for what a step keeps: every task
+more that goes at once is a launch less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,22 @@ class Program:
     """Bytes that each layer keeps, by estimate."""
     not_compiled: str
     """Why the compiled step does not take it."""
+    not_triton: str | None
+    """Why Triton's kernels take none of its layers; None where they do."""
+
+    @property
+    def executor(self) -> str:
+        """As results report it."""
+        return "layered-torch" if self.not_triton else on_triton.name()
+
+    @property
+    def words(self) -> str:
+        """What computes it, for `explain`."""
+        return "torch's operators" if self.not_triton else "Triton and torch's operators"
+
+    def precision(self, problem: Problem) -> str:
+        """Of Triton's products, as torch's switches are now."""
+        return on_triton.precision(problem.task_weights.dtype)
 
     @property
     def body_flops(self) -> int:
@@ -39,13 +58,18 @@ class Program:
         return sum(self.recipe.nodes[i].flops for i in self.parts.body)
 
 
-def program(problem: Problem, recipe: Recipe, not_compiled: str, low_memory: bool) -> Program:
+def program(
+    problem: Problem, recipe: Recipe, not_compiled: str, not_triton: str | None, low_memory: bool
+) -> Program:
     """The program for this problem's sizes and options."""
+    not_triton = not_triton or on_triton.declines(recipe, problem.task_weights.device)
+    if not_triton is None:
+        recipe = on_triton.on_triton(recipe)
     parts = divide(recipe, problem.inner.adapted, problem.model.parameters())
     tasks, support = problem.tasks, problem.tasks.support
     query = tasks.query.count if tasks.query else 0
     largest = max(node.bytes for node in recipe.nodes) * max(support.count, query)
-    most = max(1, _LARGEST.get(problem.task_weights.device.type, 4 << 20) // max(1, largest))
+    most = max(1, _largest(problem.task_weights.device) // max(1, largest))
     chunk = -(-tasks.tasks // -(-tasks.tasks // most))
     keeps = problem.differentiate and not problem.inner.first_order and not low_memory
     passes = problem.inner.steps if keeps else 1
@@ -55,7 +79,13 @@ def program(problem: Problem, recipe: Recipe, not_compiled: str, low_memory: boo
     workspaces = tuple(
         node.bytes * (body if i in parts.body else head) for i, node in enumerate(recipe.nodes)
     )
-    return Program(recipe, parts, chunk, keeps, workspaces, not_compiled)
+    return Program(recipe, parts, chunk, keeps, workspaces, not_compiled, not_triton)
+
+
+def _largest(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _LARGEST
+    return torch.cuda.get_device_properties(device).total_memory // _OF_MEMORY
 
 
 def run(problem: Problem, program: Program) -> Outcome:

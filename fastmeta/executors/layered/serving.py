@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.executors import packing
+from fastmeta.executors import packing, triton_device
 from fastmeta.executors.extension import extension
 from fastmeta.executors.layered.chain import Chain
 from fastmeta.executors.layered.recipe import INPUT, Recipe
@@ -48,6 +48,8 @@ def not_compiled(problem: Problem, recipe: Recipe, low_memory: bool) -> str | No
         return "the compiled extension is not there; `python -m fastmeta info` says why"
     if problem.task_weights.device.type != "cpu":
         return f"parameters are on {problem.task_weights.device}"
+    if triton_device.on_host():
+        return "the host plays Triton's device"
     why = chain.loss.declines(problem, chain.blocks[-1].filters, problem.task_weights.dtype)
     if why is not None:
         return why

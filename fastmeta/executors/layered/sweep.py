@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.executors.layered import many
+from fastmeta.executors.layered.many import Parameters
 from fastmeta.executors.layered.passes import Ask, Found, Pass, Values
 from fastmeta.executors.layered.rates import RateGradients
 from fastmeta.executors.layered.recipe import INPUT, Parts, Recipe
@@ -19,8 +21,6 @@ from fastmeta.executors.problem import Problem
 from fastmeta.layers import Batch
 from fastmeta.layers.losses import PreparedLoss, prepare
 from fastmeta.tasks import Examples
-
-Parameters = dict[str, Tensor]
 
 
 @dataclass(eq=False)
@@ -117,10 +117,7 @@ class Sweep:
         for k in range(inner.steps):
             self._evaluate(k, theta)
             step = self._inner_step(theta, last=False)
-            moved: Parameters = {}
-            for name, gradient in step.gradient.items():
-                moved[name] = theta[name] - inner.rate(self._rates, name, k) * gradient  # (1)
-            theta = moved
+            theta = many.minus(theta, self._times_rate(step.gradient, k))  # (1)
             self._remember(step)
         self._evaluate(inner.steps, theta)
         self._steps.append(Step(theta, {}))
@@ -167,10 +164,8 @@ class Sweep:
         for k in range(inner.steps - 1, -1, -1):
             self._through_step(k, anchor)
             self._add_query(k)
-        for name, cotangent in self._lambda.items():
-            self._give(name, cotangent.sum(0, keepdim=True))
-        for name, pull in anchor.items():  # (5)
-            self._give(name, pull)
+        many.add(self._result.gradients, many.over_tasks(self._lambda), 1.0)
+        many.add(self._result.gradients, anchor, 1.0)  # (5)
         for side in (self._support, self._query):
             self._leave(side)
 
@@ -178,11 +173,10 @@ class Sweep:
         inner, step = self._inner, self._steps[k]
         if not self._lambda:
             return
-        vectors: Parameters = {}
-        for name, cotangent in self._lambda.items():
-            vectors[name] = inner.rate(self._rates, name, k) * cotangent
-            if name in step.gradient:
-                self._rate_gradients.add(name, k, -cotangent * step.gradient[name])  # (3)
+        vectors = self._times_rate(self._lambda, k)
+        for name, gradient in step.gradient.items():
+            if name in self._lambda:
+                self._rate_gradients.add(name, k, -self._lambda[name] * gradient)  # (3)
         if not self._second_order:
             return
         assert self._support is not None
@@ -240,19 +234,21 @@ class Sweep:
 
     def _collect(self, side: Side, found: Found, sign: float) -> None:
         """Adds what a pass found to the cotangents and, of what is summed, to the gradients."""
-        for name, part in found.parameters.items():
-            if name in self._others or len(part) != len(self._weights):
-                self._give(name, part, sign)
-            else:
-                there = self._lambda.get(name)
-                self._lambda[name] = sign * part if there is None else there.add(part, alpha=sign)
+        own = {
+            name: part
+            for name, part in found.parameters.items()
+            if name not in self._others and len(part) == len(self._weights)
+        }
+        many.add(self._lambda, own, sign)
+        shared = {name: part for name, part in found.parameters.items() if name not in own}
+        many.add(self._result.gradients, shared, sign)
         for value, part in found.values.items():
             there = side.cotangents.get(value)
             side.cotangents[value] = sign * part if there is None else there.add(part, alpha=sign)
 
-    def _give(self, name: str, part: Tensor, sign: float = 1.0) -> None:
-        gradients, total = self._result.gradients, self._result.gradients.get(name)
-        gradients[name] = sign * part if total is None else total.add(part, alpha=sign)
+    def _times_rate(self, parts: Parameters, k: int) -> Parameters:
+        """Each parameter's part times its learning rate at step k."""
+        return many.scaled(parts, {n: self._inner.rate(self._rates, n, k) for n in parts})
 
     def _leave(self, side: Side | None) -> None:
         """Back through the body, once."""
@@ -260,5 +256,4 @@ class Sweep:
             return
         counts: dict[str, Any] = dict.fromkeys(self._others, 1)
         found = side.body.backward(side.cotangents, Ask(self._parts.learning, counts))
-        for name, part in found.parameters.items():
-            self._give(name, part)
+        many.add(self._result.gradients, found.parameters, 1.0)

@@ -12,16 +12,21 @@ Way = Kernel | Program
 
 
 def way(
-    problem: Problem, recipe: Recipe, not_compiled: str | None, low_memory: bool = False
+    problem: Problem,
+    recipe: Recipe,
+    not_compiled: str | None,
+    low_memory: bool = False,
+    not_triton: str | None = None,
 ) -> Way:
     """What computes this problem; `declines` must have found nothing.
 
-    `not_compiled` is why the compiled step does not take it, None where it does.
+    `not_compiled` is why the compiled step does not take it, None where it does; `not_triton` why
+    the layers' rules should leave Triton's kernels alone, None where they need not.
     """
     if not_compiled is None:
         assert not isinstance(recipe.chain, str)
         return cpu.kernel(problem, recipe.chain)
-    return program.program(problem, recipe, not_compiled, low_memory)
+    return program.program(problem, recipe, not_compiled, not_triton, low_memory)
 
 
 def run(problem: Problem, way: Way) -> Outcome:

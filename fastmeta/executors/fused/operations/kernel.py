@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from fastmeta.executors.fused.operations.sweep import table
 from fastmeta.executors.fused.operations.views import View
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.executors.triton_device import on_host
 from fastmeta.inner_loop import SHARED, InnerLoop
 
 
@@ -173,11 +173,6 @@ def kernel(problem: Problem, recipe: Recipe) -> TritonKernel:
 def _program(recipe: Recipe, sizes: Sizes) -> _Program:
     layout = Layout(recipe, sizes)
     return _Program(layout, *table(layout).tensors())
-
-
-def on_host() -> bool:
-    """Whether CPU tensors go to Triton's interpreter: for tests."""
-    return os.environ.get("FASTMETA_TRITON_ON_HOST", "") == "1"
 
 
 @functools.lru_cache(maxsize=64)
