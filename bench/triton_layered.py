@@ -89,10 +89,17 @@ def counted(workload: Workload) -> Counted:
         mock.patch.object(InterpretedFunction, "run", lambda *a, **_: found.triton(*a)),
         mock.patch.object(program, "_largest", return_value=MEMORY // program._OF_MEMORY),
     ):
-        fastmeta.maml_step(model, support, query, **options)  # what is kept is made at a first call
-        found.clear()
-        with found:
-            fastmeta.maml_step(model, support, query, **options)
+        maml = fastmeta.MAML(model, **options)
+        compute = maml._compute
+
+        def counting(planned: Any) -> Any:
+            compute(planned)  # what is kept is made at a first call
+            found.clear()
+            with found:
+                return compute(planned)
+
+        with mock.patch.object(maml, "_compute", counting):
+            maml(support, query)
     return found
 
 

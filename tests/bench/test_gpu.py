@@ -71,7 +71,7 @@ def triton_plays(monkeypatch) -> None:
 def test_a_dry_run_of_the_layered_step(triton_plays, capsys) -> None:
     gpu.main(
         ["--device", "cpu", "--only", "tiny block", "--peers", "fastmeta", "plain loop",
-         "--seconds", "0.05"]
+         "--seconds", "0.05", "--limit", "200"]
     )  # fmt: skip
     last = capsys.readouterr().out.strip().splitlines()[-1]
     cells = [cell.strip() for cell in last.strip("|").split("|")]

@@ -117,7 +117,7 @@ class Sweep:
         for k in range(inner.steps):
             self._evaluate(k, theta)
             step = self._inner_step(theta, last=False)
-            theta = many.minus(theta, self._times_rate(step.gradient, k))  # (1)
+            theta = many.descended(theta, step.gradient, self._rates_at(k))  # (1)
             self._remember(step)
         self._evaluate(inner.steps, theta)
         self._steps.append(Step(theta, {}))
@@ -173,7 +173,7 @@ class Sweep:
         inner, step = self._inner, self._steps[k]
         if not self._lambda:
             return
-        vectors = self._times_rate(self._lambda, k)
+        vectors = many.scaled(self._lambda, self._rates_at(k))
         for name, gradient in step.gradient.items():
             if name in self._lambda:
                 self._rate_gradients.add(name, k, -self._lambda[name] * gradient)  # (3)
@@ -246,9 +246,9 @@ class Sweep:
             there = side.cotangents.get(value)
             side.cotangents[value] = sign * part if there is None else there.add(part, alpha=sign)
 
-    def _times_rate(self, parts: Parameters, k: int) -> Parameters:
-        """Each parameter's part times its learning rate at step k."""
-        return many.scaled(parts, {n: self._inner.rate(self._rates, n, k) for n in parts})
+    def _rates_at(self, k: int) -> dict[str, float | Tensor]:
+        """The learning rate of each adapted parameter at step k."""
+        return {name: self._inner.rate(self._rates, name, k) for name in self._inner.adapted}
 
     def _leave(self, side: Side | None) -> None:
         """Back through the body, once."""
