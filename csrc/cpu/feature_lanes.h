@@ -291,7 +291,8 @@ class FeatureLanes {
 
   // Where the columns of B do not lie side by side, they are laid so in `panel`.
   static Factors<T> factors_of(View a, const T* at, const T* b, int64_t b_stride) {
-    return {at, a.row_stride, a.col_stride, b, b_stride, a.cols};
+    const bool far = int64_t(a.rows) * a.cols * int(sizeof(T)) > kLargestA;
+    return {at, a.row_stride, a.col_stride, b, b_stride, a.cols, far};
   }
   Factors<T> factors(View a, View b, View out, T* panel) {
     const T* numbers = storage_ + b.offset;
@@ -306,7 +307,8 @@ class FeatureLanes {
   }
 
   template <class F, class... Views>
-  void run(F f, const Sum<T>& terms, View out, Views... in) {
+  void run(F f, Sum<T> terms, View out, Views... in) {
+    terms.out = storage_ + out.offset, terms.out_row = out.row_stride;
     strips<Num>(terms, out.rows, vectors_of(out.cols), finishing(f, out, in...));
   }
   // For some rows of a product at a time, and vectors from the j-th on: f(sum, out, in...).

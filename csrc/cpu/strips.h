@@ -7,7 +7,7 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// A B, `depth` numbers deep. The columns of B lie side by side.
+// A B, `depth` numbers deep. The columns of B lie side by side. `far`: A may not be in the caches.
 template <class T>
 struct Factors {
   const T* a;
@@ -15,13 +15,16 @@ struct Factors {
   const T* b;
   int64_t b_depth;
   int depth;
+  bool far;
 };
 
-// One or two products into one tile.
+// One or two products into one tile. The rows of the result begin at `out`.
 template <class T>
 struct Sum {
   Factors<T> of[2];
   int count;
+  const T* out;
+  int64_t out_row;
   Sum from(int64_t i, int64_t j) const {
     Sum moved = *this;
     for (int t = 0; t < count; ++t) {
@@ -37,7 +40,7 @@ struct Sum {
     f.a += k * f.a_depth;
     f.b += k * f.b_depth;
     f.depth = end - k;
-    return {{f}, 1};
+    return {{f}, 1, out, out_row};
   }
 };
 
@@ -49,17 +52,26 @@ constexpr int kMostVectors = 3, kAccumulators = 12, kMostRows = 10;
 // How deep a strip of B may be, so that it stays in the second cache, and the rows whose sums wait
 // where it is deeper.
 constexpr int kDeepest = 1024, kWaitingRows = 56;
+// Of results larger than that, the tile's own is fetched into the first cache while it is computed.
+constexpr int kLargestNear = 32 << 10;
+// Of A's larger than that the next rows are fetched into the second cache.
+constexpr int kLargestA = 128 << 10;
 constexpr int rows_of_tile(int vectors) {
   return kAccumulators / vectors < kMostRows ? kAccumulators / vectors : kMostRows;
 }
 
-template <int R, int C, class Num>
+template <bool Far, int R, int C, class Num>
 __attribute__((always_inline)) inline void accumulate_strip(Num (&sum)[R][C],
                                                             const Factors<Lane<Num>>& f) {
   using T = Lane<Num>;
   const T* b = f.b;
   const T* a = f.a;
-  for (int k = 0; k < f.depth; ++k, a += f.a_depth, b += f.b_depth) {
+  // At each step one number of what the next rows take in memory, if they lie one behind the other,
+  // or of what lies beside this step's.
+  const T* next = a + R * f.a_row;
+  const int64_t step = f.a_depth == 1 ? R : f.a_depth;
+  for (int k = 0; k < f.depth; ++k, a += f.a_depth, b += f.b_depth, next += step) {
+    if constexpr (Far) __builtin_prefetch(next, 0, 2);
     const Num* right = reinterpret_cast<const Num*>(b);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -79,7 +91,14 @@ __attribute__((noinline)) void tile(const Sum<Lane<Num>>& terms, Num* out, bool 
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) sum[r][c] = begun ? out[r * C + c] : Num{};
   }
-  for (int t = 0; t < terms.count; ++t) accumulate_strip<R, C, Num>(sum, terms.of[t]);
+  for (int t = 0; t < terms.count; ++t) {
+    // Tiles of one vector are bound by their loads as they are.
+    if (C > 1 && terms.of[t].far) {
+      accumulate_strip<(C > 1), R, C, Num>(sum, terms.of[t]);
+    } else {
+      accumulate_strip<false, R, C, Num>(sum, terms.of[t]);
+    }
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -118,6 +137,7 @@ struct Tiles {
 template <int C, class Num, class Use>
 void strip(const Sum<Lane<Num>>& terms, int rows, int64_t j, Use use) {
   const bool deep = terms.depth() > kDeepest;
+  const bool far = int64_t(rows) * terms.out_row * int(sizeof(Lane<Num>)) > kLargestNear;
   const Tiles<C, Num> tiles(rows);
   Num sums[kWaitingRows * C];
   for (int piece = 0, i = 0; i < rows;) {
@@ -125,6 +145,10 @@ void strip(const Sum<Lane<Num>>& terms, int rows, int64_t j, Use use) {
     int here = tiles.rows(piece), pieces = 1;
     while (deep && i + here < rows && here + tiles.rows(piece + pieces) <= kWaitingRows) {
       here += tiles.rows(piece + pieces++);
+    }
+    for (int r = 0; far && r < here; ++r) {
+      const Lane<Num>* row = terms.out + (i + r) * terms.out_row + j;
+      for (int c = 0; c < C; ++c) __builtin_prefetch(row + c * width_of<Num>, 1);
     }
     if (!deep) {
       tiles.of(piece)(terms.from(i, j), sums, false);
