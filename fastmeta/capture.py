@@ -18,6 +18,7 @@ from fastmeta.executors.fused import cuda
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
+from fastmeta.precision import of_products
 from fastmeta.tasks import Examples
 
 _KEPT = 8
@@ -117,15 +118,15 @@ def _declines(planned: Planned) -> str | None:
 
 
 def _key(planned: Planned) -> Hashable:
-    """All that a graph has taken for constant: sizes, options, addresses, and its stream."""
-    problem, inner, rules = planned.problem, planned.problem.inner, planned.chosen.layered
+    """All that a graph has taken for constant: sizes, options, addresses, stream and precision."""
+    problem, inner = planned.problem, planned.problem.inner
     rates = inner.rates.values()
     tensors = [*problem.model.all_parameters().values(), *problem.model.module.buffers()]
     tensors += [rate for rate in rates if isinstance(rate, Tensor)]
     return (
         planned.chosen, inner.signature, tuple(r for r in rates if isinstance(r, float)),
         tuple((id(t), t.data_ptr()) for t in tensors), cuda.stream(problem.task_weights.device),
-        rules.precision(problem) if isinstance(rules, layered.Program) else None,
+        of_products(problem.task_weights.dtype),
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from fastmeta.kernels import geometry
 from fastmeta.kernels.convolutions import convolve_kernel, weight_gradient_kernel
 from fastmeta.kernels.geometry import Convolution
 from fastmeta.kernels.launch import on_device
-from fastmeta.kernels.precision import of_products
 from fastmeta.kernels.tiles import Tile, fastest, of_convolution, of_weight_gradient
+from fastmeta.precision import of_products
 
 Pair = tuple[Tensor, Tensor]
 

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from fastmeta.kernels.precision import of_products
 from fastmeta.kernels.record import FIELDS, NUMBERS
 from fastmeta.kernels.step import step_kernel
 from fastmeta.kernels.sums import sum_kernel
+from fastmeta.precision import of_products
 
 STEP = {"BM": 32, "BN": 32, "BK": 32}
 SUM = {"BT": 32, "BP": 64}

@@ -1,8 +1,7 @@
-"""Products in float32, TF32 and bfloat16: which one torch's switches ask for, and their sums."""
+"""Products in float32, TF32 and bfloat16: what is rounded, and what is not."""
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,6 @@ import triton_on_host  # noqa: F401
 
 from fastmeta.kernels import convolve
 from fastmeta.kernels.geometry import Convolution
-from fastmeta.kernels.precision import of_products
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -20,38 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 def _switched_back() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize(
-    ("setting", "precision"), [("highest", "ieee"), ("high", "tf32"), ("medium", "bf16")]
-)
-def test_the_older_switch(setting: str, precision: str) -> None:
-    torch.set_float32_matmul_precision(setting)
-    assert of_products(torch.float32) == precision
-    assert of_products(torch.float64) == "ieee"
-
-
-@pytest.mark.parametrize(
-    ("switches", "precision"),
-    [
-        (types.SimpleNamespace(fp32_precision="tf32"), "tf32"),
-        (types.SimpleNamespace(fp32_precision="none"), "ieee"),
-        (types.SimpleNamespace(allow_tf32=True), "tf32"),  # torch before 2.9
-        (types.SimpleNamespace(allow_tf32=False), "ieee"),
-    ],
-)
-def test_the_newer_switch_and_torch_without_it(switches, precision: str, monkeypatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda, "matmul", switches)
-    assert of_products(torch.float32) == precision
-
-
-def test_where_the_older_switch_has_no_word_for_the_newer(monkeypatch) -> None:
-    def mixed() -> str:
-        raise RuntimeError("a mix of the legacy and new APIs")
-
-    monkeypatch.setattr(torch.backends.cuda, "matmul", types.SimpleNamespace(fp32_precision="tf32"))
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
-    assert of_products(torch.float32) == "tf32"
 
 
 def test_bfloat16_rounds_what_is_multiplied_and_not_the_sum() -> None:

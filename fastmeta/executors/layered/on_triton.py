@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import fields, replace
 from typing import Any
 
@@ -34,12 +33,6 @@ def declines(recipe: Recipe, device: torch.device) -> str | None:
         return "no layer is a convolution"
     nothing_works = triton_device.missing()
     return nothing_works[0] if nothing_works else triton_device.too_old(device)
-
-
-def precision(dtype: torch.dtype) -> str:
-    """Of the products, as torch's switches are now."""
-    kernels: Any = importlib.import_module("fastmeta.kernels.precision")
-    return kernels.of_products(dtype)
 
 
 def on_triton(recipe: Recipe) -> Recipe:

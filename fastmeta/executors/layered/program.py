@@ -48,10 +48,6 @@ class Program:
         """What computes it, for `explain`."""
         return "torch's operators" if self.not_triton else "Triton and torch's operators"
 
-    def precision(self, problem: Problem) -> str:
-        """Of Triton's products, as torch's switches are now."""
-        return on_triton.precision(problem.task_weights.dtype)
-
     @property
     def body_flops(self) -> int:
         """Of an example's forward pass through the layers that are run once."""
