@@ -9,6 +9,8 @@ from pathlib import Path
 from setuptools.errors import BaseError
 
 CUDA_ARCHITECTURES = "80;90;100"
+OLDEST = 80
+"""The first architecture with TF32 on its tensor cores."""
 
 AGAIN = "run `pip install .` again"
 
@@ -34,12 +36,13 @@ def find_nvcc() -> str:
 def known_architectures(nvcc: str) -> list[str]:
     """Those asked for that this nvcc can compile for."""
     asked = os.environ.get("FASTMETA_CUDA_ARCHS", "") or CUDA_ARCHITECTURES
-    known = {line.removeprefix("compute_") for line in tell(nvcc, "--list-gpu-arch").split()}
-    found = sorted((a for a in asked.replace(",", ";").split(";") if a in known), key=int)
+    known = {int(line.removeprefix("compute_")) for line in tell(nvcc, "--list-gpu-arch").split()}
+    usable = [str(a) for a in sorted(known) if a >= OLDEST]
+    found = [a for a in usable if a in asked.replace(",", ";").split(";")]
     if not found:
         raise ExtensionError(
-            f"{nvcc} knows none of the architectures {asked}",
-            f"set FASTMETA_CUDA_ARCHS to some of {', '.join(sorted(known, key=int))} and {AGAIN}",
+            f"{nvcc} can compile the kernels for none of the architectures {asked}",
+            f"set FASTMETA_CUDA_ARCHS to some of {', '.join(usable)} and {AGAIN}",
         )
     return found
 

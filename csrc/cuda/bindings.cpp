@@ -67,8 +67,9 @@ class CudaStep {
     return py::bytes(cuda::image(choice_.network, choice_.layout, evaluates_, address));
   }
 
-  void run(const Addresses& at, int device, Address stream) const {
-    is_double_ ? run_as<double>(at, device, stream) : run_as<float>(at, device, stream);
+  void run(const Addresses& at, bool tf32, int device, Address stream) const {
+    is_double_ ? run_as<double>(at, tf32, device, stream)
+               : run_as<float>(at, tf32, device, stream);
   }
 
  private:
@@ -79,7 +80,7 @@ class CudaStep {
   cuda::Choice choice_;
 
   template <class T>
-  void run_as(const Addresses& at, int device, Address stream) const {
+  void run_as(const Addresses& at, bool tf32, int device, Address stream) const {
     const Description& network = choice_.network;
     const int64_t n = network.support, q = network.query;
     const int64_t out = network.layers.back().out, wide = network.layers.front().out;
@@ -96,6 +97,7 @@ class CudaStep {
       call.statistics[i] = {of(at.statistics[i]), 0};
     }
     call.keeps_adapted = !at.adapted.empty();
+    call.tf32 = tf32;
     for (std::size_t i = 0; i < at.adapted.size(); ++i) {
       const Dense& layer = network.layers[i / kTensors];
       const bool row = i % kTensors != kWeight;
@@ -159,11 +161,12 @@ PYBIND11_MODULE(_cuda, module) {
                      const std::vector<Address>& support, const std::vector<Address>& query,
                      const std::vector<Address>& products, Address support_losses,
                      Address step_losses, Address query_outputs, Address workspace,
-                     Address partials, Address gradient, int device, Address stream) {
+                     Address partials, Address gradient, bool tf32, int device,
+                     Address stream) {
         step.run({image, parameters, adapted, statistics, rates, step_weights, task_weights,
                   support, query, products, support_losses, step_losses, query_outputs, workspace,
                   partials, gradient},
-                 device, stream);
+                 tf32, device, stream);
       });
 }
 

@@ -53,6 +53,7 @@ struct Call {
   Global<const T> statistics[2 * kMostLayers];
   Global<T> adapted[kTensors * kMostLayers];
   bool keeps_adapted;
+  bool tf32;  // whether products round their operands to TF32; doubles never do
   const T *rates, *step_weights, *task_weights;
   Global<const T> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const T> support_loss_weights, query_loss_weights;

@@ -193,7 +193,7 @@ class Block {
 
   template <class F, int count, class... Views>
   FASTMETA_ONCE void multiply(F f, View out, const Factors (&factors)[count], Views... in) {
-    product(Memory::storage(call_), out.rows, out.cols, factors,
+    product(Memory::storage(call_), out.rows, out.cols, factors, call_.tf32,
             [&](T sum, int i, int j) { f(sum, at(out, i, j), at(in, i, j)...); });
     barrier(kProduct);
   }

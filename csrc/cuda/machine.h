@@ -37,6 +37,27 @@ __device__ T from_lane_below(T number, int distance) {
   return __shfl_down_sync(0xffffffffu, number, distance);
 }
 
+// To the nearest with ten bits behind the leading one; ties away from zero.
+__device__ inline unsigned rounded_to_tf32(float x) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// A warp's 16 x 8 by 8 x 8 product, operands rounded to TF32, added to its 16 x 8 sums in float32. Of
+// lane 4 g + t: left (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), right (t, g), (t + 4, g), and sums
+// (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+__device__ inline void add_tile_product(float (&sums)[4], const float (&left)[4],
+                                        const float (&right)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(rounded_to_tf32(left[0])), "r"(rounded_to_tf32(left[1])),
+        "r"(rounded_to_tf32(left[2])), "r"(rounded_to_tf32(left[3])),
+        "r"(rounded_to_tf32(right[0])), "r"(rounded_to_tf32(right[1])));
+}
+
 // The least e with 2^e >= n.
 __device__ inline int log2_above(int n) { return n <= 1 ? 0 : 32 - __clz(n - 1); }
 

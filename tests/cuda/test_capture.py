@@ -143,6 +143,21 @@ def test_a_step_by_tritons_layers_is_recorded_too(recorded, monkeypatch) -> None
 
 
 @on_host
+def test_a_switch_of_precision_records_anew(recorded) -> None:
+    model = network().float()
+    batch = [(x.float(), y) for x, y in data(model)]
+    maml = fastmeta.MAML(model, capture=True)
+    full = maml(*batch).loss
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert not torch.equal(maml(*batch).loss, full)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(maml(*batch).loss, full)
+    assert len(recorded) == 2
+
+
+@on_host
 def test_results_outlive_the_next_replay(recorded) -> None:
     model = network()
     maml = fastmeta.MAML(model, inner_lr=0.2, capture=True)

@@ -44,6 +44,21 @@ def test_it_agrees_with_the_processor_and_repeats_its_bits(form: str, monkeypatc
     close(found, [out.loss.detach(), *torch.autograd.grad(out.loss, list(model.parameters()))])
 
 
+def test_tf32_where_torch_says_so() -> None:
+    model, batch = network().float(), [(x.float(), y) for x, y in data()]
+    plain = step(model, batch)
+    torch.set_float32_matmul_precision("high")
+    try:
+        rounded = step(model, batch)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(map(torch.equal, step(model, batch), plain))
+    assert not any(map(torch.equal, rounded, plain))
+    # 2 layers, 3 steps forward and back, operands rounded by half of 2^-10.
+    for a, b in zip(rounded, plain, strict=True):
+        assert (a - b).norm() <= 2 * 2 * 3 * 2.0**-10 * b.norm()
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_it_never_waits_for_the_device() -> None:
     model, batch = network(), data()

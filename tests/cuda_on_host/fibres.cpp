@@ -19,7 +19,7 @@ namespace fastmeta::cuda::on_host {
 namespace {
 
 constexpr std::size_t kStack = 256 << 10;
-constexpr int kLanes = 32, kNumberBytes = 8, kNothing = -1;
+constexpr int kLanes = 32, kGivenBytes = 24, kNothing = -1;
 
 enum class State { ready, at_barrier, in_shuffle, done };
 
@@ -31,7 +31,8 @@ struct Fibre {
   bool entered;
   State state;
   int site, shuffles;
-  char given[2][kNumberBytes];  // of this shuffle and the one before, which some may still read
+  // Of this shuffle and the one before, which some may still read.
+  alignas(8) char given[2][kGivenBytes];
 };
 
 struct Block {
@@ -138,15 +139,16 @@ void wait_for_block(int site) {
   give_way();
 }
 
-void exchange(void* number, std::size_t bytes, int distance) {
-  const int me = now.running, lane = me % kLanes;
-  const int from = lane + distance < kLanes ? me + distance : me;
-  const int turn = now.fibres[me].shuffles++ % 2;
-  std::memcpy(now.fibres[me].given[turn], number, bytes);
+Given give(const void* numbers, std::size_t bytes) {
+  const int me = now.running, turn = now.fibres[me].shuffles++ % 2;
+  if (bytes > kGivenBytes) throw std::logic_error("more bytes than a lane can give");
+  std::memcpy(now.fibres[me].given[turn], numbers, bytes);
   now.fibres[me].state = State::in_shuffle;
   give_way();
-  std::memcpy(number, now.fibres[from].given[turn], bytes);
+  return {me / kLanes * kLanes, turn};
 }
+
+const void* Given::of(int lane) const { return now.fibres[first + lane].given[turn]; }
 
 void run(int64_t blocks, int threads, std::size_t bytes, void (*body)(const void*),
          const void* context) {

@@ -7,8 +7,10 @@
 // FASTMETA_CUDA_SHARED how many bytes of shared memory there are.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -31,8 +33,14 @@ int64_t block();
 void* shared();
 
 void wait_for_block(int site);
-// Gives `bytes` to the warp's other lanes, and takes those of the one `distance` further.
-void exchange(void* number, std::size_t bytes, int distance);
+
+// What the lanes of a warp gave each other, there until this lane gives again.
+struct Given {
+  int first, turn;
+  const void* of(int lane) const;
+};
+// Waits for the warp's other lanes to give as much.
+Given give(const void* numbers, std::size_t bytes);
 
 void run(int64_t blocks, int threads, std::size_t bytes, void (*body)(const void*),
          const void* context);
@@ -53,8 +61,36 @@ T* shared() {
 
 template <class T>
 T from_lane_below(T number, int distance) {
-  on_host::exchange(&number, sizeof number, distance);
+  const on_host::Given given = on_host::give(&number, sizeof number);
+  const int lane = thread() % 32, from = lane + distance < 32 ? lane + distance : lane;
+  std::memcpy(&number, given.of(from), sizeof number);
   return number;
+}
+
+inline float rounded_to_tf32(float x) {
+  if (std::isnan(x)) return x;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof x);
+  bits = (bits + 0x1000) & ~0x1fffu;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline void add_tile_product(float (&sums)[4], const float (&left)[4], const float (&right)[2]) {
+  struct Fragments {
+    float left[2][2], right[2];  // left by half of the depth, then of the rows
+  } mine;
+  for (int i = 0; i < 4; ++i) mine.left[i / 2][i % 2] = rounded_to_tf32(left[i]);
+  for (int i = 0; i < 2; ++i) mine.right[i] = rounded_to_tf32(right[i]);
+  const on_host::Given given = on_host::give(&mine, sizeof mine);
+  const auto of = [&](int lane) { return static_cast<const Fragments*>(given.of(lane)); };
+  const int group = thread() % 32 / 4, member = thread() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int lower = i / 2, col = 2 * member + i % 2;
+    for (int k = 0; k < 8; ++k) {
+      sums[i] += of(group * 4 + k % 4)->left[k / 4][lower] * of(col * 4 + k % 4)->right[k / 4];
+    }
+  }
 }
 
 inline int log2_above(int n) {

@@ -18,6 +18,7 @@ from fastmeta.executors import rates
 from fastmeta.executors.fused.kernel import Kernel, described, environment
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Problem
+from fastmeta.precision import of_products
 
 NO_STREAM = 0
 """The default stream's address, and what a host that plays the device is given."""
@@ -101,11 +102,17 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
     return None
 
 
+def rounds(dtype: torch.dtype) -> bool:
+    """Whether the kernels' products of this type are in TF32, as torch's switches are now."""
+    return of_products(dtype) != "ieee"
+
+
 @dataclass(frozen=True, eq=False)
 class CudaKernel(Kernel):
     """The kernel of a GPU, with what it keeps in device memory."""
 
     device: torch.device = field(kw_only=True)
+    dtype: torch.dtype = field(kw_only=True)
     image: Tensor = field(kw_only=True)
     """The network and its layout, as the kernel reads them."""
     _step_weights: list[tuple[Hashable, Tensor]] = field(default_factory=list)
@@ -141,10 +148,11 @@ class CudaKernel(Kernel):
         """The kernel, for `explain`."""
         step = self.step
         form = "dual" if step.dual else "primal"
+        numbers = "TF32" if rounds(self.dtype) else str(self.dtype).removeprefix("torch.")
         return (
             f"cuda, a task a block in {'device' if step.workspace else 'shared'} memory, "
-            f"{step.blocks} blocks of {step.threads} threads, first layer {form}, "
-            f"inner loop {step.memory}"
+            f"{step.blocks} blocks of {step.threads} threads, products in {numbers}, first layer "
+            f"{form}, inner loop {step.memory}"
         )
 
     @property
@@ -193,8 +201,9 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> CudaKe
     )
     # The recipe at hand, not the one that the step was first made for: the loss's weights differ.
     return CudaKernel(
-        recipe, step, recipe.names(), evaluates, recipe.norms(), device=device, image=image
-    )
+        recipe, step, recipe.names(), evaluates, recipe.norms(), device=device,
+        dtype=problem.task_weights.dtype, image=image,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)

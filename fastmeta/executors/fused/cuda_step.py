@@ -60,6 +60,7 @@ def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
             workspace.data_ptr(),
             partials.data_ptr(),
             gradient[skipped:].data_ptr(),
+            cuda.rounds(weights.dtype),
             cuda.index(kernel.device),
             cuda.stream(kernel.device),
         )
