@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "transpose.h"
+#include "lane_sums.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -24,26 +24,6 @@ constexpr int kDotRows = 5, kDotColumns = 5;
 #else
 constexpr int kDotRows = 3, kDotColumns = 3;
 #endif
-
-// Lane l is the sum of rows[l]. In each of log2(width) rounds two rows become one.
-template <int Step = 1, class Num>
-__attribute__((always_inline)) inline Num sums_of_lanes(Num* rows) {
-  constexpr int width = width_of<Num>;
-  if constexpr (Step == width) {
-    return rows[0];
-  } else {
-    using Bits = typename Parts<Num>::Bits;
-    const Bits lane = iota<Num>(), low = (lane & Step) == 0;
-    // Indices from `width` on are those of the second row.
-    const Bits first = low ? lane : lane - Step + width, second = low ? lane + Step : lane + width;
-#pragma GCC unroll 8
-    for (int i = 0; i < width / (2 * Step); ++i) {
-      const Num a = rows[2 * i], b = rows[2 * i + 1];
-      rows[i] = shuffle(a, b, first) + shuffle(a, b, second);
-    }
-    return sums_of_lanes<2 * Step>(rows);
-  }
-}
 
 // Vectors whose lanes' sums are the rows i ... and C columns j ... of the product; a row's begin
 // `width` vectors after the one before. Where there are no more rows, the last is repeated.
@@ -106,7 +86,7 @@ __attribute__((noinline)) void dot_block(const Dots<Lane<Num>>& product, int i, 
     dot_columns<kDotColumns, Num>(product, i, j + at, here, parts + at);
     at += here;
   }
-  for (int r = 0; r < kDotRows; ++r) sums[r] = sums_of_lanes(parts + r * width);
+  for (int r = 0; r < kDotRows; ++r) sums[r] = lane_sums(parts + r * width);
 }
 
 // use(i, rows, j, 1, sums) for all of a product, as `strips` calls it; j counts vectors.

@@ -22,15 +22,21 @@ __attribute__((always_inline)) inline void add_halves(Num* rows) {
   }
 }
 
-// The sums over the lanes of as many vectors as there are lanes, times `weight`, side by side.
+// The sums over the lanes of as many vectors as there are lanes, side by side; these are lost.
+template <class Num>
+__attribute__((always_inline)) inline Num lane_sums(Num* rows) {
+  add_halves<width_of<Num> / 2>(rows);
+  return rows[0];
+}
+
+// The same of vectors times `weight`.
 template <class Num>
 __attribute__((always_inline)) inline Num lane_sums(const Num* vectors, Num weight) {
   constexpr int width = width_of<Num>;
   Num rows[width];
 #pragma GCC unroll 16
   for (int i = 0; i < width; ++i) rows[i] = vectors[i] * weight;
-  add_halves<width / 2>(rows);
-  return rows[0];
+  return lane_sums(rows);
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE
