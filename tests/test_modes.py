@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,6 +70,26 @@ def test_a_mode_that_is_there_at_the_first_call(kind: str) -> None:
     with Mode():
         assert fastmeta.maml_step(model, data, data).executor == "generic"
     assert fastmeta.maml_step(model, data, data).executor == COMPILED[kind]
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+def test_a_function_mode_acts_at_the_next_call(kind: str) -> None:
+    class Doubled(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            return 2 * found if func is nn.functional.linear else found
+
+    model, data = network(kind)
+    plain = fastmeta.maml_step(model, data, data, inner_steps=0)
+    with torch.device("cpu"):
+        assert fastmeta.maml_step(model, data, data, inner_steps=0).executor == COMPILED[kind]
+    with Doubled():
+        expected = nn.functional.cross_entropy(model(data[0][0]), data[1][0])
+        out = fastmeta.maml_step(model, data, data, inner_steps=0)
+    torch.testing.assert_close(out.task_losses[0], expected.detach())
+    assert not torch.allclose(out.loss, plain.loss)
 
 
 @pytest.mark.parametrize("kind", COMPILED)

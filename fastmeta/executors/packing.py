@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
+from torch.utils._device import DeviceContext
 
 from fastmeta.executors import rates
 from fastmeta.executors.problem import Problem
@@ -30,8 +31,11 @@ class Norm(Protocol):
 
 
 def watched() -> bool:
-    """Whether operators go through a `TorchDispatchMode`: fake tensors, counters, tracers."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """Whether a mode sees operators: fake tensors, counters, tracers; a default device is none."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
 
 
 def _dispatches(tensor: Any) -> bool:
@@ -80,7 +84,7 @@ def declines(problem: Problem, used: Iterable[str]) -> str | None:
     names, device = list(used), problem.task_weights.device
     named = problem.model.all_parameters()
     if watched():
-        return "a torch dispatch mode is on, which would see nothing of a compiled step"
+        return "a mode of torch's is on, which would see nothing of a compiled step"
     given = [leaf for examples in problem.tasks.sets() for leaf in examples.leaves()]
     for tensor in (*named.values(), *given):
         if _dispatches(tensor):

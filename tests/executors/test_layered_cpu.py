@@ -320,6 +320,29 @@ def test_winograds_large_tiles_round_little() -> None:
     assert apart(ours, expected) < 5 * apart(gradients(model, support, query), expected)
 
 
+@pytest.mark.parametrize("side", [7, 14])
+def test_where_an_image_is_constant_the_first_is_the_greatest(side: int) -> None:
+    """A scale of zero leaves constant images to the second convolution; torch takes the first."""
+    blocks = [
+        [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+        for inputs, outputs in ((1, 16), (16, 32))
+    ]
+    pooled = 32 * (side // 2) ** 2
+    model = nn.Sequential(*blocks[0], *blocks[1], nn.MaxPool2d(2), *flat(pooled))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.fill_(0.1)
+        model[4].bias.fill_(0.1)
+    support, query = (batch((1, side, side), 2, n, torch.float32) for n in (14, 15))
+    exact = copy.deepcopy(model).double()
+    data = oracle.split(*((x.double(), y) for x, y in (support, query)))
+    expected = oracle.maml(exact, data, list(exact.parameters()), steps=1).gradients
+    out = fastmeta.maml_step(model, support, query, executor="layered")
+    assert out.executor == "layered-cpu"
+    ours = torch.autograd.grad(out.loss, list(model.parameters()))
+    assert apart(ours, expected) < 1e-4
+
+
 def test_threads_change_no_bit(instruction_set: str) -> None:
     model, image = build("wide", torch.float32)
     support, query = (batch(image, 5, n, torch.float32) for n in (4, 6))

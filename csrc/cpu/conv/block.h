@@ -22,7 +22,7 @@ class Block {
       : b(block), s(shape), layout(layout), examples(examples), given(shared + shape.given),
         numbers(numbers),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
-        convolution(shape, block.height, block.width, examples,
+        convolution(shape, block.height, block.width, examples, b.window[0] * b.window[1] > 1,
                     {numbers + layout.panel, numbers + layout.planes,
                      reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}) {}
 

@@ -17,12 +17,15 @@ struct Scratch {
 template <class T>
 class Convolution {
  public:
-  // For sets of so many examples, though not all at a time.
-  Convolution(const Shape& shape, int height, int width, int64_t examples,
+  // For sets of so many examples, though not all at a time. `compared`: whether greatest outputs of
+  // windows are looked for. Where an image is constant these are equal by tiles of 2 x 2, which round
+  // alike then, and by larger ones they are not: another than torch's first would be taken.
+  Convolution(const Shape& shape, int height, int width, int64_t examples, bool compared,
               const Scratch<T>& scratch)
       : s(shape), scratch(scratch), in{nullptr, height, width, s.in},
         out{nullptr, s.rows, s.cols, s.out},
-        side(tile_side(s.forward, s.in, examples)),
+        side_weight(tile_side(s.forward, s.in, examples)),
+        side(compared && side_weight > 2 ? 2 : side_weight),
         side_back(s.backward.size() == 1 ? tile_side(s.backward.data()[0], s.out, examples) : 0) {}
 
   // The weight as `forward` takes it: itself, or made in `room`.
@@ -120,14 +123,14 @@ class Convolution {
   // The gradient of the weight, in parts: `start`, then `add` any times, then `finish`. `sums` is
   // scratch in between.
   void start(T* sums) const {
-    if (side > 0) conv::clear(sums, planes_of(side) * size());
+    if (side_weight > 0) conv::clear(sums, planes_of(side_weight) * size());
   }
   void add(const T* x, const T* derivative, int64_t examples, T* sums, T* gradient) const {
     const Images<const T> from{x, in.height, in.width, in.channels};
     const Images<const T> by{derivative, out.height, out.width, out.channels};
-    if (side == 4) {
+    if (side_weight == 4) {
       add_planes<4>(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
-    } else if (side == 2) {
+    } else if (side_weight == 2) {
       add_planes<2>(s.forward, examples, from, by, scratch.zeros, sums, scratch.planes);
     } else if (in.channels < kFewestRows) {
       convolve_weight_by_rows(s.forward, examples, from, by, gradient, scratch.panel);
@@ -136,15 +139,16 @@ class Convolution {
     }
   }
   void finish(const T* sums, T* gradient) const {
-    if (side == 4) add_weight_back<4>(sums, size(), gradient);
-    if (side == 2) add_weight_back<2>(sums, size(), gradient);
+    if (side_weight == 4) add_weight_back<4>(sums, size(), gradient);
+    if (side_weight == 2) add_weight_back<2>(sums, size(), gradient);
   }
 
  private:
   const Shape& s;
   const Scratch<T> scratch;
   const Images<const T> in, out;
-  const int side, side_back;  // of Winograd's tiles; 0: direct
+  // Of Winograd's tiles, in the weight's gradient, forward and backward; 0: direct.
+  const int side_weight, side, side_back;
 
   int64_t size() const { return int64_t(s.in) * s.out; }
   static int tile_side(const Grid& grid, int channels, int64_t examples) {
