@@ -70,7 +70,7 @@ def network(model: nn.Module, convolve: Convolve) -> Network:
 
 
 def _pooled(x: Any) -> Any:
-    """Maxima of 2 x 2 windows, by images shifted: as one reduction XLA's gradients came out wrong."""
+    """Maxima of 2 x 2 windows, pair by pair: of one reduction XLA makes wrong gradients."""
     rows, columns = (side // 2 * 2 for side in x.shape[1:3])
     above, below = (
         jnp.maximum(x[:, i:rows:2, 0:columns:2], x[:, i:rows:2, 1:columns:2]) for i in range(2)
