@@ -145,9 +145,8 @@ def plain_module(model: Any) -> nn.Module:
     """The module itself, out of `torch.compile`; **raises** where it can't be stepped."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: a {type(model).__name__}; it must be an nn.Module")
-    original = model._modules.get("_orig_mod")  # an attribute that is missing takes a microsecond
-    if original is not None:
-        model = original
+    if "_orig_mod" in model._modules:  # getattr would make an error's message first
+        model = model._modules["_orig_mod"]
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise TypeError(
             "model: already inside DistributedDataParallel, whose hooks miss the meta-gradient; "
