@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t kLine = 16;       // numbers; everything begins at a multiple
 constexpr int64_t kStrip = 1 << 13;  // numbers of a product that stay in the first cache
-constexpr int kShallow = 32;         // numbers that a pixel reads, few enough for their covariance
 
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
 
@@ -178,7 +177,10 @@ Layout lay_out(const Network& n, int lanes) {
   const Shape& outermost = layout.shapes.front();
   const bool by_patches = outermost.depth() <= kShallow;
   if (by_patches) {
-    layout.patch_pitch = filled_up(outermost.depth(), lanes);
+    for (const Run& run : outermost.forward.runs) {
+      const int span = (run.col + run.count) * outermost.in;
+      layout.patch_pitch = std::max(layout.patch_pitch, filled_up(span, lanes));
+    }
     const int window = n.blocks.front().window[0];
     const int64_t rows = kStrip / (int64_t(outermost.cols) * outermost.out);
     layout.strip_rows = int(std::max<int64_t>(1, rows / window)) * window;
@@ -212,7 +214,7 @@ Layout lay_out(const Network& n, int lanes) {
     kept.patch_sums = take(int64_t(outermost.depth()) * outermost.out);
   };
   const int64_t measures =
-      by_patches ? int64_t(layout.patch_pitch) * (1 + outermost.depth()) : 0;
+      by_patches ? int64_t(outermost.depth()) * (1 + outermost.depth()) : 0;
   constexpr int64_t kOfDouble = 2;  // numbers that hold one
   layout.support_measured = take(kOfDouble * measures);
   layout.query_measured = take(kOfDouble * measures);
@@ -246,11 +248,14 @@ Layout lay_out(const Network& n, int lanes) {
   layout.product_delta = take(largest * n.support);
   // The last strip takes what rows are left of no whole window.
   const int64_t strip = (layout.strip_rows + n.blocks.front().window[0]) * int64_t(outermost.cols);
-  layout.strip = take(by_patches ? std::max<int64_t>(strip * outermost.out, measures) : 0);
+  layout.strip = take(by_patches ? strip * outermost.out : 0);
   layout.first = take(by_patches ? (1 + 4 * int64_t(outermost.depth())) * outermost.out : 0);
   // A product's last tile reads past its rows.
-  layout.panel = take(std::max({kMostRows * (longest + kGap), kPanelBytes / 4,
-                                (strip + kMostRows) * (outermost.depth() + kGap)}));
+  layout.panel = take(std::max(kMostRows * (longest + kGap), kPanelBytes / 4));
+  if (by_patches) {
+    const int64_t pitch = layout.patch_pitch, behind = std::max<int64_t>(pitch, kMostRows);
+    layout.patches = take(int64_t(outermost.in) * lanes + pitch * pitch + image + behind);
+  }
   const int64_t plane = std::max<int64_t>(kPlane, kMostRows * widest) + kPlaneGap;
   layout.planes = take(planes > 0 ? 2 * kMostPlanes * plane : 0);
   layout.terms = take(kTermNumbers * 2 * runs);  // of two operands

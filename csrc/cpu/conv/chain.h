@@ -16,6 +16,7 @@ constexpr int kGap = 16;                       // numbers behind each row of a p
 constexpr int64_t kPanelBytes = 128 << 10;     // of rows at a time, unless they are very long
 constexpr int kPlane = 28 * 64;                // numbers of a plane of Winograd's transforms
 constexpr int kPlaneGap = 80;                  // and behind each
+constexpr int kShallow = 32;  // numbers that a pixel reads, few enough for their covariance
 
 // Of Winograd's transforms by tiles of so many output pixels a side.
 constexpr int planes_of(int side) { return (side + 2) * (side + 2); }
@@ -91,7 +92,7 @@ struct Kept {
   int64_t statistics;    // mean, 1 / deviation, and the sums of derivatives [4, out]
   // Of the block that reads the data, in place of products:
   int64_t code;          // which pixels are the greatest [N, out_rows, out_cols, out]
-  // Mean [1, patch_pitch] and covariance [depth, patch_pitch] of patches, in double precision.
+  // Mean [depth] and covariance [depth, depth] of patches, in double precision.
   int64_t measured;
   int64_t patch_sums;    // of derivatives times patches [depth, out]
 };
@@ -119,7 +120,8 @@ struct Layout {
   int64_t weight_sums = 0;           // of a weight's gradient
   // Of the block that reads the data, where its products are not kept:
   int strip_rows = 0;                // of them at a time; 0: they are kept
-  int patch_pitch = 0;               // depth, filled up to whole vectors
+  int patch_pitch = 0;               // what a row of a patch spans, filled up to whole vectors
+  int64_t patches = 0;               // scratch to measure them
   int64_t strip = 0;                 // its product in so many rows
   int64_t first = 0;                 // scratch [1 + 4 depth, out]
   int64_t support_measured = 0, query_measured = 0;  // see Kept

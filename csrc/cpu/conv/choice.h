@@ -35,6 +35,8 @@ struct Choice {
   void begin(int) {}
   void end(int) {}
   void pixel(int64_t) {}
+  template <int W>
+  void ahead(int64_t, int64_t) const {}
 };
 
 // value and code from the scaled product; `constant` [channels] is what that lacks.
@@ -97,6 +99,11 @@ struct Scatter : Choice<T> {
     this->template each<W>([&](int index, int64_t at) {
       store(result + in + at, W == 1 ? dz : select(this->place == all(T(index)), dz, Num<T>{}));
     });
+  }
+  template <int W>
+  void ahead(int64_t, int64_t out) const {
+    __builtin_prefetch(code + out);
+    __builtin_prefetch(delta + out);
   }
   void end(int c) { store(sums + c, load(sums + c) + sum); }
   void pixel(int64_t at) { store(result + at, Num<T>{}); }

@@ -55,13 +55,6 @@ class Convolution {
     }
   }
 
-  // What `count` pixels read from one of them on: the panel [count, depth], rows `pitch` apart.
-  T* read_strip(const T* x, int64_t first, int count) const {
-    const Images<const T> from{x, in.height, in.width, in.channels};
-    gather(s.forward, from, first, count, scratch.panel, pitch());
-    return scratch.panel;
-  }
-  int64_t pitch() const { return s.depth() + kGap; }
   // to [rows * cols, out] = the product with a weight of rows of output pixels, counted from those
   // of the first image on; none of them reads outside.
   void forward_rows(const T* x, const T* weight, int64_t first, int rows, T* to) const {
@@ -92,10 +85,6 @@ class Convolution {
             s.out, weight);
       weight += int64_t(depth) * s.out;
     }
-  }
-  // squares [depth, cols] += the panel's products with itself
-  void add_squares(int count, T* squares, int cols) const {
-    add_panel(scratch.panel, pitch(), s.depth(), scratch.panel, pitch(), cols, count, squares);
   }
 
   // to [examples, height, width, in] = the adjoint of derivatives by the output.

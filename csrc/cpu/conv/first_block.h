@@ -6,6 +6,7 @@
 #include "choice.h"
 #include "convolution.h"
 #include "mean.h"
+#include "patches.h"
 #include "tensors.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
@@ -23,33 +24,12 @@ class FirstBlock {
                      reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}),
         depth(s.depth()), moves(block.norm == Norm::batch) {}
 
-  // Mean [depth] and covariance [depth, pitch] of the patches of a set; weights don't move them.
-  // Strips are centred by themselves and merged in double precision: a filter whose numbers add up
-  // to nothing takes images' levels away, and would else take the digits of their squares' sums.
+  // Mean [depth] and covariance [depth, depth] of the patches of a set; weights don't move them.
   void measure(const T* x, int64_t examples, int64_t measured) const {
     if (!moves) return;
-    const int pitch = layout.patch_pitch;
-    double *const mean = doubles(measured), *const covariance = mean + pitch;
-    for (int k = 0; k < pitch * (1 + depth); ++k) mean[k] = 0;
-    T *const level = strip(), *const squares = level + pitch;
-    double before = 0;
-    for_strips(examples, [&](const Field&, int64_t first, int pixels, int64_t) {
-      T* const rows = convolution.read_strip(x, first, pixels);
-      centre_rows(rows, pixels, level);
-      conv::clear(squares, int64_t(depth) * pitch);
-      convolution.add_squares(pixels, squares, pitch);
-      const double share = pixels / (before + pixels), weight = before * share;
-      for (int k = 0; k < depth; ++k) {
-        const double apart = level[k] - mean[k];
-        double* const row = covariance + int64_t(k) * pitch;
-        for (int j = 0; j < depth; ++j) {
-          row[j] += double(squares[int64_t(k) * pitch + j]) + weight * apart * (level[j] - mean[j]);
-        }
-      }
-      for (int k = 0; k < depth; ++k) mean[k] += share * (level[k] - mean[k]);
-      before += pixels;
-    });
-    for (int k = 0; k < depth * pitch; ++k) covariance[k] /= before;
+    const Patches<T> patches(s, layout, b.height + 2 * b.padding[0], b.width + 2 * b.padding[1],
+                             numbers);
+    patches.measure(x, examples, doubles(measured), doubles(measured) + depth);
   }
 
   // x [examples, height, width, in] to statistics, code, value and output.
@@ -219,18 +199,6 @@ class FirstBlock {
 
   double* doubles(int64_t offset) const { return reinterpret_cast<double*>(numbers + offset); }
 
-  // Takes the rows' mean, which goes to `level` [pitch], from each.
-  void centre_rows(T* rows, int count, T* level) const {
-    const int64_t step = convolution.pitch();
-    for (int k = 0; k < layout.patch_pitch; k += lanes<T>) {
-      Num<T> sum{};
-      for (int i = 0; i < count; ++i) sum += load(rows + i * step + k);
-      const Num<T> mean = sum * (T(1) / T(count));
-      store(level + k, mean);
-      for (int i = 0; i < count; ++i) store(rows + i * step + k, load(rows + i * step + k) - mean);
-    }
-  }
-
   // to [out] = weights [depth, out] along the patches' mean
   void project(int64_t measured, const T* weight, T* to) const {
     const double* const mean = doubles(measured);
@@ -247,11 +215,11 @@ class FirstBlock {
   // And result [out] = the sums over taps of that, before it is rounded, times `other`.
   void spread_covariance(int64_t measured, const T* weight, T* to, const T* other,
                          T* result) const {
-    const double* const covariance = doubles(measured) + layout.patch_pitch;
+    const double* const covariance = doubles(measured) + depth;
     for_channels([&](int c) {
       double along_other[lanes<T>] = {};
       for (int k = 0; k < depth; ++k) {
-        const double* const row = covariance + int64_t(k) * layout.patch_pitch;
+        const double* const row = covariance + int64_t(k) * depth;
         const int64_t at = int64_t(k) * s.out + c;
         double sums[lanes<T>] = {};
         for (int j = 0; j < depth; ++j) add_to(sums, row[j], weight + int64_t(j) * s.out + c);

@@ -16,6 +16,10 @@ struct Forward : PassBase<T> {
     this->point.template pick<W>(product + in, this->field);
     store(value + out, this->point.value());
   }
+  template <int W>
+  void ahead(int64_t in, int64_t) const {
+    fetch_window<W>(product + in, this->field);
+  }
 };
 
 // sums[0] += dz and sums[1] += n dz, over pixels
@@ -35,6 +39,10 @@ struct BackwardSums : PassBase<T> {
     const Num<T> dz = p.slope() * load(delta + out);
     plain += dz;
     along += p.normalised(p.product) * dz;
+  }
+  template <int W>
+  void ahead(int64_t in, int64_t) const {
+    fetch_window<W>(product + in, this->field);
   }
   void end(int c) {
     T *first = sums + c, *second = sums + this->field.channels + c;
@@ -74,6 +82,10 @@ struct Backward : PassBase<T> {
     }
   }
   void pixel(int64_t at) { put(at, Num<T>{}); }
+  template <int W>
+  void ahead(int64_t in, int64_t) const {
+    fetch_window<W>(product + in, this->field);
+  }
 };
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE::conv

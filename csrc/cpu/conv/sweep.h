@@ -148,11 +148,12 @@ class TaskStep {
     const int64_t row = int64_t(b.width + 2 * left) * b.channels;
     const int64_t image = (b.height + 2 * top) * row;
     if (top + left > 0) conv::clear(to, examples * image);
-    for (int64_t e = 0; e < examples; ++e) {
-      for (int c = 0; c < b.channels; ++c) {
-        for (int y = 0; y < b.height; ++y, x += b.width) {
-          T* const at = to + e * image + (top + y) * row + left * b.channels + c;
-          for (int i = 0; i < b.width; ++i) at[i * b.channels] = x[i];
+    const int64_t plane = int64_t(b.height) * b.width;
+    for (int64_t e = 0; e < examples; ++e, x += b.channels * plane) {
+      for (int y = 0; y < b.height; ++y) {
+        T* at = to + e * image + (top + y) * row + left * b.channels;
+        for (int64_t i = y * int64_t(b.width); i < (y + 1) * int64_t(b.width); ++i) {
+          for (int c = 0; c < b.channels; ++c) *at++ = x[c * plane + i];
         }
       }
     }

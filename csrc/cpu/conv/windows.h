@@ -70,7 +70,7 @@ struct Point {
 };
 
 // Goes over the windows of examples, channels by channels in each row of windows, and, where the pass
-// asks for it, over the pixels outside of any.
+// asks for it, over the pixels outside of any. With each it is told the window below, to fetch it.
 template <int W, class Pass>
 void over_windows(const Field& f, int64_t from, int64_t to, Pass pass) {
   constexpr int L = Pass::lanes;
@@ -88,8 +88,9 @@ void over_windows(const Field& f, int64_t from, int64_t to, Pass pass) {
       for (int c = 0; c < f.channels; c += L) {
         pass.begin(c);
         for (int x = 0; x < f.out_cols; ++x) {
-          pass.template window<W>(in + int64_t(x) * width * f.channels + c,
-                                  out + int64_t(x) * f.channels + c);
+          const int64_t at = in + int64_t(x) * width * f.channels + c;
+          pass.template window<W>(at, out + int64_t(x) * f.channels + c);
+          pass.template ahead<W>(at + height * row, out + out_row + int64_t(x) * f.channels + c);
         }
         rest(in, height, f.out_cols * width, c);
         pass.end(c);
@@ -101,6 +102,17 @@ void over_windows(const Field& f, int64_t from, int64_t to, Pass pass) {
       rest(n * image + covered * row, f.rows - covered, 0, c);
       pass.end(c);
     }
+  }
+}
+
+// Asks for the numbers of a window, which memory then has time to bring. What is one pixel after the
+// other the processor fetches by itself.
+template <int W, class T>
+void fetch_window(const T* from, const Field& f) {
+  if (W == 1) return;
+  const int height = W ? W : f.window[0], width = W ? W : f.window[1];
+  for (int i = 0; i < height; ++i) {
+    for (int j = 0; j < width; ++j) __builtin_prefetch(from + (i * f.cols + j) * f.channels);
   }
 }
 
@@ -122,6 +134,8 @@ struct PassBase {
   void begin(int c) { point.begin(rule, c); }
   void end(int) {}
   void pixel(int64_t) {}
+  template <int W>
+  void ahead(int64_t, int64_t) const {}
 };
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE::conv
