@@ -29,7 +29,7 @@ def backward_per_task(
 ) -> Tensor:
     """A backward after every task, which frees its graph: the rival to beat on memory."""
     tasks = len(support[0])
-    total = torch.zeros(())
+    total = support[0].new_zeros(())
     for i in range(tasks):
         loss = _task(model, support, query, i, loss_fn, steps, inner_lr) / tasks
         loss.backward()

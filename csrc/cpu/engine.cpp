@@ -109,7 +109,7 @@ double largest_product(const Description& network, int from, int to) {
 }
 
 // Bounds of the reversible inner loop, read off `python -m bench.reversible --times`.
-constexpr int kFewExamples = 16;
+constexpr int kFewExamples = 10;
 constexpr int64_t kLargestBlock = 2 << 20, kLeastSpared = 6 << 20;
 
 // Estimates in seconds on one core, fitted to `python -m bench.engines` (docs/design.md).
