@@ -53,12 +53,14 @@ class InnerLoop:
         )  # fmt: skip
 
     def learned_rates(self) -> dict[str, Tensor]:
-        """The learning rates that ask for a gradient, by key."""
-        return {
+        """The learning rates that ask for a gradient, by key; none where no loss reaches any."""
+        learned = {
             key: rate
             for key, rate in self.rates.items()
             if isinstance(rate, Tensor) and rate.requires_grad
         }
+        reached = learned and any(map(self.counts, range(1, self.steps + 1)))
+        return learned if reached else {}
 
     def fixed_rates(self) -> dict[str, float | Tensor]:
         """All learning rates, cut off from autograd."""

@@ -198,3 +198,24 @@ def test_a_buffer_that_learns_gets_its_gradient() -> None:
         total += F.cross_entropy(functional_call(model, phi, (x[1, t],)), y[1, t]) / 3
     (expected,) = torch.autograd.grad(total, [model.first])
     torch.testing.assert_close(model.first.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("executor", ["fused", "layered", "generic"])
+@pytest.mark.parametrize(
+    ("steps", "step_weights", "reached"),
+    [(0, None, False), (2, [1.0, 0.0, 0.0], False), (2, [1.0, 1.0, 0.0], True)],
+)
+def test_a_learning_rate_that_no_loss_reaches_gets_no_gradient(
+    steps: int, step_weights: list[float] | None, reached: bool, executor: str
+) -> None:
+    if executor == "fused":
+        pytest.importorskip("fastmeta._C", reason="the extension was not built here")
+    rate = torch.tensor(0.1, requires_grad=True)
+    pairs = torch.randn(2, 4, 3), torch.randn(2, 4, 2)
+    out = fastmeta.maml_step(
+        nn.Linear(3, 2), pairs, pairs, inner_lr=rate, inner_steps=steps, loss_fn=F.mse_loss,
+        step_weights=step_weights, executor=executor,
+    )  # fmt: skip
+    out.loss.backward()
+    assert out.executor.startswith(executor)
+    assert (rate.grad is not None) == reached
