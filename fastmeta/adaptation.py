@@ -137,12 +137,12 @@ def adapt(
             differentiate=False,
         )
         outcomes = [planner.compute(planned) for _, planned in step.groups]
-        order = torch.tensor([i for indices, _ in step.groups for i in indices]).argsort()
-        order = order.to(step.task_weights.device)
+        order = [i for indices, _ in step.groups for i in indices]
+        places = torch.tensor(order, device="cpu").argsort().to(step.task_weights.device)
 
         def in_order(parts: list[Tensor], dim: int) -> Tensor:
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-            return whole if len(parts) == 1 else whole.index_select(dim, order)
+            return whole if len(parts) == 1 else whole.index_select(dim, places)
 
         parameters = {
             name: in_order([outcome.adapted[name] for outcome in outcomes], 0)

@@ -15,7 +15,7 @@ from fastmeta import inner_loop as loops
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
-from fastmeta.plan.snapshot import Snapshot
+from fastmeta.plan.snapshot import Snapshot, refuse_scripted
 from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch
 from fastmeta.tasks import RaggedTasks, TaskBatch, map_tensors
 
@@ -145,6 +145,7 @@ def plain_module(model: Any) -> nn.Module:
     """The module itself, out of `torch.compile`; **raises** where it can't be stepped."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: a {type(model).__name__}; it must be an nn.Module")
+    refuse_scripted(model, "model")
     if "_orig_mod" in model._modules:  # getattr would make an error's message first
         model = model._modules["_orig_mod"]
     if isinstance(model, nn.parallel.DistributedDataParallel):

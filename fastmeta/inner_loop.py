@@ -274,7 +274,7 @@ def task_weights(weights: Any, tasks: int, parameters: Mapping[str, Tensor]) -> 
             dtype = torch.promote_types(dtype, parameter.dtype)
     if weights is None:
         # Kept, for whatever stream: a copy from the host has arrived when it is here.
-        return torch.full((tasks,), 1.0 / tasks, dtype=dtype).to(device)
+        return torch.full((tasks,), 1.0 / tasks, dtype=dtype, device="cpu").to(device)
     if not isinstance(weights, Tensor):
         if not isinstance(weights, Sequence) or isinstance(weights, str):
             raise TypeError(
@@ -298,9 +298,14 @@ def _stacked(label: str, values: Sequence[Any]) -> Tensor:
     for i, entry in enumerate(entries):
         if isinstance(entry, Tensor) and entry.dim() > 0:
             raise ValueError(f"{label}[{i}]: shape {list(entry.shape)}; it must be 0-d")
-    if any(isinstance(entry, Tensor) for entry in entries):
-        return torch.stack([torch.as_tensor(entry) for entry in entries])
-    return torch.tensor(entries, dtype=torch.float64)
+    tensors = [entry for entry in entries if isinstance(entry, Tensor)]
+    if tensors:
+        device = tensors[0].device
+        return torch.stack([
+            entry if isinstance(entry, Tensor) else torch.tensor(entry, device=device)
+            for entry in entries
+        ])  # fmt: skip
+    return torch.tensor(entries, dtype=torch.float64, device="cpu")
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -193,15 +193,15 @@ def _in_order(
     if isinstance(tasks, TaskBatch):
         ((_, outcome),) = outcomes
         return outcome.step_losses, outcome.support_losses, outcome.query_outputs
-    order = torch.tensor([index for indices, _ in outcomes for index in indices]).argsort()
+    order = [index for indices, _ in outcomes for index in indices]
     outputs: list[Tree] = [None] * tasks.tasks
     for indices, outcome in outcomes:
         for position, index in enumerate(indices):
             outputs[index] = tasks.cut_query(outcome.query_outputs, position, index)
     step_losses = torch.cat([outcome.step_losses for _, outcome in outcomes], dim=1)
     support_losses = torch.cat([outcome.support_losses for _, outcome in outcomes], dim=1)
-    order = order.to(step_losses.device)
-    return step_losses[:, order], support_losses[:, order], outputs
+    places = torch.tensor(order, device="cpu").argsort().to(step_losses.device)
+    return step_losses[:, places], support_losses[:, places], outputs
 
 
 class _MetaGradient(torch.autograd.Function):

@@ -159,9 +159,9 @@ def _stack(pairs: list[tuple[Tree, Tree]]) -> Examples:
 
 def _pad(pairs: list[tuple[Tree, Tree]]) -> Examples:
     first = [pytree.tree_leaves(inputs)[0] for inputs, _ in pairs]
-    counts = torch.tensor([leaf.shape[0] for leaf in first])  # [T]
+    counts = torch.tensor([leaf.shape[0] for leaf in first], device="cpu")  # [T]
     longest = int(counts.max())
-    position = torch.arange(longest)  # [N]
+    position = torch.arange(longest, device="cpu")  # [N]
     starts = counts.cumsum(0) - counts  # [T]
     rows = (starts[:, None] + torch.minimum(position[None], counts[:, None] - 1)).flatten()
     real = position[None] < counts[:, None]  # [T, N]

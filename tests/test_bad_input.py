@@ -288,6 +288,15 @@ def test_saved_tensor_hooks_around_the_whole_step_are_the_callers_own() -> None:
     assert torch.equal(out.loss, expected)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit itself
+@pytest.mark.parametrize(("within", "named"), [(False, "model: scripted"), (True, "model: 0: ")])
+def test_a_module_of_torchscript(within: bool, named: str) -> None:
+    model = torch.jit.trace(nn.Linear(3, 2), torch.randn(4, 3))
+    model = nn.Sequential(model, nn.ReLU()) if within else model
+    with pytest.raises(TypeError, match=named):
+        fastmeta.maml_step(model, examples(), examples())
+
+
 def test_a_lazy_module_not_run_yet() -> None:
     refused(
         "model: 0.weight is not initialised yet (a lazy module)",

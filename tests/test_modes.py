@@ -128,3 +128,23 @@ def test_a_transform_is_refused(executor: str) -> None:
         torch.func.grad(loss)(x)
     with pytest.raises(RuntimeError, match="model: stepped inside a transform"):
         torch.func.vmap(loss)(x[None])
+
+
+@pytest.mark.parametrize("executor", ["auto", "generic"])
+@pytest.mark.parametrize("kind", COMPILED)
+def test_another_default_device_changes_nothing(kind: str, executor: str) -> None:
+    _, (x, y) = network(kind)
+    ragged = [(x[0], y[0]), (x[1, :3], y[1, :3])]
+    rates = torch.tensor([0.1, 0.2], requires_grad=True)
+    for data in ((x, y), ragged):
+        options: dict[str, Any] = {
+            "inner_lr": rates, "inner_steps": 2, "step_weights": [0.1, 0.2, rates.detach()[0]],
+            "task_weights": [0.3, 0.7], "executor": executor,
+        }  # fmt: skip
+        expected = fastmeta.maml_step(network(kind)[0], data, data, **options)
+        model = network(kind)[0]
+        with torch.device("meta"):  # nothing computes there
+            out = fastmeta.maml_step(model, data, data, **options)
+            out.loss.backward()
+        assert torch.equal(out.loss, expected.loss)
+        assert out.executor == expected.executor

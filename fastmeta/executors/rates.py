@@ -35,8 +35,8 @@ def packed(
             continue
         key = SHARED if inner.shared else name
         given = inner.rates[key]
-        number = like.new_full((), given) if isinstance(given, float) else given
-        rate = torch.as_tensor(number).detach().to(like)
+        number = given if isinstance(given, Tensor) else like.new_full((), given)
+        rate = number.detach().to(like)
         shape = tuple(named[name].shape) if each else ()
         if key in inner.per_step:
             rate = rate[:steps]  # the trial takes fewer steps than there are rates

@@ -10,6 +10,7 @@ from operator import attrgetter
 from types import FunctionType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fastmeta.executors.problem import Slots
@@ -52,7 +53,8 @@ class Snapshot:
         self._identities: list[int] = []
         self._kept: list[Any] = []
         identity: list[Hashable] = _places(model)
-        for module in model.modules():
+        for label, module in model.named_modules():
+            refuse_scripted(module, f"model: {label}")
             attributes = vars(module)
             plain = [value for value in attributes.values() if type(value) in _PLAIN]
             names = [name for name in attributes if name not in _INTERNAL]
@@ -117,6 +119,15 @@ class Snapshot:
                 del self._known[next(iter(self._known))]
             found = self._known[key] = find()
         return found
+
+
+def refuse_scripted(module: nn.Module, label: str) -> None:
+    """**Raises** `TypeError` for a module of TorchScript, which holds its parameters fast."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{label}: scripted or traced by torch.jit, whose parameters can't be exchanged for "
+            "adapted ones; step the module that it was made of"
+        )
 
 
 def _places(model: nn.Module) -> list[Hashable]:

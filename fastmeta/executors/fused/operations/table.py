@@ -31,7 +31,8 @@ class Table:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The integers [operations, FIELDS] and the numbers [operations, NUMBERS]."""
-        return torch.tensor(self._operations), torch.tensor(self._numbers, dtype=torch.float64)
+        numbers = torch.tensor(self._numbers, dtype=torch.float64, device="cpu")
+        return torch.tensor(self._operations, device="cpu"), numbers
 
     def product(
         self,
