@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
@@ -46,6 +47,15 @@ class Wrapped(Tensor):
         given = tree_map_only(Wrapped, lambda leaf: leaf.inside, (args, kwargs or {}))
         found = tree_map_only(Tensor, Wrapped, func(*given[0], **given[1]))
         return return_and_correct_aliasing(func, args, kwargs or {}, found)
+
+
+class Doubled(Tensor):
+    """A tensor that doubles what linear layers and convolutions make of it."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return 2 * found if func in (F.linear, F.conv2d) else found
 
 
 @pytest.mark.parametrize("kind", COMPILED)
@@ -103,6 +113,20 @@ def test_a_subclass_with_numbers_elsewhere(kind: str) -> None:
     assert out.executor == "generic"
     loss = out.loss.inside if isinstance(out.loss, Wrapped) else out.loss
     torch.testing.assert_close(loss, plain.loss)
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+def test_a_subclass_with_operators_of_its_own(kind: str) -> None:
+    model, (x, y) = network(kind)
+    doubled = x.as_subclass(Doubled)
+    assert fastmeta.maml_step(model, (x, y), (x, y)).executor == COMPILED[kind]
+    out = fastmeta.maml_step(model, (doubled, y), (doubled, y), inner_steps=0)
+    assert out.executor == "generic"
+    expected = torch.stack([
+        F.cross_entropy(model(inputs).as_subclass(Tensor), labels)
+        for inputs, labels in zip(doubled, y, strict=True)
+    ]).mean()  # fmt: skip
+    assert torch.allclose(out.loss.detach().as_subclass(Tensor), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -38,9 +38,14 @@ def watched() -> bool:
     return any(not isinstance(mode, DeviceContext) for mode in modes)
 
 
-def _dispatches(tensor: Any) -> bool:
-    plain: Any = Tensor
-    return type(tensor).__torch_dispatch__ is not plain.__torch_dispatch__
+def _overrides(tensor: Any) -> bool:
+    """Whether its class has operators of its own."""
+    kind, plain = type(tensor), cast("Any", Tensor)
+    if kind.__torch_dispatch__ is not plain.__torch_dispatch__:
+        return True
+    function = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+    known = (plain.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+    return function not in known
 
 
 def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | None]:
@@ -87,8 +92,8 @@ def declines(problem: Problem, used: Iterable[str]) -> str | None:
         return "a mode of torch's is on, which would see nothing of a compiled step"
     given = [leaf for examples in problem.tasks.sets() for leaf in examples.leaves()]
     for tensor in (*named.values(), *given):
-        if _dispatches(tensor):
-            return f"a tensor is a {type(tensor).__name__}, whose numbers may lie elsewhere"
+        if _overrides(tensor):
+            return f"a tensor is a {type(tensor).__name__}, whose operators are its own"
     if any(name not in named for name in names):
         return "a layer's weight is a buffer"
     dtype = named[names[0]].dtype
