@@ -116,6 +116,8 @@ class TaskStep {
   }
 
   void load() {
+    for (int64_t i = layout.one; i < layout.zero; ++i) numbers[i] = T(1);
+    for (int64_t i = 0; i < layout.zero - layout.one; ++i) numbers[layout.zero + i] = T(0);
     const int64_t image = int64_t(n.blocks[0].channels) * n.blocks[0].height * n.blocks[0].width;
     support_x = placed(call.support_x + task * n.support * image, support_count,
                        numbers + layout.support_x);
@@ -128,8 +130,6 @@ class TaskStep {
                       of(call.support_factors, of_classes ? 0 : rows));
     query_loss.load(of(call.query_y, query_rows), of(call.query_labels, n.query),
                     of(call.query_factors, of_classes ? 0 : query_rows));
-    for (int64_t i = layout.one; i < layout.zero; ++i) numbers[i] = T(1);
-    for (int64_t i = 0; i < layout.zero - layout.one; ++i) numbers[layout.zero + i] = T(0);
     if (by_patches(0)) {
       if (n.steps > 0) first_block().measure(support_x, support_count, layout.support_measured);
       if (n.query > 0) first_block().measure(query_x, query_count, layout.query_measured);
@@ -141,23 +141,47 @@ class TaskStep {
     conv::clear(cotangent(support(0)), border_size(support_count));
   }
 
-  // Channels last, in the frame that the first block reads.
+  // Channels last, in the frame that the first block reads. Where batch statistics take away what all
+  // patches have in common, each channel's level is taken already here, and its digits with it.
   const T* placed(const T* x, int64_t examples, T* to) const {
     const fastmeta::conv::Block& b = n.blocks[0];
     const int top = by_patches(0) ? b.padding[0] : 0, left = by_patches(0) ? b.padding[1] : 0;
-    const int64_t row = int64_t(b.width + 2 * left) * b.channels;
-    const int64_t image = (b.height + 2 * top) * row;
-    if (top + left > 0) conv::clear(to, examples * image);
-    const int64_t plane = int64_t(b.height) * b.width;
-    for (int64_t e = 0; e < examples; ++e, x += b.channels * plane) {
-      for (int y = 0; y < b.height; ++y) {
-        T* at = to + e * image + (top + y) * row + left * b.channels;
-        for (int64_t i = y * int64_t(b.width); i < (y + 1) * int64_t(b.width); ++i) {
-          for (int c = 0; c < b.channels; ++c) *at++ = x[c * plane + i];
-        }
+    const int64_t plane = int64_t(b.height) * b.width, across = b.width + 2 * left;
+    const bool centres = by_patches(0) && b.norm == Norm::batch;
+    T* const level = numbers + (centres ? layout.pulls : layout.zero);
+    for (int c = 0; centres && c < b.channels; ++c) {
+      double sum = 0;
+      for (int64_t e = 0; e < examples; ++e) sum += total(x + (e * b.channels + c) * plane, plane);
+      level[c] = T(sum / double(examples * plane));
+    }
+    T* at = to;
+    const auto pad = [&](int64_t pixels) {
+      for (int64_t i = 0; i < pixels; ++i) {
+        for (int c = 0; c < b.channels; ++c) *at++ = -level[c];
       }
+    };
+    for (int64_t e = 0; e < examples; ++e, x += b.channels * plane) {
+      pad(top * across);
+      for (int64_t first = 0; first < plane; first += b.width) {
+        pad(left);
+        for (int64_t i = first; i < first + b.width; ++i) {
+          for (int c = 0; c < b.channels; ++c) *at++ = x[c * plane + i] - level[c];
+        }
+        pad(left);
+      }
+      pad(top * across);
     }
     return to;
+  }
+  static T total(const T* from, int64_t count) {
+    Num<T> sum{};
+    int64_t i = 0;
+    for (; i + lanes<T> <= count; i += lanes<T>) sum += conv::load(from + i);
+    T all[lanes<T>], rest = 0;
+    conv::store(all, sum);
+    for (int l = 0; l < lanes<T>; ++l) rest += all[l];
+    for (; i < count; ++i) rest += from[i];
+    return rest;
   }
 
   void forward(const T* x, const Kept* kept, int64_t examples, int k, int from, int to) {
