@@ -1,6 +1,6 @@
 # The few commands of this house; CI calls the same ones. Each runs in the active environment.
 
-.PHONY: install test check format sanitize fuzz demo peers clean
+.PHONY: install test check format sanitize aarch64 fuzz demo peers clean
 
 install:  ## editable, with what the tests, the checks and the demo need
 	python -m pip install -c constraints.txt -e ".[test,demo]"
@@ -19,6 +19,9 @@ format:
 
 sanitize:  ## the steps in C++ under address, undefined-behaviour and thread sanitizers
 	python tests/sanitize.py
+
+aarch64:  ## the steps in C++, cross-compiled and run in qemu's emulator; skipped where either is missing
+	CXX=aarch64-linux-gnu-g++ python tests/aarch64.py
 
 fuzz:  ## the compiled steps and the layers' rules over 2,000 drawn networks and options, against the float64 oracle
 	FASTMETA_FUZZ=2000 pytest -q --timeout=0 \

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -16,7 +15,10 @@ CSRC = ROOT / "csrc"
 DRIVERS = ROOT / "tests" / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PYTHON_FACE = ("bindings", "fused", "layered")
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Asked of the compiler, which may be one for another machine.
+_X86 = COMPILER is not None and subprocess.check_output(
+    [COMPILER, "-dumpmachine"], text=True
+).startswith(("x86_64", "amd64"))
 _ALWAYS = ("-std=c++17", "-Wno-psabi", "-pthread", *(("-DFASTMETA_X86",) if _X86 else ()))
 
 

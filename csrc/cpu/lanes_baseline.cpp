@@ -2,7 +2,11 @@
 
 #define FASTMETA_NAMESPACE baseline
 #define FASTMETA_BYTES 16
+#if defined(__aarch64__)
+#define FASTMETA_TILE_ROWS 4
+#else
 #define FASTMETA_TILE_ROWS 3
+#endif
 #define FASTMETA_TILE_COLUMNS 4
 
 #include "feature_lanes.h"

@@ -44,8 +44,10 @@ struct Sum {
   }
 };
 
-#if FASTMETA_BYTES == 64 || defined(__aarch64__)
+#if FASTMETA_BYTES == 64
 constexpr int kMostVectors = 4, kAccumulators = 24, kMostRows = 14;
+#elif defined(__aarch64__)  // with more sums compilers leave no registers for A's numbers
+constexpr int kMostVectors = 4, kAccumulators = 20, kMostRows = 14;
 #else
 constexpr int kMostVectors = 3, kAccumulators = 12, kMostRows = 10;
 #endif

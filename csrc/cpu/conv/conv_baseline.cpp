@@ -2,7 +2,11 @@
 
 #define FASTMETA_NAMESPACE baseline
 #define FASTMETA_BYTES 16
+#if defined(__aarch64__)
+#define FASTMETA_CONV_ROWS 10
+#else
 #define FASTMETA_CONV_ROWS 6
+#endif
 
 #include "unit.h"
 

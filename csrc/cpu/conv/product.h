@@ -77,7 +77,7 @@ void multiply_rows(const Product<T>& p, int live) {
 // At most kTileRows rows, in the smallest tile that has them.
 template <class T>
 void multiply(const Product<T>& p, int live) {
-  if constexpr (kTileRows == 14) {
+  if constexpr (kTileRows >= 10) {
     if (live <= 5) return multiply_rows<5>(p, live);
     if (live <= 8) return multiply_rows<8>(p, live);
     if (live <= 10) return multiply_rows<10>(p, live);
