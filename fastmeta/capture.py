@@ -5,7 +5,6 @@ A replay is one launch from the host, however many kernels the step has.
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
 from fastmeta.precision import of_products
 from fastmeta.tasks import Examples
+from fastmeta.warning import warn
 
 _KEPT = 8
 """Recordings of a model: each holds the memory of a step."""
@@ -61,7 +61,7 @@ class Captured:
     def _warn(self, why: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"capture: steps run without a CUDA graph: {why}", stacklevel=6)
+            warn(f"capture: steps run without a CUDA graph: {why}")
 
     # A copy of a model records anew: graphs know addresses.
     def __getstate__(self) -> dict[str, object]:

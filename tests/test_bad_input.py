@@ -346,9 +346,18 @@ def test_nan_in_data_is_nan_in_the_loss(memory: str) -> None:
 
 
 def test_batch_norm_by_statistics_never_written_warns() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
-    with pytest.warns(UserWarning, match="running statistics that were never written"):
-        fastmeta.maml_step(model, examples(), examples())
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+
+    maml = fastmeta.MAML(model())
+    for call in (
+        lambda: fastmeta.maml_step(model(), examples(), examples()),
+        lambda: fastmeta.adapt(model(), examples()),
+        lambda: maml(examples(), examples()),
+    ):
+        with pytest.warns(UserWarning, match="running statistics that were never written") as seen:
+            call()
+        assert seen[0].filename == __file__  # the caller's line, not one of ours
 
 
 @pytest.mark.parametrize(

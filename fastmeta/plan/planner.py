@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable
@@ -33,6 +32,7 @@ from fastmeta.plan.plan import Plan, objective
 from fastmeta.plan.profile import profile
 from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
+from fastmeta.warning import warn
 
 _KEPT_PER_MODEL = 64
 
@@ -276,10 +276,9 @@ def _warn_of_unwritten_statistics(model: nn.Module) -> None:
             and module.num_batches_tracked is not None
             and int(module.num_batches_tracked) == 0
         ):
-            warnings.warn(
+            warn(
                 f"{name or 'model'}: batch norm in eval() uses running statistics that were never "
                 "written; fastmeta does not write them. Use train(), or "
-                "track_running_stats=False, for the statistics of the set at hand.",
-                stacklevel=4,
+                "track_running_stats=False, for the statistics of the set at hand."
             )
             return
