@@ -7,7 +7,8 @@ python -m bench.gpu --device cpu --only tiny          a dry run, with FASTMETA_C
 A form is timed only where its loss and meta-gradient agree with the plain loop in float64, at 25
 tasks or fewer. Figures are medians: *ms* between events around each call, *waited* until the
 host has the result. fastmeta is given other data at each call; a workload's floor is `floor.py`'s.
-Convolutional networks are checked in float32 and timed with TF32 products for every side.
+Convolutional networks are checked in float32 and timed with TF32 products for every side; a form
+that is named TF32 is checked in both.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ Record = dict[str, Any]
 
 CHECKED, CHECKED_OF_IMAGES = 25, 2
 """Tasks of the batch on which a form is checked."""
+OF_TF32 = 2.0**-10
+"""Between 1 and the next number of TF32."""
 ROTATED = 3
 """Batches in turn."""
 
@@ -79,6 +82,9 @@ def measure(
     records: list[Record] = []
     for peer in peers:
         for name, form in peer.forms.items():
+            if workload.name not in forms.ROUNDED.get(name, (workload.name,)):
+                continue
+            rounded = name in forms.ROUNDED
             record: Record = {"peer": peer.name, "role": peer.role, "form": name}
             records.append(record)
             try:
@@ -87,7 +93,9 @@ def measure(
                 with compare._time_limit(limit):
                     allow_tf32(False)
                     _check(small, peer, form, device, reference, record)
-                    allow_tf32(workload.of_images)
+                    allow_tf32(workload.of_images or rounded)
+                    if rounded:
+                        _check_rounded(small, peer, form, device, reference, record)
                     record |= _time(workload, peer, form, device, seconds)
             except Exception as reason:  # a peer may fail in any way, and the others go on
                 record["why"] = compare._in_words(reason)
@@ -123,6 +131,17 @@ def _check(
         if error > reference.tie:
             break
     raise NotServed(f"disagrees with float64 autograd by {error:.1e}")
+
+
+def _check_rounded(
+    workload: Workload, peer: Peer, form: Form, device: torch.device,
+    reference: agreement.Reference, record: Record,
+) -> None:  # fmt: skip
+    step = _step(workload, peer, form, device, torch.float32, 0)
+    loss, gradients = step.read(step.call())
+    record["error_tf32"] = reference.error((loss, [g.cpu() for g in gradients]))
+    if record["error_tf32"] > max(OF_TF32 * reference.roundings, reference.tie):
+        raise NotServed(f"in TF32 it is off by {record['error_tf32']:.1e}")
 
 
 def _time(

@@ -1,4 +1,4 @@
-"""What is timed on a GPU: fastmeta three ways, and those of its peers that run there."""
+"""What is timed on a GPU: fastmeta in several ways, and those of its peers that run there."""
 
 from __future__ import annotations
 
@@ -91,9 +91,14 @@ def _few_tasks(peer: Peer) -> Peer:
 
 FASTMETA = Peer(
     "fastmeta",
-    {"in a graph": _in_graph, "capture=True": _captured, "maml_step": _called},
+    {
+        "in a graph": _in_graph, "in a graph, TF32": _in_graph, "capture=True": _captured,
+        "maml_step": _called,
+    },
     role="fastmeta",
-)
+)  # fmt: skip
+ROUNDED = {"in a graph, TF32": ("W1b, T=25", "W1c, T=1000", "W2b, T=32", "W3, T=32", "tiny")}
+"""Forms with TF32 products, and of which workloads; those of images are so for every side."""
 PEERS = (
     FASTMETA,
     _few_tasks(Peer("plain loop", {"backward at end": plain.PEER.forms["backward at end"]})),

@@ -46,6 +46,7 @@ def test_a_dry_run(on_host, tmp_path, capsys) -> None:
     assert [cell == "–" for cell in cells[2:]] == [
         True,
         True,
+        True,
         False,
         False,
         False,
@@ -54,9 +55,10 @@ def test_a_dry_run(on_host, tmp_path, capsys) -> None:
         False,
     ]
     records = json.loads(output.read_text())["results"]["tiny"]
-    assert {r["form"]: r["why"] for r in records if "why" in r} == {
-        "in a graph": "CUDA graphs are a GPU's", "capture=True": "CUDA graphs are a GPU's",
-    }  # fmt: skip
+    left_out = ("in a graph", "in a graph, TF32", "capture=True")
+    assert {r["form"]: r["why"] for r in records if "why" in r} == dict.fromkeys(
+        left_out, "CUDA graphs are a GPU's"
+    )
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_a_dry_run_of_the_layered_step(triton_plays, capsys) -> None:
     )  # fmt: skip
     last = capsys.readouterr().out.strip().splitlines()[-1]
     cells = [cell.strip() for cell in last.strip("|").split("|")]
-    assert [cell == "–" for cell in cells[2:6]] == [True, True, False, False]
+    assert [cell == "–" for cell in cells[2:7]] == [True, True, True, False, False]
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -98,6 +100,23 @@ def test_who_is_wrong_is_not_timed() -> None:
     (record,) = gpu.measure(workload, [Peer("half", {"a form": half})], device, 0.01, 60)
     assert "disagrees with float64 autograd by 5.0e-01" in record["why"]
     assert "ms" not in record
+
+
+def test_a_form_with_tf32_products_is_checked_and_timed_with_them() -> None:
+    found = []
+
+    def form(workload, model, support, query):
+        found.append(torch.get_float32_matmul_precision())
+        return forms.PEERS[1].forms["backward at end"](workload, model, support, query)
+
+    peer = Peer("a peer", {"in a graph, TF32": form})
+    device, tiny = torch.device("cpu"), replace(gpu.workloads()["tiny"], name="tiny")
+    (record,) = gpu.measure(tiny, [peer], device, 0.01, 60)
+    assert found == ["highest", "high", "high"]
+    assert record["error_tf32"] <= record["error"]  # a processor rounds no operands
+    assert "ms" in record
+    other = replace(tiny, name="another")
+    assert gpu.measure(other, [peer], device, 0.01, 60) == []
 
 
 def test_the_plain_loop_is_not_waited_for_over_many_tasks() -> None:
