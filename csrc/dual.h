@@ -92,11 +92,14 @@ class DualProduct {
 
   // X W_k' + b of the support or the query set; b is the row `bias`, maybe null.
   FASTMETA_ONCE void forward(bool is_query, int k, View out, const View* bias) {
-    const View start = is_query ? query_start : support_start;
+    View start = is_query ? query_start : support_start;
+    if constexpr (E::takes_products) {
+      if (is_query) e.load_query_product(start = out);
+    }
     const bool moved = k > 0 && layer.adapts[kWeight];
     if (moved) {
       e.mm(AddTo<S>{S(-1)}, out, gram(is_query), place.steps[k], start);
-    } else {
+    } else if (start.offset != out.offset) {
       e.map([](Num& z, Num start) { z = start; }, out, start);
     }
     if (bias) e.map([](Num& z, Num b) { z = z + b; }, out, repeated(*bias, out.rows));

@@ -9,30 +9,28 @@ namespace {
 
 class Allocator {
  public:
-  Allocator(int width, bool odd_rows) : width_(width), odd_rows_(odd_rows) {}
+  Allocator(int width, Rows rows) : width_(width), rows_(rows) {}
 
   View matrix(int rows, int cols) {
-    const int stride = padded(cols);
-    View view{next_, rows, cols, stride, 1};
-    next_ += int64_t(rows) * stride;
-    return view;
+    const int stride = rows_ == Rows::fours && rows == 1 ? cols : padded(cols);
+    return {block(int64_t(rows) * stride), rows, cols, stride, 1};
   }
   // A matrix of one column, side by side.
   View column(int rows) {
-    View view{next_, rows, 1, 1, padded(rows)};
-    next_ += view.col_stride;
-    return view;
+    const int stride = padded(rows);
+    return {block(stride), rows, 1, 1, stride};
   }
   // From one row to the next. An odd number of vectors: at a power of two the rows of a narrow
   // strip would meet in a few sets of the cache.
   int padded(int cols) const {
+    if (rows_ == Rows::fours) return cols < 2 ? cols : 4 * ((cols + 3) / 4 | 1);
     int vectors = (cols + width_ - 1) / width_;
-    if (odd_rows_ || (width_ > 1 && vectors > 4)) vectors |= 1;
+    if (rows_ == Rows::odd || (width_ > 1 && vectors > 4)) vectors |= 1;
     return vectors * width_;
   }
   int64_t block(int64_t size) {
     const int64_t offset = next_;
-    next_ += size;
+    next_ += rows_ == Rows::fours ? (size + 3) / 4 * 4 : size;
     return offset;
   }
   // As long as a weight.
@@ -40,12 +38,15 @@ class Allocator {
     const bool turned = v.row_stride == 1 && v.col_stride > 1;
     return block(turned ? int64_t(v.cols) * v.col_stride : int64_t(v.rows) * v.row_stride);
   }
+  // Allocates from there once more, over what is there: the two are never needed together.
+  void lay_over(int64_t offset) { end_ = std::max(end_, next_), next_ = offset; }
+  void lay_behind() { next_ = std::max(end_, next_); }
   int64_t size() const { return next_; }
 
  private:
   int width_;
-  bool odd_rows_;
-  int64_t next_ = 0;
+  Rows rows_;
+  int64_t next_ = 0, end_ = 0;
 };
 
 Sums sums(Allocator& allocate, int width) {
@@ -109,13 +110,26 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   return set;
 }
 
+void add_tangents(Allocator& allocate, const Description& network, Layout& layout) {
+  layout.tangents.resize(network.body);  // nothing moves there
+  for (std::size_t l = network.body; l < network.layers.size(); ++l) {
+    const Dense& layer = network.layers[l];
+    Tangent tangent{};
+    tangent.value = allocate.matrix(network.support, layer.out);
+    tangent.delta = allocate.matrix(network.support, layer.out);
+    if (is_bent(layer.activation)) tangent.bend = allocate.matrix(network.support, layer.out);
+    if (layer.norm != Norm::none) add_norm(allocate, layer, tangent);
+    layout.tangents.push_back(tangent);
+  }
+}
+
 void add_dual(Allocator& allocate, const Description& network, const LayerPlace& place,
-              DualPlaceIn<OnHost>& dual) {
+              bool on_gpu, DualPlaceIn<OnHost>& dual) {
   const Dense& layer = network.layers.front();
   const int n = network.support, q = network.query, h = layer.out, together = network.together;
   dual.weight = {place.of[kWeight], h, layer.in, place.weight_row_stride, place.weight_col_stride};
   dual.support = allocate.matrix(together * n, h);
-  dual.query = allocate.matrix(together * q, h);
+  if (!on_gpu) dual.query = allocate.matrix(together * q, h);
   dual.steps.resize(network.steps + 1);
   if (layer.adapts[kWeight]) {
     dual.gram = allocate.matrix(n, n);
@@ -128,7 +142,7 @@ void add_dual(Allocator& allocate, const Description& network, const LayerPlace&
   dual.of_query = allocate.matrix(together * q, h);
   dual.of_support = allocate.matrix(together * n, h);
   dual.pull = allocate.matrix(n, h);
-  dual.along = allocate.matrix(n, h);
+  if (!on_gpu) dual.along = allocate.matrix(n, h);
 }
 
 }  // namespace
@@ -143,9 +157,10 @@ int longest_body(const Description& network) {
   return body;
 }
 
-Layout lay_out(const Description& network, int width, bool odd_rows) {
+Layout lay_out(const Description& network, int width, Rows rows) {
+  const bool on_gpu = rows != Rows::close;
   Layout layout;
-  Allocator allocate(width, odd_rows), block(width, odd_rows);
+  Allocator allocate(width, rows), block(width, rows);
   layout.one = allocate.matrix(1, 1);
   layout.zero = allocate.matrix(1, 1);
   const bool turned = width > 1;
@@ -160,7 +175,7 @@ Layout lay_out(const Description& network, int width, bool odd_rows) {
     place.weight_row_stride = turned ? 1 : weight.row_stride;
     place.weight_col_stride = turned ? weight.row_stride : 1;
     layout.parameters += int64_t(layer.in) * layer.out;
-    if (is_dual) add_dual(allocate, network, place, layout.dual);
+    if (is_dual) add_dual(allocate, network, place, on_gpu, layout.dual);
     for (Tensor row : kRows) {
       if (!layer.has[row]) continue;
       place.of[row] = block.matrix(1, layer.out).offset;
@@ -189,6 +204,14 @@ Layout lay_out(const Description& network, int width, bool odd_rows) {
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
   layout.support = examples(allocate, network, layout, network.support, layout.traces_kept, true);
   layout.query = examples(allocate, network, layout, network.query, 1, width == 1);
+  if (on_gpu && reverses) {
+    // A GPU's memory is short: what goes back through a step needs lies over what the query set
+    // leaves behind the body.
+    allocate.lay_over(layout.query.traces[network.body].value.offset);
+    if (network.dual) layout.dual.along = allocate.matrix(network.support, network.layers[0].out);
+    if (!network.first_order) add_tangents(allocate, network, layout);
+    allocate.lay_behind();
+  }
   layout.scalar = allocate.column(1);
   // A block without the body's part starts where that would.
   const auto head_block = [&] { return allocate.block(head) - layout.body; };
@@ -198,18 +221,7 @@ Layout lay_out(const Description& network, int width, bool odd_rows) {
     layout.lambda = allocate.block(layout.block);
     if (network.reversible) layout.vector = head_block();
     if (network.prox != 0) layout.anchor = head_block();
-    if (!network.first_order) {
-      layout.tangents.resize(network.body);  // nothing moves there
-      for (std::size_t l = network.body; l < network.layers.size(); ++l) {
-        const Dense& layer = network.layers[l];
-        Tangent tangent{};
-        tangent.value = allocate.matrix(network.support, layer.out);
-        tangent.delta = allocate.matrix(network.support, layer.out);
-        if (is_bent(layer.activation)) tangent.bend = allocate.matrix(network.support, layer.out);
-        if (layer.norm != Norm::none) add_norm(allocate, layer, tangent);
-        layout.tangents.push_back(tangent);
-      }
-    }
+    if (!network.first_order && !on_gpu) add_tangents(allocate, network, layout);
   }
   layout.scratch = allocate.block(layout.scratch);
   layout.size = allocate.size();

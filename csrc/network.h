@@ -137,7 +137,7 @@ struct LayerPlace {
 // Of the first layer's product, where it is in dual form.
 struct DualViews {
   View weight, gradient;      // [H, D]
-  View support, query;        // X W_0' of the tasks together [G N, H], [G Q, H]
+  View support, query;        // X W_0' of the tasks together [G N, H], [G Q, H]; on a GPU the first
   View gram, cross;           // X X', X_q X' [N, N], [Q, N]
   View of_query, of_support;  // C of the tasks together [G Q, H], [G N, H]
   View pull, along;           // X X_q' C_q, X lambda' [N, H]
@@ -167,11 +167,15 @@ struct LayoutIn : Offsets {
 };
 using Layout = LayoutIn<OnHost>;
 
+// How far apart a matrix's rows begin where they lie in a GPU's shared memory, of 32 banks. `odd`: an
+// odd count of numbers, so that 32 numbers of a column lie in different banks, as a row's do.
+// `fours`: four times an odd count, and every matrix begins at a multiple of four: 16 bytes can be
+// read at once, and those of 8 rows in a column lie in different banks.
+enum class Rows { close, odd, fours };
+
 // `width` is how many columns of a matrix the engine takes at a time. Above 1, rows are padded to
 // a multiple of it, and weights lie input by input, so that a product's columns lie side by side.
-// `odd_rows`: rows begin an odd count of numbers apart, so that a column's lie in different banks of
-// a GPU's shared memory, as a row's do.
-Layout lay_out(const Description&, int width, bool odd_rows = false);
+Layout lay_out(const Description&, int width, Rows rows = Rows::close);
 
 // Whether f'(z) and f''(z) / f'(z) follow from f(z) at hardly any cost.
 FASTMETA_DEVICE constexpr bool follows_from_output(Activation kind) {

@@ -27,6 +27,8 @@ struct OnDevice {
 constexpr int kMostLayers = 16;
 
 constexpr int kMostThreads = 256;
+// Threads of a multiprocessor whose tasks lie in shared memory: 168 of its 65,536 registers for each.
+constexpr int kThreadsAtOnce = 384;
 // Numbers of shared memory that the engine takes for itself: one for each warp.
 constexpr int kScratch = kMostThreads / 32;
 

@@ -98,7 +98,7 @@ Choice choose(const Description& network, int64_t tasks, bool is_double, const W
       choice.network.dual = dual;
       choice.network.reversible = reversible;
       if (dual) choice.network.layers.front().in = 0;
-      choice.layout = lay_out(choice.network, 1, true);
+      choice.layout = lay_out(choice.network, 1, is_double ? Rows::odd : Rows::fours);
       const int64_t number = is_double ? 8 : 4;
       choice.task_bytes = (choice.layout.size + kScratch) * number;
       choice.shape.threads = threads > 0 ? threads : block_threads(network);

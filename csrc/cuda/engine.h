@@ -142,7 +142,7 @@ class Block {
   FASTMETA_DEVICE void dot(View out, View a, View b) {
     T sum = 0;
     walk(a, [&](int i, int j) { sum += at(a, i, j) * at(b, i, j); });
-    for (int distance = 16; distance > 0; distance /= 2) sum += cuda::from_lane_below(sum, distance);
+    for (int bit = 16; bit > 0; bit /= 2) sum += cuda::from_lane_across(sum, bit);
     const int warps = cuda::threads() / 32;
     T* const parts = cuda::shared<T>();
     if (cuda::thread() % 32 == 0) parts[cuda::thread() / 32] = sum;
@@ -155,10 +155,11 @@ class Block {
     barrier(kDot);
   }
 
-  // The dual form's products with the inputs, and its cotangents, which others make.
+  // The dual form's products with the inputs, and its cotangents, which others make. That of the query
+  // set is large and seldom needed: it is loaded where it is.
+  FASTMETA_DEVICE void load_query_product(View to) { load(to, call_.products.query); }
   FASTMETA_DEVICE void load_products(const DualViews& place, bool moves) {
     load(place.support, call_.products.support);
-    load(place.query, call_.products.query);
     if (!moves) return;
     load(place.gram, call_.products.gram);
     load(place.cross, call_.products.cross);
@@ -174,7 +175,10 @@ class Block {
   T* const sums_;
 
   FASTMETA_DEVICE T& at(View v, int i, int j) const {
-    return Memory::storage(call_)[int(v.offset) + i * v.row_stride + j * v.col_stride];
+    return Memory::storage(call_)[place(v, i, j)];
+  }
+  FASTMETA_DEVICE static int place(View v, int i, int j) {
+    return int(v.offset) + i * v.row_stride + j * v.col_stride;
   }
 
   // use(i, j) for all numbers of a matrix: neighbouring threads take neighbouring columns, as many
@@ -193,9 +197,31 @@ class Block {
 
   template <class F, int count, class... Views>
   FASTMETA_ONCE void multiply(F f, View out, const Factors (&factors)[count], Views... in) {
-    product(Memory::storage(call_), out.rows, out.cols, factors, call_.tf32,
-            [&](T sum, int i, int j) { f(sum, at(out, i, j), at(in, i, j)...); });
+    const bool have_fours = (has_fours(out) && ... && has_fours(in));
+    product<T>(
+        Memory::storage(call_), out.rows, out.cols, factors, call_.tf32,
+        [&](T sum, int i, int j) { f(sum, at(out, i, j), at(in, i, j)...); },
+        [&](auto sums, int i, int j) {
+          if (have_fours) return change_four(f, sums, i, j, out, in...);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            if (j + n < out.cols) f(sums.of[n], at(out, i, j + n), at(in, i, j + n)...);
+          }
+        });
     barrier(kProduct);
+  }
+
+  // From j on in row i, beyond the last column too: what lies there is nobody's.
+  template <class F, class... Views>
+  FASTMETA_DEVICE void change_four(F f, const Four& sums, int i, int j, View out,
+                                   Views... in) const {
+    float* const storage = Memory::storage(call_);
+    const auto change = [&](Four four, auto... others) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) f(sums.of[n], four.of[n], others.of[n]...);
+      cuda::put_four(storage, place(out, i, j), four);
+    };
+    change(four_at(storage, place(out, i, j)), four_at(storage, place(in, i, j))...);
   }
 };
 

@@ -31,10 +31,22 @@ __device__ T* shared() {
   return reinterpret_cast<T*>(memory);
 }
 
-// The number that the lane `distance` further has.
+// The number of the lane across: the one whose number differs in this bit.
 template <class T>
-__device__ T from_lane_below(T number, int distance) {
-  return __shfl_down_sync(0xffffffffu, number, distance);
+__device__ T from_lane_across(T number, int bit) {
+  return __shfl_xor_sync(0xffffffffu, number, bit);
+}
+
+// Four numbers beside each other, read or written at once: they must begin on 16 bytes.
+struct Four {
+  float of[4];
+};
+__device__ inline Four four_at(const float* numbers, int place) {
+  const float4 x = *reinterpret_cast<const float4*>(numbers + place);
+  return {{x.x, x.y, x.z, x.w}};
+}
+__device__ inline void put_four(float* numbers, int place, const Four& x) {
+  *reinterpret_cast<float4*>(numbers + place) = make_float4(x.of[0], x.of[1], x.of[2], x.of[3]);
 }
 
 // To the nearest with ten bits behind the leading one; ties away from zero.
@@ -90,13 +102,22 @@ inline int64_t most_shared_bytes() {
   return bytes;
 }
 
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "multiprocessors of the device");
+  return count;
+}
+
+// And the rest of it as more blocks that fit a multiprocessor, or as more of its cache.
 template <class Argument>
-void allow_shared(Kernel<Argument> kernel, std::size_t bytes) {
+void allow_shared(Kernel<Argument> kernel, std::size_t bytes, bool more_cache) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
         "shared memory of the fused step");
-  // As many blocks as fit a multiprocessor, rather than more of a cache.
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                             cudaSharedmemCarveoutMaxShared),
+                             more_cache ? cudaSharedmemCarveoutMaxL1
+                                        : cudaSharedmemCarveoutMaxShared),
         "shared memory of the fused step");
 }
 

@@ -1,60 +1,51 @@
 // Products of matrices in shared memory, by tiles in registers.
 #pragma once
 
-#include "../network.h"
+#include "fours.h"
 #include "machine.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// Two matrices of which a product is, or a part of it.
-struct Factors {
-  View left, right;
-};
-
-// Each thread makes tiles of R x C numbers of the result, a tile's rows and columns as far apart as
-// there are tiles: neighbouring threads so read neighbouring numbers, and since rows begin an odd
-// count apart, neither rows nor columns meet in a bank of shared memory. `use(sum, i, j)` gets
-// every number of the sum of all products.
-template <class T, int R, int C, int count, class Use>
-FASTMETA_DEVICE void for_tiles(const T* storage, int rows, int cols, const Factors (&factors)[count],
+// Each thread makes tiles of 2 x 2 numbers of the result, a tile's rows and columns as far apart as
+// there are tiles: neighbouring threads so read neighbouring numbers. `use(sum, i, j)` gets every
+// number of the sum of all products. For doubles, for columns, and for what else can't be read four
+// numbers at a time. `storage[place]` gives a number.
+template <class T, class Storage, int count, class Use>
+FASTMETA_DEVICE void for_tiles(Storage storage, int rows, int cols, const Factors (&factors)[count],
                                Use use) {
-  const int down = (rows + R - 1) / R, across = (cols + C - 1) / C;
+  const int down = (rows + 1) / 2, across = (cols + 1) / 2;
   for (int tile = cuda::thread(); tile < down * across; tile += cuda::threads()) {
     const int first_row = tile / across, first_col = tile - first_row * across;
-    T sums[R][C] = {};
+    T sums[2][2] = {};
 #pragma unroll
     for (int part = 0; part < count; ++part) {
       const View a = factors[part].left, b = factors[part].right;
-      int left[R], right[C];
+      int left[2], right[2];
       // Past the last row or column, that one again.
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        const int row = first_row + r * down;
-        left[r] = int(a.offset) + (row < rows ? row : rows - 1) * a.row_stride;
-      }
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-        const int col = first_col + c * across;
-        right[c] = int(b.offset) + (col < cols ? col : cols - 1) * b.col_stride;
+      for (int n = 0; n < 2; ++n) {
+        const int row = first_row + n * down, col = first_col + n * across;
+        left[n] = int(a.offset) + (row < rows ? row : rows - 1) * a.row_stride;
+        right[n] = int(b.offset) + (col < cols ? col : cols - 1) * b.col_stride;
       }
 #pragma unroll 2
       for (int k = 0; k < a.cols; ++k) {
-        T x[R], y[C];
+        T x[2], y[2];
 #pragma unroll
-        for (int r = 0; r < R; ++r) x[r] = storage[left[r] + k * a.col_stride];
+        for (int n = 0; n < 2; ++n) {
+          x[n] = storage[left[n] + k * a.col_stride], y[n] = storage[right[n] + k * b.row_stride];
+        }
 #pragma unroll
-        for (int c = 0; c < C; ++c) y[c] = storage[right[c] + k * b.row_stride];
+        for (int r = 0; r < 2; ++r) {
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-#pragma unroll
-          for (int c = 0; c < C; ++c) sums[r][c] += x[r] * y[c];
+          for (int c = 0; c < 2; ++c) sums[r][c] += x[r] * y[c];
         }
       }
     }
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < 2; ++r) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
+      for (int c = 0; c < 2; ++c) {
         const int i = first_row + r * down, j = first_col + c * across;
         if (i < rows && j < cols) use(sums[r][c], i, j);
       }
@@ -63,12 +54,12 @@ FASTMETA_DEVICE void for_tiles(const T* storage, int rows, int cols, const Facto
 }
 
 // The same by tiles of 16 x 8, which a warp makes on the tensor cores; operands are rounded to TF32.
-// `storage[place]` gives a number.
 //
 // An instruction takes 8 of the depth, two of each of four lanes: which ones does not matter, if they
-// are the same on both sides. Lane t takes those from 8 t on of a whole 32. The lanes (g, t) so read at
-// g * stride + 8 t or at g + 8 t * stride: in different banks, where the stride is odd. Of a rest of up to
-// 16, or of 8, they take 4 or 2 each, and two or four meet in a bank: no longer than a whole 32 takes.
+// are the same on both sides. Rows begin s = 4 times an odd count apart. Along a contiguous depth lane
+// (g, t) takes those at t and t + 4, and so reads at g s + t; across it those at 2 t and 2 t + 1, at
+// 2 t s + g: all in different banks. Where the sides differ the right one is read at t s + g, and two
+// lanes meet in every bank.
 template <class Storage, int count, class Use>
 FASTMETA_DEVICE void for_warp_tiles(Storage storage, int rows, int cols,
                                     const Factors (&factors)[count], Use use) {
@@ -87,21 +78,20 @@ FASTMETA_DEVICE void for_warp_tiles(Storage storage, int rows, int cols,
       const int col = first_col + group;
       const int upper = left(first_row + group), lower = left(first_row + group + 8);
       const int right = int(b.offset) + (col < cols ? col : cols - 1) * b.col_stride;
-      for (int start = 0; start < a.cols; start += 32) {
-        const int rest = a.cols - start, each = rest > 16 ? 8 : rest > 8 ? 4 : 2;
+      const bool is_deep = a.col_stride == 1;
+      const int own = is_deep ? member : 2 * member, next = is_deep ? 4 : 1;
 #pragma unroll 2
-        for (int step = 0; step < each; step += 2) {
-          float x[4], y[2];
+      for (int start = own; start - own < a.cols; start += 8) {
+        float x[4], y[2];
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int k = start + member * each + step + half;
-            const bool is_there = k < a.cols;
-            x[2 * half] = is_there ? storage[upper + k * a.col_stride] : 0;
-            x[2 * half + 1] = is_there ? storage[lower + k * a.col_stride] : 0;
-            y[half] = is_there ? storage[right + k * b.row_stride] : 0;
-          }
-          cuda::add_tile_product(sums, x, y);
+        for (int half = 0; half < 2; ++half) {
+          const int k = start + half * next;
+          const bool is_there = k < a.cols;
+          x[2 * half] = is_there ? storage[upper + k * a.col_stride] : 0;
+          x[2 * half + 1] = is_there ? storage[lower + k * a.col_stride] : 0;
+          y[half] = is_there ? storage[right + k * b.row_stride] : 0;
         }
+        cuda::add_tile_product(sums, x, y);
       }
     }
 #pragma unroll
@@ -112,18 +102,15 @@ FASTMETA_DEVICE void for_warp_tiles(Storage storage, int rows, int cols,
   }
 }
 
-// Large tiles read less, small ones keep more threads at work. Doubles, which tests take, have no
-// large ones: a second copy of every product, for which there are too few registers.
-template <class T, int count, class Use>
-FASTMETA_DEVICE void product(const T* storage, int rows, int cols, const Factors (&factors)[count],
-                             [[maybe_unused]] bool tf32, Use use) {
+// `one(sum, i, j)` gets every number of the sum of all products, or `four(sums, i, j)` four of a row.
+template <class T, class Storage, int count, class One, class Fours>
+FASTMETA_DEVICE void product(Storage storage, int rows, int cols, const Factors (&factors)[count],
+                             [[maybe_unused]] bool tf32, One one, [[maybe_unused]] Fours four) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (tf32) return for_warp_tiles(storage, rows, cols, factors, use);
-    if (((rows + 3) / 4) * ((cols + 3) / 4) * 2 > cuda::threads()) {
-      return for_tiles<T, 4, 4>(storage, rows, cols, factors, use);
-    }
+    if (tf32) return for_warp_tiles(storage, rows, cols, factors, one);
+    if (multiply_by_fours(storage, rows, cols, factors, one, four)) return;
   }
-  for_tiles<T, 2, 2>(storage, rows, cols, factors, use);
+  for_tiles<T>(storage, rows, cols, factors, one);
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -40,10 +40,10 @@ __device__ Data<T, OnDevice> data_of(const Call<T>& call) {
   return data;
 }
 
-// A block takes `tasks_each` tasks after each other, and sums them in a row of its own. Two blocks
-// whose tasks leave room for each other in shared memory find it among the registers too.
+// A block takes `tasks_each` tasks after each other, and sums them in a row of its own.
 template <class T, class Memory>
-__global__ void __launch_bounds__(kMostThreads, std::is_same_v<Memory, InShared> ? 2 : 1)
+__global__ void __launch_bounds__(std::is_same_v<Memory, InShared> ? kThreadsAtOnce : kMostThreads,
+                                  1)
 run_tasks(const __grid_constant__ Call<T> call) {
   T* const sums = call.partials + block() * call.sums;
   // Long before the first sum: there are barriers in between.
@@ -98,9 +98,9 @@ template <class T>
 void run(const Call<T>& call, const Shape& shape, T* gradient, int device, void* stream) {
   const Stream on = static_cast<Stream>(stream);
   use_device(device);
-  const Kernel<Call<T>> kernel =
-      shape.workspace > 0 ? &run_tasks<T, InWorkspace> : &run_tasks<T, InShared>;
-  allow_shared(kernel, shape.shared_bytes);
+  const bool in_workspace = shape.workspace > 0;
+  const Kernel<Call<T>> kernel = in_workspace ? &run_tasks<T, InWorkspace> : &run_tasks<T, InShared>;
+  allow_shared(kernel, shape.shared_bytes, in_workspace);
   launch(kernel, shape.blocks, shape.threads, shape.shared_bytes, on, call);
   if (call.sums == 0) return;
   const Partials<T> partials{call.partials, shape.blocks, call.sums, gradient};

@@ -12,8 +12,12 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(compiling.COMPILER is None, reason="there is no C++ compiler here")
 
-SIZES = [(1, 1, 1), (5, 40, 7), (17, 9, 33), (16, 8, 32), (40, 40, 64), (3, 1, 100), (33, 2, 2)]
+SIZES = [
+    (1, 1, 1), (5, 40, 7), (17, 9, 33), (16, 8, 32), (40, 40, 64), (3, 1, 100), (33, 2, 2),
+    (10, 40, 40), (40, 40, 10), (4, 6, 9),
+]  # fmt: skip
 """Rows, columns and depth."""
+BANKS = 32
 TURNED = [(False, False), (False, True), (True, False), (True, True)]
 """Whether the left and the right matrix lie column by column."""
 
@@ -28,24 +32,33 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     return ctypes.CDLL(str(result))
 
 
-def packed(matrices: list[tuple[Tensor, bool]]) -> tuple[Tensor, Tensor]:
-    """Matrices one after another, rows an odd count apart, gaps no number; and their views."""
+def apart(cols: int, fours: bool = True) -> int:
+    """From one row to the next: csrc/network.h, `Rows`."""
+    if not fours:
+        return cols | 1
+    return cols if cols < 2 else 4 * (-(-cols // 4) | 1)
+
+
+def packed(matrices: list[tuple[Tensor, bool]], fours: bool) -> tuple[Tensor, Tensor]:
+    """Matrices one after another, gaps no number; and their views."""
     numbers, views, offset = [], [], 0
     for matrix, turned in matrices:
         lies = matrix.T if turned else matrix
-        apart = lies.shape[1] | 1
-        padded = torch.full((lies.shape[0], apart), torch.nan)
+        distance = apart(lies.shape[1], fours)
+        padded = torch.full((lies.shape[0], distance), torch.nan)
         padded[:, : lies.shape[1]] = lies
-        numbers.append(padded.flatten())
-        views.append([offset, *matrix.shape, *([1, apart] if turned else [apart, 1])])
-        offset += padded.numel()
+        gap = torch.full((-padded.numel() % 4 if fours else 0,), torch.nan)
+        numbers += [padded.flatten(), gap]
+        views.append([offset, *matrix.shape, *([1, distance] if turned else [distance, 1])])
+        offset += padded.numel() + gap.numel()
     return torch.cat(numbers), torch.tensor(views, dtype=torch.int32)
 
 
 def product(
-    library: ctypes.CDLL, matrices: list[tuple[Tensor, bool]], tf32: bool, threads: int = 64
-) -> Tensor:
-    numbers, views = packed(matrices)
+    library: ctypes.CDLL, matrices: list[tuple[Tensor, bool]], tf32: bool, threads: int = 64,
+    fours: bool = True,
+) -> Tensor:  # fmt: skip
+    numbers, views = packed(matrices, fours)
     out = torch.zeros(matrices[0][0].shape[0], matrices[1][0].shape[1])
     library.fastmeta_product(
         ctypes.c_void_p(numbers.data_ptr()), numbers.numel(), ctypes.c_void_p(views.data_ptr()),
@@ -97,6 +110,8 @@ def test_products_are_exact_but_for_the_rounding_that_was_asked_for(
     sum_error = (terms + 1) * torch.finfo(torch.float32).eps * sizes
     full = product(library, matrices, False, threads)
     assert ((full - exact).abs() <= sum_error).all()
+    one_by_one = product(library, matrices, False, threads, fours=False)
+    assert ((one_by_one - exact).abs() <= sum_error).all()
     found = product(library, matrices, True, threads)
     assert ((found - of_rounded).abs() <= sum_error).all()
     half = 2.0**-11
@@ -104,31 +119,106 @@ def test_products_are_exact_but_for_the_rounding_that_was_asked_for(
     assert not torch.equal(found, full)
 
 
-def banks(library: ctypes.CDLL, left: list[int], right: list[int]) -> list[int]:
-    """At each read of a warp, how many of its lanes read different numbers of one bank."""
-    most = 1 << 10
-    places = torch.full((32, most), -1, dtype=torch.int32)
-    views = torch.tensor([left, right], dtype=torch.int32)
+NOWHERE = -1
+Read = tuple[list[int], int]
+"""Where the 32 lanes of a warp read at a time, or `NOWHERE`, and how many numbers each."""
+
+
+def reads(
+    library: ctypes.CDLL, size: tuple[int, int, int], turned: tuple[bool, bool], *,
+    distance: int | None = None, tf32: bool = False, threads: int = 32,
+) -> list[Read]:  # fmt: skip
+    """Of all warps of a block, of two matrices behind each other."""
+    most = 1 << 11
+    found = torch.zeros((threads, most, 2), dtype=torch.int32)
+    rows, cols, depth = size
+    views, offset = [], 0
+    for shape, turn in zip([(rows, depth), (depth, cols)], turned, strict=True):
+        lies = shape[::-1] if turn else shape
+        stride = distance or apart(lies[1])
+        views.append([offset, *shape, *([1, stride] if turn else [stride, 1])])
+        offset += -(-lies[0] * stride // 4) * 4
+    given = torch.tensor(views, dtype=torch.int32)
     count = library.fastmeta_reads(
-        ctypes.c_void_p(views.data_ptr()), most, ctypes.c_void_p(places.data_ptr())
-    )
+        ctypes.c_void_p(given.data_ptr()), int(tf32), threads, most,
+        ctypes.c_void_p(found.data_ptr()),
+    )  # fmt: skip
     assert count > 0
-    met = []
-    for read in range(count):
-        different = places[places[:, read] >= 0, read].unique()
-        met.append(int((different % 32).bincount().max()))
-    return met
+    result = []
+    for warp in found[:, :count].split(32):
+        for lanes in warp.unbind(1):
+            taking = lanes[:, 1] > 0
+            if taking.any():
+                (width,) = set(lanes[taking, 1].tolist())
+                result.append((lanes[:, 0].where(taking, NOWHERE).tolist(), width))
+    return result
+
+
+def meeting(places: list[int], width: int) -> int:
+    """How many different ones of these lie in one bank."""
+    banks = [place // width % (BANKS // width) for place in set(places) - {NOWHERE}]
+    return max(map(banks.count, banks), default=0)
+
+
+def wavefronts(places: list[int], width: int) -> int:
+    """How often shared memory is read for a warp's read of one or four numbers a lane.
+
+    Of four, a quarter of the lanes at a time; half of them, where two lanes whose numbers differ
+    in the lowest bit, or any two that differ in the next, read the same (NVIDIA says so of compute
+    capability 7).
+    """
+    if width == 1:
+        return meeting(places, 1)
+    shared = any(all(places[n] == places[n ^ bit] for n in range(32)) for bit in (1, 2))
+    each = 16 if shared else 8
+    return sum(meeting(places[n : n + each], width) for n in range(0, 32, each))
+
+
+FORWARD, INPUT, WEIGHT = (False, True), (False, False), (True, False)
+"""x W', delta W and delta' x, where rows lie as in `csrc/network.cpp`."""
+
+
+@pytest.mark.parametrize("turned", [FORWARD, INPUT, WEIGHT], ids=str)
+def test_reads_of_four_numbers_meet_in_no_bank(turned: tuple[bool, bool], library) -> None:
+    for size in ((64, 64, 8), (8, 32, 64)):
+        for distance in range(68, 200, 8):
+            found = reads(library, size, turned, distance=distance)
+            assert {width for _, width in found} == {4}
+            assert {wavefronts(*each) for each in found} == {2}
+    even = reads(library, (64, 64, 8), turned, distance=64)
+    assert (max(wavefronts(*each) for each in even) > 2) == (turned != WEIGHT)
 
 
 @pytest.mark.parametrize("turned", TURNED, ids=str)
-def test_lanes_meet_in_no_bank_at_any_odd_distance_of_rows(
+def test_lanes_of_warp_tiles_meet_only_where_the_sides_differ(
     turned: tuple[bool, bool], library
 ) -> None:
-    for apart in range(1, 65, 2):
-        strides = [[1, apart] if each else [apart, 1] for each in turned]
-        assert max(banks(library, [0, 16, 64, *strides[0]], [7, 64, 8, *strides[1]])) == 1
-        for depth, most in ((8, 4), (16, 2), (24, 1)):
-            met = banks(library, [0, 16, depth, *strides[0]], [7, depth, 8, *strides[1]])
-            assert max(met) <= most
-    even = [[1, 16] if each else [16, 1] for each in turned]
-    assert max(banks(library, [0, 16, 64, *even[0]], [7, 64, 8, *even[1]])) > 1
+    differ = turned[0] == turned[1]
+    for distance in range(68, 200, 8):
+        for depth in (8, 16, 24, 64):
+            found = reads(library, (16, 8, depth), turned, distance=distance, tf32=True)
+            met = [wavefronts(*each) for each in found]
+            # Of each half of an instruction's depth: two of the left side, one of the right.
+            assert met == [1, 1, 2 if differ else 1] * (len(met) // 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "turned", "threads", "instructions", "read"),
+    [
+        ((10, 40, 40), FORWARD, 128, 96, 280),
+        ((10, 40, 40), INPUT, 128, 96, 240),
+        ((40, 40, 10), WEIGHT, 128, 80, 190),
+        ((10, 1, 40), FORWARD, 128, 24, 55),
+        ((150, 10, 64), FORWARD, 256, 512, 1856),
+        ((150, 64, 10), INPUT, 256, 494, 836),
+        ((10, 64, 150), WEIGHT, 256, 456, 1350),
+    ],
+    ids=str,
+)
+def test_counts_are_those_of_the_document(
+    size: tuple[int, int, int], turned: tuple[bool, bool], threads: int, instructions: int,
+    read: int, library,
+) -> None:  # fmt: skip
+    """docs/design.md, "The CUDA engine"."""
+    found = reads(library, size, turned, threads=threads)
+    assert (len(found), sum(wavefronts(*each) for each in found)) == (instructions, read)

@@ -171,6 +171,7 @@ void fail_if_asked(const char* what, const std::string& message) {
 }
 
 int64_t shared_bytes() { return number("FASTMETA_CUDA_SHARED", 227 << 10); }
+int multiprocessors() { return number("FASTMETA_CUDA_MULTIPROCESSORS", 132); }
 
 }  // namespace fastmeta::cuda::on_host
 

@@ -4,7 +4,8 @@
 // Shared memory begins as not-a-number, so that a thread that runs ahead of a missing barrier reads
 // numbers that are wrong. Environment, looked at by each launch: FASTMETA_CUDA_SEED of the order,
 // FASTMETA_CUDA_SKIP a barrier to leave out, FASTMETA_CUDA_FAIL (shared, launch) what to let fail,
-// FASTMETA_CUDA_SHARED how many bytes of shared memory there are.
+// FASTMETA_CUDA_SHARED how many bytes of shared memory there are, FASTMETA_CUDA_MULTIPROCESSORS how
+// many multiprocessors.
 #pragma once
 
 #include <cmath>
@@ -46,6 +47,7 @@ void run(int64_t blocks, int threads, std::size_t bytes, void (*body)(const void
          const void* context);
 void fail_if_asked(const char* what, const std::string& message);
 int64_t shared_bytes();
+int multiprocessors();
 
 }  // namespace on_host
 
@@ -60,11 +62,28 @@ T* shared() {
 }
 
 template <class T>
-T from_lane_below(T number, int distance) {
+T from_lane_across(T number, int bit) {
   const on_host::Given given = on_host::give(&number, sizeof number);
-  const int lane = thread() % 32, from = lane + distance < 32 ? lane + distance : lane;
-  std::memcpy(&number, given.of(from), sizeof number);
+  std::memcpy(&number, given.of(thread() % 32 ^ bit), sizeof number);
   return number;
+}
+
+struct Four {
+  float of[4];
+};
+inline void check_begins_on_16_bytes(const float* numbers) {
+  if (reinterpret_cast<uintptr_t>(numbers) % 16 == 0) return;
+  throw std::logic_error("four numbers at once that don't begin on 16 bytes");
+}
+inline Four four_at(const float* numbers, int place) {
+  check_begins_on_16_bytes(numbers + place);
+  Four x;
+  std::memcpy(&x, numbers + place, sizeof x);
+  return x;
+}
+inline void put_four(float* numbers, int place, const Four& x) {
+  check_begins_on_16_bytes(numbers + place);
+  std::memcpy(numbers + place, &x, sizeof x);
 }
 
 inline float rounded_to_tf32(float x) {
@@ -110,10 +129,11 @@ void check_runs(Kernel<Argument>) {
                                    "insufficient for CUDA runtime version");
 }
 
+inline int multiprocessors() { return on_host::multiprocessors(); }
 inline int64_t most_shared_bytes() { return on_host::shared_bytes(); }
 
 template <class Argument>
-void allow_shared(Kernel<Argument>, std::size_t) {
+void allow_shared(Kernel<Argument>, std::size_t, bool) {
   on_host::fail_if_asked("shared", "shared memory of the fused step: invalid argument");
 }
 

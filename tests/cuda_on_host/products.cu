@@ -3,6 +3,7 @@
 #define FASTMETA_NAMESPACE cuda_block
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "cuda/product.h"
@@ -12,13 +13,15 @@ namespace {
 
 using namespace cuda_block;
 
+using Reads = std::vector<std::array<int, 2>>;  // where, and how many numbers
+
 struct Case {
   const float* numbers;
   int count;
   View left, right, second_left, second_right;
   bool tf32;
-  float* out;  // [rows, cols], which sums are added to
-  std::vector<int>* reads;  // of each thread
+  float* out;    // [rows, cols], which sums are added to
+  Reads* reads;  // of each thread
 };
 
 template <bool two, class Multiply>
@@ -39,23 +42,33 @@ void operate(Case given) {
   barrier(0);
   const int rows = given.left.rows, cols = given.right.cols;
   multiply<two>(given, [&](const auto& factors) {
-    product(storage, rows, cols, factors, given.tf32,
-            [&](float sum, int i, int j) { given.out[i * cols + j] += sum; });
+    product<float>(
+        storage, rows, cols, factors, given.tf32,
+        [&](float sum, int i, int j) { given.out[i * cols + j] += sum; },
+        [&](const Four& sums, int i, int j) {
+          for (int n = 0; n < 4 && j + n < cols; ++n) given.out[i * cols + j + n] += sums.of[n];
+        });
   });
 }
 
 struct Witness {
-  std::vector<int>& reads;
+  Reads& reads;
   float operator[](int place) const {
-    reads.push_back(place);
+    reads.push_back({place, 1});
     return 0;
   }
 };
+Four four_at(const Witness& witness, int place) {
+  witness.reads.push_back({place, 4});
+  return {};
+}
 
 void watch(Case given) {
   const Factors factors[] = {{given.left, given.right}};
-  for_warp_tiles(Witness{given.reads[thread()]}, given.left.rows, given.right.cols, factors,
-                 [](float, int, int) {});
+  const Witness witness{given.reads[thread()]};
+  const int rows = given.left.rows, cols = given.right.cols;
+  const auto nothing = [](auto, int, int) {};
+  product<float>(witness, rows, cols, factors, given.tf32, nothing, nothing);
 }
 
 View view(const int* five) { return {five[0], five[1], five[2], five[3], five[4]}; }
@@ -75,19 +88,22 @@ extern "C" __attribute__((visibility("default"))) void fastmeta_product(const fl
          given);
 }
 
-// Fills `places` [32, most], read by read, with where the lanes of a warp read; how many each did that
-// did any, or -1 where not all of those did as many.
-extern "C" __attribute__((visibility("default"))) int fastmeta_reads(const int* views, int most,
-                                                                     int* places) {
+// Fills `reads` [threads, most, 2], read by read, with where a block's threads read and how many numbers.
+// How many each did at most; -1 where that is above `most`.
+extern "C" __attribute__((visibility("default"))) int fastmeta_reads(const int* views, int tf32,
+                                                                     int threads, int most,
+                                                                     int* reads) {
   using namespace fastmeta::cuda;
-  std::vector<std::vector<int>> reads(32);
-  const Case given{nullptr, 0, view(views), view(views + 5), {}, {}, true, nullptr, reads.data()};
-  launch(&watch, 1, 32, 0, nullptr, given);
-  const std::size_t count = reads[0].size();
-  for (int lane = 0; lane < 32; ++lane) {
-    const std::size_t own = reads[lane].size();
-    if ((own != count && own != 0) || own > std::size_t(most)) return -1;
-    std::copy(reads[lane].begin(), reads[lane].end(), places + lane * most);
+  std::vector<Reads> of(threads);
+  const Case given{nullptr, 0, view(views), view(views + 5), {}, {}, tf32 != 0, nullptr, of.data()};
+  launch(&watch, 1, threads, 0, nullptr, given);
+  std::size_t count = 0;
+  for (int each = 0; each < threads; ++each) {
+    count = std::max(count, of[each].size());
+    if (count > std::size_t(most)) return -1;
+    for (std::size_t i = 0; i < of[each].size(); ++i) {
+      std::copy(of[each][i].begin(), of[each][i].end(), reads + (each * most + i) * 2);
+    }
   }
   return int(count);
 }
