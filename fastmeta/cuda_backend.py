@@ -41,7 +41,7 @@ def state(record_file: Path) -> tuple[bool, str, str | None]:
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         try:
-            lines.append(f"{cuda.shared_limit(device):,} bytes a block on {device}")
+            lines.append(f"{cuda.limits(device)[0]:,} bytes a block on {device}")
         except RuntimeError as error:
             lines.append(f"not on {device}: {error}")
     live = any(not line.startswith("not on") for line in lines)

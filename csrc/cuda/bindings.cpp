@@ -6,6 +6,7 @@
 
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../described.h"
@@ -39,7 +40,7 @@ class CudaStep {
            bool differentiate, bool first_order, bool elementwise_rates, bool learned_rates,
            double prox, bool is_double, int64_t tasks, const std::vector<bool>& evaluates,
            const std::string& form, const std::string& memory, const std::string& storage,
-           int threads, int64_t shared_limit)
+           int threads, const std::pair<int64_t, int>& limits)
       : is_double_(is_double),
         tasks_(tasks),
         inputs_(std::get<0>(layers.front())),
@@ -47,7 +48,7 @@ class CudaStep {
         choice_(cuda::choose(
             described(layers, {LossKind(loss), loss_option, ignore_index, weighted}, support, query,
                       steps, differentiate, first_order, elementwise_rates, learned_rates, prox),
-            tasks, is_double, {form, memory, storage, threads}, shared_limit)) {}
+            tasks, is_double, {form, memory, storage, threads}, {limits.first, limits.second})) {}
 
   bool serves() const { return choice_.serves; }
   int64_t task_bytes() const { return choice_.task_bytes; }
@@ -89,7 +90,8 @@ class CudaStep {
     cuda::Call<T> call{};
     static_assert(sizeof call <= 4096, "what a launch may carry");
     call.image = reinterpret_cast<const cuda::Image*>(at.image);
-    call.tasks = tasks_, call.tasks_each = choice_.tasks_each;
+    call.tasks = tasks_, call.tasks_each = tasks_ / choice_.shape.blocks;
+    call.blocks_with_one_more = tasks_ % choice_.shape.blocks;
     for (std::size_t i = 0; i < at.parameters.size(); ++i) {
       call.parameters[i] = {of(at.parameters[i]), 0};
     }
@@ -137,14 +139,20 @@ PYBIND11_MODULE(_cuda, module) {
   module.def(
       "version", [] { return FASTMETA_VERSION; }, "The fastmeta version this was built for.");
   module.def("architectures", [] { return FASTMETA_CUDA_ARCHS; }, "What it holds code for.");
-  module.def("shared_limit", &cuda::shared_limit,
-             "Bytes of shared memory that a block may take on a device; raises "
-             "RuntimeError, which says why, where that device can't run the kernels.");
+  module.def(
+      "limits",
+      [](int device) {
+        const cuda::Limits found = cuda::limits(device);
+        return std::make_pair(found.shared_bytes, found.multiprocessors);
+      },
+      "Of a device: bytes of shared memory that a block may take, and multiprocessors. Raises "
+      "RuntimeError, which says why, where that device can't run the kernels.");
   // Local: the tests have a twin of this module.
   py::class_<CudaStep>(module, "CudaStep", py::module_local())
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::vector<bool>&,
-                    const std::string&, const std::string&, const std::string&, int, int64_t>())
+                    const std::string&, const std::string&, const std::string&, int,
+                    const std::pair<int64_t, int>&>())
       .def_property_readonly("serves", &CudaStep::serves)
       .def_property_readonly("task_bytes", &CudaStep::task_bytes)
       .def_property_readonly("workspace", &CudaStep::workspace)

@@ -50,7 +50,8 @@ struct Products {
 template <class T>
 struct Call {
   const Image* image;
-  int64_t tasks, tasks_each;                             // T, and how many of them a block takes
+  int64_t tasks;
+  int64_t tasks_each, blocks_with_one_more;  // how many a block takes; the first so many take one more
   Global<const T> parameters[kTensors * kMostLayers];
   Global<const T> statistics[2 * kMostLayers];
   Global<T> adapted[kTensors * kMostLayers];

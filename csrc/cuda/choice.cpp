@@ -12,8 +12,9 @@ namespace {
 // Multiply-adds of one task's first layer from which the dual form's six more launches pay. By
 // count, not measured: about ten microseconds of one multiprocessor at half its peak.
 constexpr double kWorthLaunches = 1 << 20;
-// More would be partial sums for nothing: no device runs as many at a time.
-constexpr int64_t kMostBlocks = 1024;
+// Of a multiprocessor, from compute capability 8.0 on: blocks at a time, and what each takes of
+// shared memory besides.
+constexpr int64_t kMostAtOnce = 32, kReserved = 1024;
 // With a workspace, whose memory counts: two blocks of the most threads on each of 132
 // multiprocessors are 264.
 constexpr int64_t kMostInWorkspace = 256;
@@ -59,26 +60,48 @@ int widest(const Description& network) {
   return width;
 }
 
-void spread(Choice& choice, int64_t tasks, int64_t most_blocks) {
-  choice.tasks_each = (tasks + most_blocks - 1) / most_blocks;
-  choice.shape.blocks = (tasks + choice.tasks_each - 1) / choice.tasks_each;
+// How many blocks a multiprocessor holds: its shared memory is that of one block and what is reserved.
+int64_t blocks_in_memory(const Shape& shape, const Limits& limits) {
+  return (limits.shared_bytes + kReserved) / (shape.shared_bytes + kReserved);
+}
+int64_t blocks_at_once(const Shape& shape, const Limits& limits) {
+  const int64_t registers = kThreadsAtOnce / shape.threads;
+  return std::max<int64_t>(1, std::min({kMostAtOnce, blocks_in_memory(shape, limits), registers}));
 }
 
-int block_threads(const Description& network) {
+// By estimate, in multiply-adds for each weight behind the first layer: as many tasks after each other
+// as there are for a block, each as long as its products, whoever runs beside it. So it is where
+// operations wait for each other, not for the multiprocessor.
+double time_of(const Choice& choice, int64_t tasks) {
+  const Description& network = choice.network;
+  const int64_t after_each_other = (tasks + choice.shape.blocks - 1) / choice.shape.blocks;
+  const double of_step = network.reversible ? 10 : 9;
+  return double(after_each_other) * (of_step * network.steps * network.support + 3.0 * network.query);
+}
+
+// Large blocks keep a multiprocessor at work that has one task; where there are several, registers are
+// for half of the most threads three times, for the most threads once.
+int most_threads(const Shape& shape, int64_t tasks, const Limits& limits) {
+  const bool several = tasks > limits.multiprocessors && blocks_in_memory(shape, limits) > 1;
+  return several ? kMostThreads / 2 : kMostThreads;
+}
+
+int block_threads(const Description& network, int most) {
   const int examples = std::max(network.support, network.query);
   int64_t numbers = 0;
   for (const Dense& layer : network.layers) {
     numbers = std::max(numbers, int64_t(examples) * layer.out);
   }
   int threads = 32;
-  while (threads < kMostThreads && threads * 4 < numbers) threads *= 2;  // tiles of 2 x 2
+  // Four numbers each: a tile of 2 x 2, or with three others one of 4 x 4.
+  while (threads < most && threads * 4 < numbers) threads *= 2;
   return threads;
 }
 
 }  // namespace
 
 Choice choose(const Description& network, int64_t tasks, bool is_double, const Wishes& wishes,
-              int64_t shared_limit) {
+              const Limits& limits) {
   check_name("FASTMETA_FORM", wishes.form, "primal", "dual");
   check_name("FASTMETA_MEMORY", wishes.memory, "saved", "reversible");
   check_name("FASTMETA_CUDA_STORAGE", wishes.storage, "shared", "workspace");
@@ -88,9 +111,10 @@ Choice choose(const Description& network, int64_t tasks, bool is_double, const W
                                 ", but it must be a power of two from 32 to " +
                                 std::to_string(kMostThreads) + ", or unset");
   }
-  std::vector<Choice> found;
+  std::vector<Choice> too_large;
   for (const bool dual : tries(wishes.form, "primal", "dual", can_be_dual(network),
                                is_better_dual(network))) {
+    std::vector<Choice> fit;
     for (const bool reversible : tries(wishes.memory, "saved", "reversible",
                                        can_be_reversible(network), false)) {
       Choice choice{};
@@ -101,18 +125,23 @@ Choice choose(const Description& network, int64_t tasks, bool is_double, const W
       choice.layout = lay_out(choice.network, 1, is_double ? Rows::odd : Rows::fours);
       const int64_t number = is_double ? 8 : 4;
       choice.task_bytes = (choice.layout.size + kScratch) * number;
-      choice.shape.threads = threads > 0 ? threads : block_threads(network);
       choice.shape.shared_bytes = choice.task_bytes;
-      choice.serves = choice.task_bytes <= shared_limit && wishes.storage != "workspace";
-      spread(choice, tasks, kMostBlocks);
-      if (choice.serves) return choice;
-      found.push_back(choice);
+      choice.shape.threads =
+          threads > 0 ? threads : block_threads(network, most_threads(choice.shape, tasks, limits));
+      choice.shape.blocks =
+          std::min(tasks, limits.multiprocessors * blocks_at_once(choice.shape, limits));
+      choice.serves = choice.task_bytes <= limits.shared_bytes && wishes.storage != "workspace";
+      (choice.serves ? fit : too_large).push_back(choice);
     }
+    if (fit.empty()) continue;
+    return *std::min_element(fit.begin(), fit.end(), [tasks](const Choice& a, const Choice& b) {
+      return time_of(a, tasks) < time_of(b, tasks);
+    });
   }
-  Choice best = found.front();
+  Choice best = too_large.front();
   best.serves = wishes.storage == "workspace" ||
                 (wishes.storage.empty() && widest(best.network) <= kWidest);
-  spread(best, tasks, kMostInWorkspace);
+  best.shape.blocks = std::min(tasks, kMostInWorkspace);
   best.shape.shared_bytes = kScratch * (is_double ? 8 : 4);
   best.shape.workspace = best.shape.blocks * best.layout.size;
   return best;

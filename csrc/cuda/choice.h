@@ -12,7 +12,6 @@ struct Choice {
   Description network;  // in dual form its first layer has no inputs: others multiply with those
   Layout layout;
   Shape shape;
-  int64_t tasks_each;  // of a block
   int64_t task_bytes;  // of shared memory, if a task lies there
   bool serves;
 };
@@ -25,9 +24,9 @@ struct Wishes {
   int threads;          // of a block
 };
 
-// The first form that fits into shared memory; where none does, the better one in a workspace.
-// Throws std::invalid_argument where a name is unknown.
-Choice choose(const Description&, int64_t tasks, bool is_double, const Wishes&,
-              int64_t shared_limit);
+// The first form that fits into shared memory, its inner loop run backward where that makes room for
+// enough tasks at a time; where none fits, the better form in a workspace. Throws
+// std::invalid_argument where a name is unknown.
+Choice choose(const Description&, int64_t tasks, bool is_double, const Wishes&, const Limits&);
 
 }  // namespace fastmeta::cuda

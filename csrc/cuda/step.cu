@@ -40,7 +40,7 @@ __device__ Data<T, OnDevice> data_of(const Call<T>& call) {
   return data;
 }
 
-// A block takes `tasks_each` tasks after each other, and sums them in a row of its own.
+// A block takes its share of the tasks, one after another, and sums them in a row of its own.
 template <class T, class Memory>
 __global__ void __launch_bounds__(std::is_same_v<Memory, InShared> ? kThreadsAtOnce : kMostThreads,
                                   1)
@@ -49,8 +49,10 @@ run_tasks(const __grid_constant__ Call<T> call) {
   // Long before the first sum: there are barriers in between.
   for (int64_t i = thread(); i < call.sums; i += threads()) sums[i] = 0;
   const Data<T, OnDevice> data = data_of(call);
-  const int64_t first = block() * call.tasks_each, end = first + call.tasks_each;
-  for (int64_t task = first; task < end && task < call.tasks; ++task) {
+  const int64_t more = call.blocks_with_one_more;
+  const int64_t first = block() * call.tasks_each + (block() < more ? block() : more);
+  const int64_t end = first + call.tasks_each + (block() < more ? 1 : 0);
+  for (int64_t task = first; task < end; ++task) {
     Block<T, Memory> engine(call, task, sums);
     const Image& image = *call.image;
     MetaStep<Block<T, Memory>>({engine, image.network, image.layout, data, 0, task > first}).run();
@@ -88,10 +90,10 @@ add_partials(const __grid_constant__ Partials<T> partials) {
 
 }  // namespace
 
-int64_t shared_limit(int device) {
+Limits limits(int device) {
   use_device(device);
   check_runs(&run_tasks<float, InShared>);
-  return most_shared_bytes();
+  return {most_shared_bytes(), multiprocessors()};
 }
 
 template <class T>
@@ -99,7 +101,8 @@ void run(const Call<T>& call, const Shape& shape, T* gradient, int device, void*
   const Stream on = static_cast<Stream>(stream);
   use_device(device);
   const bool in_workspace = shape.workspace > 0;
-  const Kernel<Call<T>> kernel = in_workspace ? &run_tasks<T, InWorkspace> : &run_tasks<T, InShared>;
+  const Kernel<Call<T>> kernel =
+      in_workspace ? &run_tasks<T, InWorkspace> : &run_tasks<T, InShared>;
   allow_shared(kernel, shape.shared_bytes, in_workspace);
   launch(kernel, shape.blocks, shape.threads, shape.shared_bytes, on, call);
   if (call.sums == 0) return;

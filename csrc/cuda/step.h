@@ -14,9 +14,14 @@ struct Shape {
   int64_t workspace;  // numbers of `Call::workspace`; 0 where tasks lie in shared memory
 };
 
-// What a block may take of shared memory on a device, in bytes. Throws std::runtime_error, which says
-// why, where the device can't run the kernels.
-int64_t shared_limit(int device);
+// Of a device.
+struct Limits {
+  int64_t shared_bytes;  // what a block may take of shared memory
+  int multiprocessors;
+};
+
+// Throws std::runtime_error, which says why, where the device can't run the kernels.
+Limits limits(int device);
 
 // Both kernels of a step: the tasks, then the sum over them into `gradient`. Throws
 // std::runtime_error where one can't be launched.

@@ -133,6 +133,24 @@ def test_a_label_that_is_no_class_makes_its_task_no_number(on_host) -> None:
     assert torch.equal(out.task_losses.isnan(), torch.tensor([False, True, False]))
 
 
+def test_the_inner_loop_runs_backward_where_that_leaves_fewer_tasks_after_each_other(
+    on_host,
+) -> None:
+    """As docs/design.md has it of W1b and W1c."""
+    model = mlp(1, 40, 40, 1, activation=nn.ReLU()).float()
+
+    def words(tasks: int) -> str:
+        data = [(torch.randn(tasks, 10, 1), torch.randn(tasks, 10, 1)) for _ in "sq"]
+        return fastmeta.explain(model, *data, inner_steps=5, loss_fn=nn.functional.mse_loss)
+
+    assert "25 blocks of 128 threads" in words(25)
+    assert "inner loop saved" in words(25)
+    assert "264 blocks of 128 threads" in words(264)
+    assert "inner loop saved" in words(264)
+    assert "396 blocks of 128 threads" in words(1000)
+    assert "inner loop reversible" in words(1000)
+
+
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_the_same_bits_every_run(form: str, on_host, monkeypatch) -> None:
     monkeypatch.setenv("FASTMETA_FORM", form)
@@ -149,10 +167,13 @@ def test_the_same_bits_every_run(form: str, on_host, monkeypatch) -> None:
 
 def test_several_tasks_a_block_and_every_size_of_it(on_host, monkeypatch) -> None:
     model = mlp(2, 3, 2, activation=nn.Tanh())
-    data = [examples(2050, n, model, True) for n in (2, 3)]
+    data = [examples(100, n, model, True) for n in (2, 3)]
     losses = []
-    for threads in ("32", "256"):
+    monkeypatch.setenv("FASTMETA_CUDA_MULTIPROCESSORS", "2")
+    for threads, blocks in (("32", 24), ("256", 2)):
         monkeypatch.setenv("FASTMETA_CUDA_THREADS", threads)
+        snapshot.forget()
+        assert f"{blocks} blocks of {threads} threads" in fastmeta.explain(model, *data)
         out = fastmeta.maml_step(model, *data, executor="fused")
         losses.append([out.loss, *torch.autograd.grad(out.loss, list(model.parameters()))])
     other = fastmeta.maml_step(model, *data, executor="generic")

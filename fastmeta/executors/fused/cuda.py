@@ -64,22 +64,22 @@ def index(device: torch.device) -> int:
     return device.index or 0
 
 
-def shared_limit(device: torch.device) -> int:
-    """Bytes of shared memory that a block may take there.
+def limits(device: torch.device) -> tuple[int, int]:
+    """Bytes of shared memory that a block may take there, and how many multiprocessors there are.
 
     **Raises** `RuntimeError`, which says why, where the device can't run the kernels.
     """
     module = extension()
     assert module is not None
     with guard(device):
-        if on_host():  # where tests set it
-            return module.shared_limit(index(device))
-        return _shared_limit(module, index(device))
+        if on_host():  # where tests set them
+            return module.limits(index(device))
+        return _limits(module, index(device))
 
 
 @functools.lru_cache(maxsize=64)
-def _shared_limit(module: ModuleType, device: int) -> int:
-    return module.shared_limit(device)
+def _limits(module: ModuleType, device: int) -> tuple[int, int]:
+    return module.limits(device)
 
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
@@ -90,7 +90,7 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
     if len(recipe.layers) > module.most_layers:
         return f"it has {len(recipe.layers)} layers, the CUDA kernels take {module.most_layers}"
     try:
-        limit = shared_limit(device)
+        limit, _ = limits(device)
     except RuntimeError as error:
         return str(error)
     step = kernel(problem, recipe).step
@@ -197,7 +197,7 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> CudaKe
         os.environ.get("FASTMETA_CUDA_STORAGE", ""),
         int(os.environ.get("FASTMETA_CUDA_THREADS", "0")),
         device,
-        shared_limit(device),
+        limits(device),
     )
     # The recipe at hand, not the one that the step was first made for: the loss's weights differ.
     return CudaKernel(
@@ -211,13 +211,13 @@ def _step(
     recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int,
     evaluates: tuple[bool, ...], form: str, memory: str, storage: str, threads: int,
-    device: torch.device, limit: int,
+    device: torch.device, limits: tuple[int, int],
 ) -> tuple[Any, Tensor]:  # fmt: skip
     module = extension()
     assert module is not None
     step = module.CudaStep(
         *described(recipe, adapted), *sizes, *flags, prox, is_double, tasks, evaluates, form,
-        memory, storage, threads, limit,
+        memory, storage, threads, limits,
     )  # fmt: skip
     image = torch.empty(len(step.image(0)), dtype=torch.uint8, device=device)
     image.copy_(torch.frombuffer(bytearray(step.image(image.data_ptr())), dtype=torch.uint8))
