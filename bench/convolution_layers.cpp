@@ -68,7 +68,7 @@ class Bench {
     for (int64_t i = 0; i < layout.size; ++i) numbers[i] = Number(0.05) * normal(random);
     std::fill_n(numbers + layout.one, layout.zero - layout.one, Number(1));
     std::fill_n(numbers + layout.zero, layout.zero - layout.one, Number(0));
-    if (by_patches(0)) first().measure(x(0), n.support, layout.support_measured);
+    if (by_patches(0)) first().measure(read(0).value, n.support, layout.support_measured);
   }
   void run() {
     const int depth = int(n.blocks.size());
@@ -99,15 +99,18 @@ class Bench {
   cpu::Arena arena;
   Number* numbers;
 
-  bool by_patches(int l) const { return l == 0 && layout.strip_rows > 0; }
+  bool by_patches(int l) const { return l == layout.patched; }
   Block<Number> block(int l) const {
     return {n.blocks[l], layout.shapes[l], layout, n.support, numbers, numbers};
   }
   FirstBlock<Number> first() const {
     return {n.blocks[0], layout.shapes[0], layout, numbers, numbers};
   }
-  const Number* x(int l) const {
-    return numbers + (l == 0 ? layout.support_x : layout.support[l - 1].output);
+  // Of the block before it, and where derivatives by that go; or of the data.
+  Read<Number> read(int l) const {
+    if (l == 0) return {numbers + layout.support_x};
+    return {numbers + layout.support[l - 1].output, numbers + layout.moving[l - 1].output,
+            numbers + layout.support[l - 1].output_delta};
   }
   Tensors<Number> tensors(int l, int64_t from, int64_t scale) const {
     const Number* const at = numbers + from;
@@ -123,24 +126,21 @@ class Bench {
     const Tensors<Number> at = tensors(l, layout.weights, layout.one);
     const Tensors<Number> v = tensors(l, layout.vector, layout.zero);
     Number *const gradient = numbers + layout.gradient, *const lambda = numbers + layout.lambda;
+    Read<Number> x = read(l);
     if (by_patches(l)) {
-      if (rule == kForward) return first().forward(x(l), kept, at, examples);
-      if (rule == kBackward) return first().backward(x(l), kept, at, examples, gradient);
-      if (rule == kTangentForward) return first().tangent_forward(x(l), kept, r, at, v, examples);
-      return first().tangent_backward(x(l), kept, r, at, v, examples, lambda);
+      if (rule == kForward) return first().forward(x.value, kept, at, examples);
+      if (rule == kBackward) return first().backward(x.value, kept, at, examples, gradient);
+      if (rule == kTangentForward) {
+        return first().tangent_forward(x.value, kept, r, at, v, examples);
+      }
+      return first().tangent_backward(x.value, kept, r, at, v, examples, lambda);
     }
-    const Number* const rx = l > 0 ? numbers + layout.moving[l - 1].output : nullptr;
-    Number* const delta = l > 0 ? numbers + layout.support[l - 1].output_delta : nullptr;
-    Number* const r_delta = l > 0 ? numbers + layout.moving[l - 1].output_delta : nullptr;
     const int64_t result = l > 0 ? kept.product_delta : layout.product_delta;
-    if (rule == kForward) return block(l).forward(x(l), kept, at);
-    if (rule == kBackward) {
-      return block(l).backward(x(l), kept, at, result, gradient, delta);
-    }
-    if (rule == kTangentForward) {
-      return block(l).tangent_forward(x(l), rx, kept, r, at, v);
-    }
-    block(l).tangent_backward(x(l), rx, kept, r, at, v, lambda, r_delta);
+    if (rule == kForward) return block(l).forward(x, {}, kept, at);
+    if (rule == kBackward) return block(l).backward(x, {}, kept, at, result, gradient);
+    if (rule == kTangentForward) return block(l).tangent_forward(x, {}, kept, r, at, v);
+    if (l > 0) x.delta = numbers + layout.moving[l - 1].output_delta;
+    block(l).tangent_backward(x, {}, kept, r, at, v, lambda);
   }
 };
 
@@ -151,7 +151,10 @@ int main(int count, char** arguments) {
   using namespace fastmeta::FASTMETA_NAMESPACE::conv;
   if (count < 4) return 2;
   fastmeta::conv::Network network{};
-  for (int i = 3; i < count; ++i) network.blocks.push_back(read_block(arguments[i]));
+  for (int i = 3; i < count; ++i) {
+    network.blocks.push_back(read_block(arguments[i]));
+    network.blocks.back().from = i - 4;  // the one before it, or the data
+  }
   network.loss = {fastmeta::LossKind::mse, 0, 0, false};
   network.support = std::atoi(arguments[1]), network.steps = 1, network.differentiate = true;
   Bench(network, 1e3 * std::atof(arguments[2])).run();

@@ -22,7 +22,7 @@ from pathlib import Path
 from bench import cores, measure, table
 from bench.growth import floor, steps
 from bench.workloads import WORKLOADS
-from fastmeta.executors.layered.chain import Block
+from fastmeta.executors.layered.blocks import Block
 from fastmeta.executors.layered.cpu import Kernel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,8 @@ def build(folder: Path) -> Path:
     if compiler is None:
         raise SystemExit("convolution_layers: no C++ compiler; install g++, or set CXX to one")
     program = folder / "convolution_layers"
-    sources = [ROOT / "bench/convolution_layers.cpp", ROOT / "csrc/cpu/conv/chain.cpp"]
+    units = ("csrc/cpu/conv/layout.cpp", "csrc/cpu/conv/shapes.cpp")
+    sources = [ROOT / "bench/convolution_layers.cpp", *(ROOT / unit for unit in units)]
     command = [compiler, *FLAGS, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)]
     subprocess.run(command, check=True)
     return program
@@ -53,9 +54,11 @@ def described(block: Block) -> str:
 
 def blocks(name: str) -> tuple[Block, ...]:
     kernel = steps.planned(WORKLOADS[name], "layered").chosen.layered
-    if not isinstance(kernel, Kernel):
+    found = kernel.network.blocks if isinstance(kernel, Kernel) else ()
+    reads = [(block.source, block.plus) for block in found]
+    if not found or reads != [(i - 1, None) for i in range(len(found))]:
         raise SystemExit(f"convolution_layers: {name} is no chain of convolutional blocks")
-    return kernel.chain.blocks
+    return found
 
 
 def rows(program: Path, name: str, examples: int, seconds: float) -> list[list[str]]:

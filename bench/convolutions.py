@@ -2,6 +2,7 @@
 
 python -m bench.convolutions                              one thread
 python -m bench.convolutions --threads 2 --only W5,W6
+python -m bench.convolutions --only resnet12,resnet12-84 --unchecked
 
 GFLOP/s count direct convolutions, whatever way they are computed in; the core's own are those of
 its best library's large product, timed in the same rounds.
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from bench import cores, loops, rounds, table
 from bench.general import check, step_function
 from bench.growth import floor
+from bench.residual import RESIDUAL
 from bench.workloads import WORKLOADS, Pair, Workload
 
-NAMES = ("W5", "W5b", "W5s", "W5sq", "W6")
+NAMES = ("W5", "W5b", "W5s", "W5sq", "W6", *RESIDUAL)
 OURS, LOOP, SUPERVISED = "fastmeta", "loop, backward per task", "supervised"
 HEADER = [
     "workload", "fastmeta, ms", "loop, ms", "supervised, ms", "loop / ours", "ours / supervised",
@@ -45,22 +47,24 @@ def supervised(
 def operations(workload: Workload) -> int:
     """Of the products of a second-order step, two a multiply-add, by direct convolutions.
 
-    The layers' own products take 9 K N + 3 Q passes, the first layer's, whose input is data, 4 K N
-    + 2 Q: see `bench.operations`.
+    The layers' own products take 9 K N + 3 Q passes, those of layers whose input is data 4 K N +
+    2 Q: see `bench.operations`.
     """
     model, support, _ = workload.make()
-    costs: list[int] = []
+    x = support[0][0]
+    inner = workload.steps * workload.support
+    inside, outside = 9 * inner + 3 * workload.query, 4 * inner + 2 * workload.query
+    counts: list[int] = []
 
     def count(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        costs.append(2 * output[0].numel() * module.weight[0].numel())
+        passes = outside if inputs[0] is x else inside
+        counts.append(passes * 2 * output[0].numel() * module.weight[0].numel())
 
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(count)
-    model(support[0][0])
-    inner, query = workload.steps * workload.support, workload.query
-    passes = [4 * inner + 2 * query] + [9 * inner + 3 * query] * (len(costs) - 1)
-    return workload.tasks * sum(c * p for c, p in zip(costs, passes, strict=True))
+    model(x)
+    return workload.tasks * sum(counts)
 
 
 def row(workload: Workload, seconds: float) -> tuple[dict[str, float], float]:
@@ -92,7 +96,7 @@ def main() -> None:
     cores.restrict(args.threads)
     rows: list[list[str]] = []
     for name in args.only.split(",") if args.only else NAMES:
-        workload = WORKLOADS[name]
+        workload = RESIDUAL.get(name) or WORKLOADS[name]
         if not args.unchecked:
             check(workload.with_tasks(2))
         found, core = row(workload, args.seconds)

@@ -23,34 +23,11 @@ from torch import Tensor, nn
 import fastmeta
 from bench import cores, measure, rounds
 from bench.general import LOOPS, step_function
+from bench.residual import RESIDUAL
 from bench.workloads import WORKLOADS, Pair, StridedConv4, Workload, conv4
 
 RULES, GENERIC, CHOSEN = "rules", "generic", "as chosen"
 EXECUTORS = {RULES: "layered", GENERIC: "generic", CHOSEN: "auto"}
-
-
-class Residual(nn.Module):
-    """A block of ResNet-12: three convolutions beside a projection, then pooling."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        widths = (inputs, outputs, outputs)
-        self.convs = nn.ModuleList(nn.Conv2d(w, outputs, 3, padding=1, bias=False) for w in widths)
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(outputs, track_running_stats=False) for _ in range(4)
-        )
-        self.project = nn.Conv2d(inputs, outputs, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.norms[0](self.convs[0](x)), 0.1)
-        h = F.leaky_relu(self.norms[1](self.convs[1](h)), 0.1)
-        h = self.norms[2](self.convs[2](h)) + self.norms[3](self.project(x))
-        return F.max_pool2d(F.leaky_relu(h, 0.1), 2)
-
-
-def resnet12() -> nn.Module:
-    blocks = [Residual(*pair) for pair in ((3, 16), (16, 32), (32, 64), (64, 128))]
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 5))
 
 
 def group_norm() -> nn.Module:
@@ -95,7 +72,7 @@ def _image(name: str, network: Callable[[], nn.Module], steps: int = 5) -> Workl
 
 
 OURS = {
-    "resnet12": _image("resnet12", resnet12),
+    "resnet12": RESIDUAL["resnet12"],
     "group-norm": _image("group-norm", group_norm),
     "separable": _image("separable", separable),
     "strided-silu": replace(WORKLOADS["W5s"], name="strided-silu", network=strided_silu),

@@ -24,9 +24,10 @@ using Address = uintptr_t;
 using Pair = std::array<int, 2>;
 using Each = std::array<bool, kTensors>;
 // ((channels, height, width, filters), kernel, stride, padding, dilation, norm, eps, slope below
-// zero, window of the maximum, whether the mean follows, which tensors it has, which adapt)
+// zero, window of the maximum, whether the mean follows, which tensors it has, which adapt, (the block
+// that it reads, the one that it adds))
 using BlockTuple = std::tuple<std::array<int, 4>, Pair, Pair, Pair, Pair, int, double, double, Pair,
-                              bool, Each, Each>;
+                              bool, Each, Each, Pair>;
 
 class ConvStep {
  public:
@@ -37,8 +38,9 @@ class ConvStep {
         kernels_(conv::kernels(set_)),
         is_double_(is_double) {
     for (const auto& [sizes, kernel, stride, padding, dilation, norm, eps, below, window, mean, has,
-                      adapts] : blocks) {
+                      adapts, sources] : blocks) {
       conv::Block block{};
+      block.from = sources[0], block.plus = sources[1];
       block.channels = sizes[0], block.height = sizes[1], block.width = sizes[2];
       block.filters = sizes[3];
       std::copy(kernel.begin(), kernel.end(), block.kernel);

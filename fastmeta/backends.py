@@ -47,7 +47,7 @@ def backends() -> dict[str, Backend]:
         Backend("generic", True, f"any module, any loss; torch {torch.__version__}"),
         _extension(),
         _kernels("fused-cpu", "FusedStep", "chains of linear layers"),
-        _kernels("layered-cpu", "ConvStep", "chains of convolutional blocks"),
+        _kernels("layered-cpu", "ConvStep", "networks of convolutional blocks"),
         Backend("layered-torch", True, "convolutional networks, by torch's operators"),
         Backend("fused-cuda", *cuda_backend.state(BUILD_RECORD)),
         Backend("fused-triton", *triton_device.state("chains of linear layers")),

@@ -111,7 +111,7 @@ def _group(count: int, chosen: Chosen, several: bool) -> list[str]:
     once = 0
     if chosen.fused:
         once = chosen.fused.body_flops
-    elif isinstance(chosen.layered, Program):
+    elif chosen.layered:
         once = chosen.layered.body_flops
     at_once = f", {choice.chunk} tasks at a time" if choice.form == "vmap" else ""
     lines = [

@@ -3,8 +3,8 @@
 
 #include <memory>
 
+#include "conv_network.h"
 #include "cpu/conv/conv_step.h"
-#include "problem.h"
 
 namespace fastmeta::tests {
 
@@ -16,69 +16,12 @@ struct ConvProblem {
   uint64_t seed;
 };
 
-// The sides of what a block gives.
-inline int side(const conv::Block& b, int axis) {
-  if (b.mean) return 1;
-  const int size = axis == 0 ? b.height : b.width;
-  const int reach = b.dilation[axis] * (b.kernel[axis] - 1) + 1;
-  return ((size + 2 * b.padding[axis] - reach) / b.stride[axis] + 1) / b.window[axis];
-}
-
-inline conv::Block linear(int channels, int height, int width, int filters) {
-  conv::Block b{};
-  b.channels = channels, b.height = height, b.width = width, b.filters = filters;
-  b.below = 1;
-  for (int axis = 0; axis < 2; ++axis) b.stride[axis] = b.dilation[axis] = b.window[axis] = 1;
-  b.kernel[0] = height, b.kernel[1] = width;
-  return b;
-}
-
-// Half of them are 3 x 3 convolutions of stride 1, which Winograd's transforms serve.
-inline conv::Block block(Random& random, int channels, int height, int width) {
-  conv::Block b = linear(channels, height, width, random.of<int>({1, 5, 16, 33}));
-  const bool plain = random.coin();
-  for (int axis = 0; axis < 2; ++axis) {
-    const int size = axis == 0 ? height : width;
-    b.kernel[axis] = plain ? 3 : 1 + random.below(4);
-    b.padding[axis] = plain ? 1 : random.below(b.kernel[axis]);
-    b.stride[axis] = plain ? 1 : 1 + random.below(3);
-    b.dilation[axis] = plain ? 1 : 1 + random.below(2);
-    if (b.dilation[axis] * (b.kernel[axis] - 1) + 1 > size + 2 * b.padding[axis]) {
-      b.kernel[axis] = b.dilation[axis] = 1, b.padding[axis] = 0;
-    }
-    if (side(b, axis) > 1 && random.coin()) b.window[axis] = 2;
-  }
-  b.norm = Norm(random.below(3));
-  b.eps = 0.1;  // large, or few pixels that are nearly alike would magnify every rounding error
-  b.below = random.of<double>({0, 0.2, 1});
-  return b;
-}
-
-inline void draw_tensors(Random& random, conv::Block& b, bool adapts) {
-  b.has[kWeight] = true;
-  b.has[kBias] = random.coin();
-  b.has[kScale] = b.norm != Norm::none && random.coin();
-  b.has[kShift] = b.norm != Norm::none && random.coin();
-  for (int i = 0; i < kTensors; ++i) b.adapts[i] = adapts && b.has[i] && random.below(4) > 0;
-}
-
 inline ConvProblem draw_conv(int number) {
   Random random(number);
   ConvProblem problem{};
   problem.seed = number;
   conv::Network& network = problem.network;
-  int channels = random.of<int>({1, 3, 16}), sides[2];
-  for (int& size : sides) size = random.of<int>({4, 7, 8, 13, 15});
-  const int depth = 1 + number % 3;
-  for (int l = 0; l < depth; ++l) {
-    network.blocks.push_back(block(random, channels, sides[0], sides[1]));
-    conv::Block& b = network.blocks.back();
-    if (l == depth - 1) b.mean = random.coin();
-    channels = b.filters, sides[0] = side(b, 0), sides[1] = side(b, 1);
-  }
-  network.blocks.push_back(linear(channels, sides[0], sides[1], 3));
-  const int frozen = random.coin() ? random.below(depth + 1) : 0;
-  for (int l = 0; l <= depth; ++l) draw_tensors(random, network.blocks[l], l >= frozen);
+  network.blocks = draw_blocks(random, 1 + number % 3);
   network.loss = {random.coin() ? LossKind::cross_entropy : LossKind::mse, 0, -100, false};
   // Tiles of a direct convolution are as many examples, most often few.
   for (int* examples : {&network.support, &network.query}) {

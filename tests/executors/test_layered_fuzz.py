@@ -1,10 +1,11 @@
-"""The convolutional step over drawn chains, losses and options, in float64, by the oracle.
+"""The convolutional step over drawn networks, losses and options, in float64, by the oracle.
 
 `make fuzz` draws 2,000, new ones each time; the tests draw 60, the same ones each time.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from drawn_steps import Case
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import fastmeta
 
@@ -43,6 +44,7 @@ followed = st.tuples(
     st.sampled_from(["none", "batch", "batch", "running"]),
     st.sampled_from([None, 0.0, 0.0, 0.3]),
     st.integers(1, 3),
+    st.sampled_from(["none", "none", "identity", "projection"]),
 )
 
 
@@ -50,24 +52,50 @@ def image(case: Case) -> tuple[int, int, int]:
     return case.widths[0], 4 + case.seed % 11, 4 + case.seed // 11 % 11
 
 
-def chain(case: Case, blocks: list[Any]) -> nn.Sequential:
+class Sum(nn.Module):
+    """A convolution and its norm, beside its input or a projection of that."""
+
+    def __init__(self, x: Tensor, options: dict[str, Any], norm: str, projects: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(x.shape[1], **options).double()
+        h = self.convolution(x)
+        self.norm = make_norm(h.shape[1], norm, options["bias"])
+        self.project: nn.Module = nn.Identity()
+        if projects or h.shape != x.shape:
+            projection = nn.Conv2d(x.shape[1], **options).double()
+            self.project = nn.Sequential(
+                projection, make_norm(h.shape[1], norm, options["bias"]), nn.ReLU()
+            )
+
+    @property
+    def weight(self) -> Tensor:
+        """As a convolution has it."""
+        return self.convolution.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x) + self.norm(self.convolution(x))
+
+
+def network(case: Case, drawn: list[Any]) -> nn.Sequential:
     """Blocks as far as the image lasts, then a mean or none, then a linear layer."""
     layers: list[nn.Module] = []
     x = torch.zeros(2, *image(case)).double()
-    for options, norm, below, pool in blocks:
-        convolution = nn.Conv2d(x.shape[1], **options).double()
+    for options, norm, below, pool, shortcut in drawn:
         try:
-            x = convolution(x)
+            if shortcut == "none":
+                convolution = nn.Conv2d(x.shape[1], **options).double()
+                parts = [convolution, make_norm(convolution(x).shape[1], norm, options["bias"])]
+            else:
+                parts = [Sum(x, options, norm, shortcut == "projection" or not layers)]
         except RuntimeError:  # the kernel is larger than what is left
             continue
-        layers.append(convolution)
-        if norm != "none":
-            layers.append(batch_norm(x.shape[1], norm, options["bias"]))
+        x = copy.deepcopy(nn.Sequential(*parts)).eval()(x)
+        layers += parts
         if below is not None:
             layers.append(nn.LeakyReLU(below) if below else nn.ReLU())
         if 1 < pool <= min(x.shape[2:]):
             layers.append(nn.MaxPool2d(pool))
-        x = nn.Sequential(*layers).eval()(torch.zeros(2, *image(case)).double())
+            x = layers[-1](x)
     if not layers:
         layers = [nn.Conv2d(case.widths[0], 2, 1).double()]
         x = torch.zeros(2, 2, *image(case)[1:])
@@ -80,7 +108,9 @@ def chain(case: Case, blocks: list[Any]) -> nn.Sequential:
     return model
 
 
-def batch_norm(width: int, kind: str, affine: bool) -> nn.BatchNorm2d:
+def make_norm(width: int, kind: str, affine: bool) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
     # A large epsilon, or two pixels that are nearly alike would magnify every rounding error.
     norm = nn.BatchNorm2d(width, eps=0.125, affine=affine).double()
     if affine:
@@ -103,14 +133,14 @@ def batch_norm(width: int, kind: str, affine: bool) -> nn.BatchNorm2d:
     threads=st.sampled_from([1, 2]),
     isa=st.sampled_from(extension.instruction_sets()),
 )
-def test_drawn_chains_agree_with_the_oracle(
+def test_drawn_networks_agree_with_the_oracle(
     case: Case, blocks: list[Any], tasks: int, threads: int, isa: str, monkeypatch
 ) -> None:
     case = replace(
         case, widths=[case.widths[0], CLASSES], norm="batch", tasks=tasks,
         steps=case.steps % 3,
     )  # fmt: skip
-    make: Callable[[Case], nn.Sequential] = lambda case: chain(case, blocks)  # noqa: E731
+    make: Callable[[Case], nn.Sequential] = lambda case: network(case, blocks)  # noqa: E731
     drawn = drawn_steps.draw(case, make, image(case))
     leaves = drawn.leaves()
     expected = drawn.reference(drawn_steps.loss_function(case))

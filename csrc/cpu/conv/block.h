@@ -1,7 +1,7 @@
 // A convolutional block of one task: its four rules, over convolution kernels and single passes.
 #pragma once
 
-#include "chain.h"
+#include "layout.h"
 #include "convolution.h"
 #include "mean.h"
 #include "moments.h"
@@ -11,8 +11,8 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
-// Derivatives go to chunks of images at a time, of so many numbers, which stay in the second cache.
-constexpr int64_t kChunk = 1 << 16;
+using fastmeta::conv::kChunk;
+using fastmeta::conv::kNone;
 
 template <class T>
 class Block {
@@ -22,14 +22,15 @@ class Block {
       : b(block), s(shape), layout(layout), examples(examples), given(shared + shape.given),
         numbers(numbers),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
-        convolution(shape, block.height, block.width, examples, b.window[0] * b.window[1] > 1,
+        convolution(shape, examples,
                     {numbers + layout.panel, numbers + layout.planes,
                      reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}) {}
 
-  // x [examples, height, width, in] to product, statistics, value and output.
-  void forward(const T* x, const Kept& kept, const Tensors<T>& at) {
+  // x [examples, height, width, in] to product, statistics, value and output. `plus` is what the
+  // block adds.
+  void forward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Tensors<T>& at) {
     T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
-    const Operand<T> operand{x, convolution.prepared(at.of[kWeight], room(0))};
+    const Operand<T> operand{x.value, convolution.prepared(at.of[kWeight], room(0))};
     T* const product = numbers + kept.product;
     if (b.norm == Norm::batch) {  // which takes any bias away
       Moments<T> moments(mean, inverse, s.out);
@@ -41,79 +42,90 @@ class Block {
                           [&](T* const* rows, int live) { add_row(bias(at), rows, live); });
       fix_statistics(mean, inverse);
     }
-    run_pass(field, 0, examples,
-             Forward<T>{base(kept, at), numbers + kept.product, numbers + kept.value});
+    with_added(plus, [&](auto added) {
+      run_pass(field, 0, examples,
+               Forward<T, decltype(added)>{base(kept, at, added), product, numbers + kept.value});
+    });
     if (b.mean) average(field, examples, numbers + kept.value, numbers + kept.output);
   }
 
   // From the derivative by the output: adds to `gradient`, leaves that by the product at `result`,
-  // which may be where the product is, and that by x at `x_delta` (which may be x), unless null.
-  void backward(const T* x, const Kept& kept, const Tensors<T>& at,
-                int64_t result, T* gradient, T* x_delta) {
+  // which may be where the product is, and gives those by x and by what is added (in the place of
+  // these, where nobody reads them any more).
+  void backward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Tensors<T>& at,
+                int64_t result, T* gradient) {
     if (b.mean) spread(field, examples, numbers + kept.output_delta, numbers + kept.delta);
     T* const sums = numbers + kept.statistics + 2 * s.out;
     conv::clear(sums, 2 * s.out);
-    run_pass(field, 0, examples,
-             BackwardSums<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, sums});
+    with_added(plus, [&](auto added) {
+      run_pass(field, 0, examples,
+               BackwardSums<T, decltype(added)>{base(kept, at, added), numbers + kept.product,
+                                                numbers + kept.delta, sums});
+    });
     const Pull<T> pull = shares(sums, 0);
-    const T* const back = x_delta ? prepared_back(at, 0) : nullptr;
+    const T* const back = x.delta ? prepared_back(at, 0) : nullptr;
     convolution.start(weight_sums());
     for_chunks([&](int64_t first, int64_t last) {
-      run_pass(field, first, last,
-               Backward<T>{base(kept, at), numbers + kept.product, numbers + kept.delta, pull,
-                           numbers + result});
-      add_weight_gradient(x, numbers + result, first, last, gradient);
-      if (x_delta == nullptr) return;
-      const Operand<T> operand{numbers + result + first * product_size(), back};
-      convolution.backward(&operand, 1, last - first, x_delta + first * input_size());
+      with_added(plus, [&](auto added) {
+        run_pass(field, first, last,
+                 Backward<T, decltype(added)>{base(kept, at, added), numbers + kept.product,
+                                              numbers + kept.delta, pull, numbers + result});
+      });
+      add_weight_gradient(x.value, numbers + result, first, last, gradient);
+      const Operand<T> operand{numbers + result + first * s.product_size(), back};
+      give(x, &operand, 1, first, last);
     });
     convolution.finish(weight_sums(), tensor(gradient, kWeight));
     add_row_gradients(kept, at, gradient);
   }
 
-  // x and its tangent rx, which is null where x does not move, to the tangents of product and output
-  // along v.
-  void tangent_forward(const T* x, const T* rx, const Kept& kept, const Moving& r,
+  // x, what is added, and their tangents to those of product and output along v.
+  void tangent_forward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Moving& r,
                        const Tensors<T>& at, const Tensors<T>& v) {
     const Operand<T> operands[2] = {
-        {x, convolution.prepared(v.of[kWeight], room(0))},
-        {rx, rx ? convolution.prepared(at.of[kWeight], room(1)) : nullptr}};
-    convolution.forward(operands, rx == nullptr ? 1 : 2, examples, numbers + r.product,
+        {x.value, convolution.prepared(v.of[kWeight], room(0))},
+        {x.tangent, x.tangent ? convolution.prepared(at.of[kWeight], room(1)) : nullptr}};
+    convolution.forward(operands, x.tangent ? 2 : 1, examples, numbers + r.product,
                         [&](T* const* rows, int live) { add_row(bias(v), rows, live); });
     T* const sums = numbers + r.sums;
     conv::clear(sums, 2 * s.out);
     if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, sums);
-    run_pass(field, 0, examples,
-             TangentForward<T>{moved(kept, r, at, v), numbers + r.value});
+    with_added(plus, [&](auto added) {
+      run_pass(field, 0, examples,
+               TangentForward<T, decltype(added)>{moved(kept, r, at, v, added), numbers + r.value});
+    });
     if (b.mean) average(field, examples, numbers + r.value, numbers + r.output);
   }
 
-  // From the tangent of the derivative by the output: adds to `gradient`, and leaves that by x at
-  // `x_delta`, unless null.
-  void tangent_backward(const T* x, const T* rx, const Kept& kept, const Moving& r,
-                        const Tensors<T>& at, const Tensors<T>& v, T* gradient,
-                        T* x_delta) {
+  // From the tangent of the derivative by the output: adds to `gradient`, and gives those by x and by
+  // what is added.
+  void tangent_backward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Moving& r,
+                        const Tensors<T>& at, const Tensors<T>& v, T* gradient) {
     if (b.mean) spread(field, examples, numbers + r.output_delta, numbers + r.delta);
-    const Moved<T> pass = moved(kept, r, at, v);
     const T *const delta = numbers + kept.delta, *const r_delta = numbers + r.delta;
     T* const sums = numbers + r.sums + 2 * s.out;
     conv::clear(sums, 2 * s.out);
-    run_pass(field, 0, examples, TangentSums<T>{pass, delta, r_delta, sums});
+    with_added(plus, [&](auto added) {
+      run_pass(field, 0, examples,
+               TangentSums<T, decltype(added)>{moved(kept, r, at, v, added), delta, r_delta, sums});
+    });
     const T* const old = numbers + kept.statistics + 2 * s.out;
     const Pull<T> of_delta = shares(old, 1), of_r_delta = shares(sums, 2);
-    const T* const back = x_delta ? prepared_back(at, 0) : nullptr;
-    const T* const v_back = x_delta ? prepared_back(v, 1) : nullptr;
+    const T* const back = x.delta ? prepared_back(at, 0) : nullptr;
+    const T* const v_back = x.delta ? prepared_back(v, 1) : nullptr;
     convolution.start(weight_sums());
     const T* const before = numbers + kept.product_delta;
     for_chunks([&](int64_t first, int64_t last) {
-      run_pass(field, first, last,
-               TangentBackward<T>{pass, delta, r_delta, of_delta, of_r_delta, numbers + r.product});
-      add_weight_gradient(x, numbers + r.product, first, last, gradient);
-      if (rx != nullptr) add_weight_gradient(rx, before, first, last, gradient);
-      if (x_delta == nullptr) return;
-      const int64_t at = first * product_size();
+      with_added(plus, [&](auto added) {
+        run_pass(field, first, last,
+                 TangentBackward<T, decltype(added)>{moved(kept, r, at, v, added), delta, r_delta,
+                                                     of_delta, of_r_delta, numbers + r.product});
+      });
+      add_weight_gradient(x.value, numbers + r.product, first, last, gradient);
+      if (x.tangent) add_weight_gradient(x.tangent, before, first, last, gradient);
+      const int64_t at = first * s.product_size();
       const Operand<T> operands[2] = {{numbers + r.product + at, back}, {before + at, v_back}};
-      convolution.backward(operands, 2, last - first, x_delta + first * input_size());
+      give(x, operands, 2, first, last);
     });
     convolution.finish(weight_sums(), tensor(gradient, kWeight));
     add(T(1), sums + s.out, tensor(gradient, kScale));
@@ -136,8 +148,6 @@ class Block {
   const Field field;
   const Convolution<T> convolution;
 
-  int64_t product_size() const { return int64_t(s.pixels()) * s.out; }
-  int64_t input_size() const { return int64_t(b.height) * b.width * s.in; }
   T* room(int slot) const { return numbers + layout.prepared[slot]; }
   T* weight_sums() const { return numbers + layout.weight_sums; }
   const T* prepared_back(const Tensors<T>& of, int slot) const {
@@ -145,14 +155,33 @@ class Block {
   }
   T* tensor(T* block, Tensor which) const { return b.has[which] ? block + s.of[which] : nullptr; }
 
-  PassBase<T> base(const Kept& kept, const Tensors<T>& at) const {
-    const T* const mean = numbers + kept.statistics;
-    return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}};
+  // use(added): passes are compiled apart for blocks that add nothing, which read nothing more.
+  template <class Use>
+  void with_added(const Read<T>& plus, Use use) const {
+    if (b.plus == kNone) return use(Nothing<T>{});
+    use(plus);
   }
-  Moved<T> moved(const Kept& kept, const Moving& r, const Tensors<T>& at,
-                 const Tensors<T>& v) const {
-    return {base(kept, at), numbers + kept.product, numbers + r.product,
+  template <class Added>
+  PassBase<T, Added> base(const Kept& kept, const Tensors<T>& at, const Added& added) const {
+    const T* const mean = numbers + kept.statistics;
+    return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}, added};
+  }
+  template <class Added>
+  Moved<T, Added> moved(const Kept& kept, const Moving& r, const Tensors<T>& at,
+                        const Tensors<T>& v, const Added& added) const {
+    return {base(kept, at, added), numbers + kept.product, numbers + r.product,
             shares(numbers + r.sums, 3), v.of[kScale], v.of[kShift]};
+  }
+
+  // The adjoint of some images' derivatives, to where those by x are asked for.
+  void give(const Read<T>& x, const Operand<T>* operands, int count, int64_t first,
+            int64_t last) const {
+    if (x.delta == nullptr) return;
+    T *const to = x.delta + first * s.input_size(), *const part = numbers + layout.part;
+    convolution.backward(operands, count, last - first, x.adds ? part : to);
+    for (int64_t i = 0; x.adds && i < (last - first) * s.input_size(); i += lanes<T>) {
+      store(to + i, load(to + i) + load(part + i));
+    }
   }
 
   // A bias goes with the mean that is taken away.
@@ -187,7 +216,7 @@ class Block {
 
   template <class Use>
   void for_chunks(Use use) const {
-    int64_t most = kChunk / product_size() > 1 ? kChunk / product_size() : 1;
+    int64_t most = kChunk / s.product_size() > 1 ? kChunk / s.product_size() : 1;
     if (most > kTileRows) most -= most % kTileRows;
     for (int64_t first = 0; first < examples; first += most) {
       use(first, first + most < examples ? first + most : examples);
@@ -196,7 +225,7 @@ class Block {
 
   void add_weight_gradient(const T* x, const T* derivative, int64_t first, int64_t last,
                            T* gradient) const {
-    convolution.add(x + first * input_size(), derivative + first * product_size(), last - first,
+    convolution.add(x + first * s.input_size(), derivative + first * s.product_size(), last - first,
                     weight_sums(), tensor(gradient, kWeight));
   }
 

@@ -2,7 +2,7 @@
 // to nothing beside convolutions.
 #pragma once
 
-#include "chain.h"
+#include "layout.h"
 
 namespace fastmeta::conv {
 

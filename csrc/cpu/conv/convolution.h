@@ -17,15 +17,14 @@ struct Scratch {
 template <class T>
 class Convolution {
  public:
-  // For sets of so many examples, though not all at a time. `compared`: whether greatest outputs of
-  // windows are looked for. Where an image is constant these are equal by tiles of 2 x 2, which round
-  // alike then, and by larger ones they are not: another than torch's first would be taken.
-  Convolution(const Shape& shape, int height, int width, int64_t examples, bool compared,
-              const Scratch<T>& scratch)
-      : s(shape), scratch(scratch), in{nullptr, height, width, s.in},
+  // For sets of so many examples, though not all at a time. Where greatest values of windows are
+  // looked for and an image is constant, outputs are equal by tiles of 2 x 2, which round alike then,
+  // and by larger ones they are not: another than torch's first would be taken.
+  Convolution(const Shape& shape, int64_t examples, const Scratch<T>& scratch)
+      : s(shape), scratch(scratch), in{nullptr, s.height, s.width, s.in},
         out{nullptr, s.rows, s.cols, s.out},
         side_weight(tile_side(s.forward, s.in, examples)),
-        side(compared && side_weight > 2 ? 2 : side_weight),
+        side(s.compared && side_weight > 2 ? 2 : side_weight),
         side_back(s.backward.size() == 1 ? tile_side(s.backward.data()[0], s.out, examples) : 0) {}
 
   // The weight as `forward` takes it: itself, or made in `room`.

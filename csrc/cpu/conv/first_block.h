@@ -18,8 +18,7 @@ class FirstBlock {
              const T* shared, T* numbers)
       : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
-        convolution(shape, block.height + 2 * block.padding[0],
-                    block.width + 2 * block.padding[1], 1, true,
+        convolution(shape, 1,
                     {numbers + layout.panel, numbers + layout.planes,
                      reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}),
         depth(s.depth()), moves(block.norm == Norm::batch) {}

@@ -1,7 +1,7 @@
 // What the output pixels of a convolution read, as rows of a matrix.
 #pragma once
 
-#include "chain.h"
+#include "layout.h"
 #include "vectors.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {

@@ -1,7 +1,7 @@
 // The convolutional step of each instruction set; one translation unit each, with its own flags.
 #pragma once
 
-#include "chain.h"
+#include "layout.h"
 
 namespace fastmeta::conv {
 

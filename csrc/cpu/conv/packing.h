@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "chain.h"
+#include "layout.h"
 
 namespace fastmeta::conv {
 

@@ -7,13 +7,13 @@
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
 // value from product
-template <class T>
-struct Forward : PassBase<T> {
+template <class T, class Added>
+struct Forward : PassBase<T, Added> {
   const T* product;
   T* value;
   template <int W>
   void window(int64_t in, int64_t out) {
-    this->point.template pick<W>(product + in, this->field);
+    this->template pick<W>(product, in);
     store(value + out, this->point.value());
   }
   template <int W>
@@ -23,19 +23,19 @@ struct Forward : PassBase<T> {
 };
 
 // sums[0] += dz and sums[1] += n dz, over pixels
-template <class T>
-struct BackwardSums : PassBase<T> {
+template <class T, class Added>
+struct BackwardSums : PassBase<T, Added> {
   const T *product, *delta;
   T* sums;
   Num<T> plain{}, along{};
   void begin(int c) {
-    PassBase<T>::begin(c);
+    PassBase<T, Added>::begin(c);
     plain = along = Num<T>{};
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    auto& p = this->point;
-    p.template pick<W>(product + in, this->field);
+    this->template pick<W>(product, in);
+    const auto& p = this->point;
     const Num<T> dz = p.slope() * load(delta + out);
     plain += dz;
     along += p.normalised(p.product) * dz;
@@ -51,27 +51,28 @@ struct BackwardSums : PassBase<T> {
   }
 };
 
-// The derivative by the product; `result` may be `product`.
-template <class T>
-struct Backward : PassBase<T> {
+// The derivatives by the product, to `result`, which may be `product`, and by what is added.
+template <class T, class Added>
+struct Backward : PassBase<T, Added> {
   static constexpr bool everywhere = true;
   const T *product, *delta;
   Pull<T> pull;
   T* result;
   Num<T> plain{}, along{};
   void begin(int c) {
-    PassBase<T>::begin(c);
+    PassBase<T, Added>::begin(c);
     plain = load(pull.plain + c), along = load(pull.along + c);
   }
   void put(int64_t at, Num<T> dz) const {
     const Num<T> n = this->point.normalised(load(product + at));
     store(result + at, this->point.factor * (dz - plain - n * along));
+    this->added.give(at, dz);
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    auto& p = this->point;
+    this->template pick<W>(product, in);
+    const auto& p = this->point;
     const Field& f = this->field;
-    p.template pick<W>(product + in, f);
     const Num<T> dz = p.slope() * load(delta + out);
     const int height = W ? W : f.window[0], width = W ? W : f.window[1];
     int index = 0;

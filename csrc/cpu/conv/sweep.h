@@ -1,9 +1,8 @@
 // One task's meta-step: K inner steps forward, then the reverse sweep. Equations: docs/design.md.
 #pragma once
 
-#include "block.h"
+#include "blocks.h"
 #include "conv_loss.h"
-#include "first_block.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
@@ -17,7 +16,7 @@ class TaskStep {
   TaskStep(const Network& network, const Layout& layout, const Call<T>& call, int64_t task,
            T* numbers, T* sums)
       : n(network), layout(layout), call(call), task(task), numbers(numbers), sums(sums),
-        depth(int(network.blocks.size())),
+        depth(int(network.blocks.size())), blocks(network, layout, call.parameters, numbers),
         support_count(call.support_counts ? int(call.support_counts[task]) : n.support),
         query_count(call.query_counts ? int(call.query_counts[task]) : n.query),
         support_loss(n.loss, support_count, n.blocks[depth - 1].filters,
@@ -27,8 +26,8 @@ class TaskStep {
 
   void run() {
     load();
-    if (n.steps > 0) forward(support_x, support(0), support_count, 0, 0, layout.body);
-    if (n.query > 0) forward(query_x, layout.query.data(), query_count, 0, 0, layout.body);
+    if (n.steps > 0) blocks.forward(body(support(0)), call.parameters);
+    if (n.query > 0) blocks.forward(body(query()), call.parameters);
     for (int k = 0; k < n.steps; ++k) {
       if (!fastmeta::conv::sweeps(n)) add_query(k);
       inner_step(k);
@@ -40,10 +39,13 @@ class TaskStep {
       add_query(k);
     }
     if (n.prox != 0 && !n.first_order) add_scaled(T(-n.prox), layout.anchor);  // (5)
-    backward_body(query_x, layout.query.data(), query_count, true);
-    if (n.steps > 0 && !n.first_order) backward_body(support_x, support(0), support_count, false);
+    // The body's gradient, of what the steps have summed after it.
+    T* const lambda = numbers + layout.lambda;
+    blocks.backward(body(query()), call.parameters, true, lambda, false);
+    if (n.steps > 0 && !n.first_order) {
+      blocks.backward(body(support(0)), call.parameters, false, lambda, false);
+    }
     const T weight = call.task_weights[task];
-    const T* const lambda = numbers + layout.lambda;
     for (int64_t i = 0; i < layout.block; ++i) sums[i] += weight * lambda[i];
   }
 
@@ -54,18 +56,27 @@ class TaskStep {
   const int64_t task;
   T *const numbers, *const sums;
   const int depth;
+  const Blocks<T> blocks;
   const int support_count, query_count;  // of this task; what is behind them fills up
   const T *support_x = nullptr, *query_x = nullptr;
   TaskLoss<T> support_loss, query_loss;
 
-  Block<T> block(int l, int64_t examples) const {
-    return {n.blocks[l], layout.shapes[l], layout, examples, call.parameters, numbers};
+  // All blocks over a set, at an inner step; and those parts of them that run apart.
+  Part<T> support(int k) const {
+    const int64_t kept = layout.steps_kept > 1 ? k * depth : 0;
+    return {0, depth, support_x, layout.support.data() + kept, support_count};
   }
-  // The first layer, where it goes by its patches.
-  bool by_patches(int l) const { return l == 0 && layout.strip_rows > 0; }
-  FirstBlock<T> first_block() const {
-    return {n.blocks[0], layout.shapes[0], layout, call.parameters, numbers};
+  Part<T> query() const { return {0, depth, query_x, layout.query.data(), query_count}; }
+  Part<T> body(Part<T> all) const {
+    all.last = layout.body;
+    return all;
   }
+  Part<T> head(Part<T> all) const {
+    all.first = layout.body;
+    return all;
+  }
+  T* output(const Part<T>& of) const { return numbers + of.kept[depth - 1].output; }
+  T* output_delta(const Part<T>& of) const { return numbers + of.kept[depth - 1].output_delta; }
   // The block of theta_k. Those of all steps share one, where they are not kept.
   T* theta(int k) const {
     return numbers + layout.weights + (layout.weights_kept > 1 ? k - 1 : 0) * layout.block;
@@ -73,28 +84,6 @@ class TaskStep {
   const T* parameters(int k) const { return k == 0 ? call.parameters : theta(k); }
   T* gradient(int k) const {
     return numbers + layout.gradient + (layout.gradients_kept > 1 ? k : 0) * layout.block;
-  }
-  // A layer's tensors in a block; `scale` in place of a scale that it lacks.
-  Tensors<T> tensors(int l, const T* from, int64_t scale) const {
-    const fastmeta::conv::Block& b = n.blocks[l];
-    const int64_t* of = layout.shapes[l].of;
-    return {{from + of[kWeight], b.has[kBias] ? from + of[kBias] : nullptr,
-             b.has[kScale] ? from + of[kScale] : numbers + scale,
-             b.has[kShift] ? from + of[kShift] : numbers + layout.zero}};
-  }
-  Tensors<T> at(int l, int k) const {
-    return tensors(l, parameters(l < layout.body ? 0 : k), layout.one);
-  }
-  const Kept* support(int k) const {
-    return layout.support.data() + (layout.steps_kept > 1 ? k * depth : 0);
-  }
-  const T* input(const T* x, const Kept* kept, int l) const {
-    return l == 0 ? x : numbers + kept[l - 1].output;
-  }
-  T* cotangent(const Kept* kept) const { return numbers + kept[layout.body - 1].output_delta; }
-  int64_t border_size(int64_t examples) const {
-    const fastmeta::conv::Block& b = n.blocks[layout.body];
-    return examples * b.height * b.width * layout.shapes[layout.body].in;
   }
   void add(T w, const T* from, int64_t count, T* to) const {
     for (int64_t i = 0; i < count; ++i) to[i] += w * from[i];
@@ -130,26 +119,30 @@ class TaskStep {
                       of(call.support_factors, of_classes ? 0 : rows));
     query_loss.load(of(call.query_y, query_rows), of(call.query_labels, n.query),
                     of(call.query_factors, of_classes ? 0 : query_rows));
-    if (by_patches(0)) {
-      if (n.steps > 0) first_block().measure(support_x, support_count, layout.support_measured);
-      if (n.query > 0) first_block().measure(query_x, query_count, layout.query_measured);
-    }
+    if (n.steps > 0) blocks.measure(support(0));
+    if (n.query > 0) blocks.measure(query());
     conv::clear(numbers + layout.lambda, layout.block);
     conv::clear(numbers + layout.anchor, layout.block);
-    if (layout.body == 0) return;
-    conv::clear(cotangent(layout.query.data()), border_size(query_count));
-    conv::clear(cotangent(support(0)), border_size(support_count));
+    clear_sums(query());
+    clear_sums(support(0));
   }
 
-  // Channels last, in the frame that the first block reads. Where batch statistics take away what all
-  // patches have in common, each channel's level is taken already here, and its digits with it.
+  // Of derivatives by the body's output.
+  void clear_sums(const Part<T>& of) const {
+    if (layout.body == 0) return;
+    const Shape& s = layout.shapes[layout.body - 1];
+    const int64_t pixels = n.blocks[layout.body - 1].mean ? 1 : s.out_pixels();
+    conv::clear(numbers + of.kept[layout.body - 1].output_delta, of.examples * pixels * s.out);
+  }
+
+  // Channels last, in a frame of zeros. Where batch statistics take away what all patches have in
+  // common, each channel's level is taken already here, and its digits with it.
   const T* placed(const T* x, int64_t examples, T* to) const {
     const fastmeta::conv::Block& b = n.blocks[0];
-    const int top = by_patches(0) ? b.padding[0] : 0, left = by_patches(0) ? b.padding[1] : 0;
+    const int top = layout.frame[0], left = layout.frame[1];
     const int64_t plane = int64_t(b.height) * b.width, across = b.width + 2 * left;
-    const bool centres = by_patches(0) && b.norm == Norm::batch;
-    T* const level = numbers + (centres ? layout.pulls : layout.zero);
-    for (int c = 0; centres && c < b.channels; ++c) {
+    T* const level = numbers + (layout.centres ? layout.pulls : layout.zero);
+    for (int c = 0; layout.centres && c < b.channels; ++c) {
       double sum = 0;
       for (int64_t e = 0; e < examples; ++e) sum += total(x + (e * b.channels + c) * plane, plane);
       level[c] = T(sum / double(examples * plane));
@@ -184,60 +177,14 @@ class TaskStep {
     return rest;
   }
 
-  void forward(const T* x, const Kept* kept, int64_t examples, int k, int from, int to) {
-    for (int l = from; l < to; ++l) {
-      if (by_patches(l)) {
-        first_block().forward(x, kept[0], at(0, k), examples);
-        continue;
-      }
-      block(l, examples).forward(input(x, kept, l), kept[l], at(l, k));
-    }
-  }
-
-  // From the derivative by the last output down to the body, adding to `into`. A derivative by the
-  // body's output is added to its sums there.
-  void backward(const T* x, const Kept* kept, int64_t examples, int k, bool in_place, T* into,
-                bool to_body) {
-    for (int l = depth - 1; l >= layout.body; --l) {
-      if (by_patches(l)) {
-        first_block().backward(x, kept[0], at(0, k), examples, into);
-        continue;
-      }
-      const bool border = l == layout.body;
-      T* const x_delta = border ? (to_body && l > 0 ? numbers + layout.border : nullptr)
-                                : numbers + kept[l - 1].output_delta;
-      const int64_t result = in_place ? kept[l].product
-                             : kept[l].product_delta >= 0 ? kept[l].product_delta
-                                                          : layout.product_delta;
-      block(l, examples).backward(input(x, kept, l), kept[l], at(l, k), result, into, x_delta);
-      if (border && x_delta) add(T(1), x_delta, border_size(examples), cotangent(kept));
-    }
-  }
-
-  // lambda += the body's gradient, of what the steps have summed after it.
-  void backward_body(const T* x, const Kept* kept, int64_t examples, bool in_place) {
-    for (int l = layout.body - 1; l >= 0; --l) {
-      if (by_patches(l)) {
-        first_block().backward(x, kept[0], at(0, 0), examples, numbers + layout.lambda);
-        continue;
-      }
-      T* const x_delta = l == 0 ? nullptr : numbers + kept[l - 1].output_delta;
-      block(l, examples)
-          .backward(input(x, kept, l), kept[l], at(l, 0),
-                    in_place ? kept[l].product : layout.product_delta, numbers + layout.lambda,
-                    x_delta);
-    }
-  }
-
   void inner_step(int k) {  // (1)
-    const Kept* const kept = support(k);
-    forward(support_x, kept, support_count, k, layout.body, depth);
-    call.support_losses[k * call.tasks + task] =
-        support_loss.forward(numbers + kept[depth - 1].output);
-    support_loss.backward(numbers + kept[depth - 1].output_delta);
+    const Part<T> part = head(support(k));
+    blocks.forward(part, parameters(k));
+    call.support_losses[k * call.tasks + task] = support_loss.forward(output(part));
+    support_loss.backward(output_delta(part));
     T* const g = gradient(k);
     conv::clear(g, layout.block);
-    backward(support_x, kept, support_count, k, false, g, false);
+    blocks.backward(part, parameters(k), false, g, false);
     const T *const here = parameters(k), *const anchor = parameters(0);
     T* const next = theta(k + 1);
     const T prox = T(n.prox);
@@ -264,17 +211,17 @@ class TaskStep {
   // lambda += w_k grad L_q(theta_k)
   void add_query(int k) {
     if (n.query == 0 || !call.evaluates[k]) return;
-    const Kept* const kept = layout.query.data();
+    const Part<T> part = head(query());
     const int classes = n.blocks[depth - 1].filters;
-    forward(query_x, kept, query_count, k, layout.body, depth);
-    call.step_losses[k * call.tasks + task] = query_loss.forward(numbers + kept[depth - 1].output);
+    blocks.forward(part, parameters(k));
+    call.step_losses[k * call.tasks + task] = query_loss.forward(output(part));
     if (k == n.steps) query_loss.store(call.query_outputs + task * n.query * classes);
     const T w = T(call.step_weights[k]);
     if (!n.differentiate || w == T(0)) return;
-    T* const delta = numbers + kept[depth - 1].output_delta;
+    T* const delta = output_delta(part);
     query_loss.backward(delta);
     for (int64_t i = 0; i < int64_t(query_count) * layout.shapes[depth - 1].out; ++i) delta[i] *= w;
-    backward(query_x, kept, query_count, k, true, numbers + layout.lambda, true);
+    blocks.backward(part, parameters(k), true, numbers + layout.lambda, true);
   }
 
   void through_step(int k) {
@@ -307,38 +254,13 @@ class TaskStep {
 
   // lambda += H_k times the vector, forward over reverse, on what the inner step left.
   void add_hessian_product(int k) {
-    const Kept* const kept = support(k);
-    const Moving* const r = layout.moving.data();
+    const Part<T> part = head(support(k));
+    const Moving& r = layout.moving[depth - 1];
     const T* const vector = numbers + layout.vector;
-    const auto moving_input = [&](int l) {
-      return l == layout.body ? nullptr : numbers + r[l - 1].output;
-    };
-    for (int l = layout.body; l < depth; ++l) {
-      const Tensors<T> v = tensors(l, vector, layout.zero);
-      if (by_patches(l)) {
-        first_block().tangent_forward(support_x, kept[0], r[0], at(0, k), v, support_count);
-        continue;
-      }
-      block(l, support_count)
-          .tangent_forward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k), v);
-    }
-    support_loss.forward(numbers + kept[depth - 1].output);
-    support_loss.tangent(numbers + r[depth - 1].output, numbers + r[depth - 1].output_delta);
-    for (int l = depth - 1; l >= layout.body; --l) {
-      const Tensors<T> v = tensors(l, vector, layout.zero);
-      if (by_patches(l)) {
-        first_block().tangent_backward(support_x, kept[0], r[0], at(0, k), v, support_count,
-                                       numbers + layout.lambda);
-        continue;
-      }
-      const bool border = l == layout.body;
-      T* const x_delta = border ? (l > 0 ? numbers + layout.border : nullptr)
-                                : numbers + r[l - 1].output_delta;
-      block(l, support_count)
-          .tangent_backward(input(support_x, kept, l), moving_input(l), kept[l], r[l], at(l, k), v,
-                            numbers + layout.lambda, x_delta);
-      if (border && x_delta) add(T(1), x_delta, border_size(support_count), cotangent(kept));
-    }
+    blocks.tangent_forward(part, parameters(k), vector);
+    support_loss.forward(output(part));
+    support_loss.tangent(numbers + r.output, numbers + r.output_delta);
+    blocks.tangent_backward(part, parameters(k), vector, numbers + layout.lambda);
   }
 };
 

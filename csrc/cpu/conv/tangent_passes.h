@@ -6,14 +6,14 @@
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
 // What the tangents share: the product's, and that of scale and shift.
-template <class T>
-struct Moved : PassBase<T> {
+template <class T, class Added>
+struct Moved : PassBase<T, Added> {
   const T *product, *moving;
   Pull<T> pull;  // of the product's tangent
   const T *scale, *shift;
   Num<T> plain{}, along{}, r_scale{}, r_shift{};
   void begin(int c) {
-    PassBase<T>::begin(c);
+    PassBase<T, Added>::begin(c);
     plain = load(pull.plain + c), along = load(pull.along + c);
     r_scale = load(scale + c), r_shift = load(shift + c);
   }
@@ -24,49 +24,57 @@ struct Moved : PassBase<T> {
   // The same at the greatest of a window.
   template <int W>
   Num<T> tangent_of_best(Num<T> n, int64_t in) const {
+    return this->point.inverse * (at_best<W>(moving, in) - plain - n * along);
+  }
+  template <int W>
+  Num<T> at_best(const T* from, int64_t in) const {
     const Field& f = this->field;
     const int height = W ? W : f.window[0], width = W ? W : f.window[1];
-    Num<T> found = load(moving + in);
+    Num<T> found = load(from + in);
     int index = 0;
     for (int i = 0; i < height; ++i) {
       for (int j = 0; j < width; ++j, ++index) {
         if (index == 0) continue;
-        const Num<T> one = load(moving + in + (int64_t(i) * f.cols + j) * f.channels);
+        const Num<T> one = load(from + in + (int64_t(i) * f.cols + j) * f.channels);
         found = select(this->point.place == all(T(index)), one, found);
       }
     }
-    return this->point.inverse * (found - plain - n * along);
+    return found;
   }
 };
 
 // The tangent of value from that of product
-template <class T>
-struct TangentForward : Moved<T> {
+template <class T, class Added>
+struct TangentForward : Moved<T, Added> {
   T* value;
   template <int W>
   void window(int64_t in, int64_t out) {
-    auto& p = this->point;
-    p.template pick<W>(this->product + in, this->field);
+    this->template pick<W>(this->product, in);
+    const auto& p = this->point;
     const Num<T> n = p.normalised(p.product);
     const Num<T> rn = this->template tangent_of_best<W>(n, in);
-    store(value + out, p.slope() * (this->r_scale * n + p.scale * rn + this->r_shift));
+    Num<T> rz = this->r_scale * n + p.scale * rn + this->r_shift;
+    if constexpr (Added::is_there) {
+      if (this->added.tangent != nullptr) rz += this->template at_best<W>(this->added.tangent, in);
+    }
+    store(value + out, p.slope() * rz);
   }
 };
 
 // sums[0] += dz' and sums[1] += n dz' + n' dz
-template <class T>
-struct TangentSums : Moved<T> {
+template <class T, class Added>
+struct TangentSums : Moved<T, Added> {
   const T *delta, *r_delta;
   T* sums;
   Num<T> first{}, second{};
   void begin(int c) {
-    Moved<T>::begin(c);
+    Moved<T, Added>::begin(c);
     first = second = Num<T>{};
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    auto& p = this->point;
-    p.template pick<W>(this->product + in, this->field);
+    this->template pick<W>(this->product, in);
+    const auto& p = this->point;
     const Num<T> n = p.normalised(p.product), slope = p.slope();
     const Num<T> rn = this->template tangent_of_best<W>(n, in), rdz = slope * load(r_delta + out);
     first += rdz;
@@ -79,16 +87,17 @@ struct TangentSums : Moved<T> {
   }
 };
 
-// The tangent of the derivative by the product, into `result`, which may be `moving`.
-template <class T>
-struct TangentBackward : Moved<T> {
+// The tangents of the derivatives by the product, to `result`, which may be `moving`, and by what is
+// added.
+template <class T, class Added>
+struct TangentBackward : Moved<T, Added> {
   static constexpr bool everywhere = true;
   const T *delta, *r_delta;
   Pull<T> of_delta, of_r_delta;
   T* result;
   Num<T> d_plain{}, d_along{}, rd_plain{}, rd_along{}, bent{};
   void begin(int c) {
-    Moved<T>::begin(c);
+    Moved<T, Added>::begin(c);
     d_plain = load(of_delta.plain + c), d_along = load(of_delta.along + c);
     rd_plain = load(of_r_delta.plain + c), rd_along = load(of_r_delta.along + c);
     // s' / s = -s along, of the product's tangent
@@ -100,12 +109,13 @@ struct TangentBackward : Moved<T> {
     const Num<T> centred = dz - d_plain - n * d_along;
     const Num<T> moved = rdz - rd_plain - rn * d_along - n * rd_along;
     store(result + at, p.inverse * (bent * centred + p.scale * moved));
+    this->added.give(at, rdz);
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    auto& p = this->point;
+    this->template pick<W>(this->product, in);
+    const auto& p = this->point;
     const Field& f = this->field;
-    p.template pick<W>(this->product + in, f);
     const Num<T> dz = p.slope() * load(delta + out), rdz = p.slope() * load(r_delta + out);
     const int height = W ? W : f.window[0], width = W ? W : f.window[1];
     int index = 0;

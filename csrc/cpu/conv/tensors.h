@@ -1,7 +1,7 @@
 // The parameters of a block, and where it keeps what.
 #pragma once
 
-#include "chain.h"
+#include "layout.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 

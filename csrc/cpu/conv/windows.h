@@ -1,9 +1,10 @@
 // Windows of a convolution's output, norm and activation there, and what goes over all of them. z is
-// what the activation takes. A maximum's derivative goes to the first of equals, as in torch.
+// what the activation takes, `added` included. A maximum's derivative goes to the first of equals, as
+// in torch.
 #pragma once
 
-#include "chain.h"
-#include "vectors.h"
+#include "layout.h"
+#include "read.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
@@ -40,16 +41,16 @@ struct Point {
     factor = scale * inverse, below = all(rule.below), flat = rule.below == T(0);
   }
   N normalised(N u) const { return (u - mean) * inverse; }
-  template <int W>
-  void pick(const T* u, const Field& f) {
+  template <int W, class Added>
+  void pick(const T* u, const Added& added, int64_t in, const Field& f) {
     const int height = W ? W : f.window[0], width = W ? W : f.window[1];
     int index = 0;
 #pragma GCC unroll 2
     for (int i = 0; i < height; ++i) {
 #pragma GCC unroll 2
       for (int j = 0; j < width; ++j, ++index) {
-        const N one = load(u + (int64_t(i) * f.cols + j) * f.channels);
-        const N z = (one - mean) * factor + shift;
+        const int64_t at = in + (int64_t(i) * f.cols + j) * f.channels;
+        const N one = load(u + at), z = added.on((one - mean) * factor + shift, at);
         if (index == 0) {
           best = z, product = one, place = N{};
           continue;
@@ -123,19 +124,25 @@ void run_pass(const Field& f, int64_t from, int64_t to, const Pass& pass) {
   over_windows<0>(f, from, to, pass);
 }
 
-template <class T>
+// `Added`: Read or Nothing.
+template <class T, class Added>
 struct PassBase {
   using N = Num<T>;
   static constexpr int lanes = conv::lanes<T>;
   static constexpr bool everywhere = false;
   const Field& field;
   Rule<T> rule;
+  Added added;
   Point<T> point{};
   void begin(int c) { point.begin(rule, c); }
   void end(int) {}
   void pixel(int64_t) {}
   template <int W>
   void ahead(int64_t, int64_t) const {}
+  template <int W>
+  void pick(const T* u, int64_t in) {
+    point.template pick<W>(u, added, in, field);
+  }
 };
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE::conv

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmeta.executors import call, rates
 from fastmeta.executors.call import readable
 from fastmeta.executors.extension import extension
-from fastmeta.executors.layered.chain import Chain
+from fastmeta.executors.layered.blocks import Blocks
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.plan.layers import BatchNorm
 from fastmeta.tasks import Examples
@@ -21,9 +21,9 @@ from fastmeta.tasks import Examples
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """What is the same in every call for a chain, sizes and options."""
+    """What is the same in every call for a network, sizes and options."""
 
-    chain: Chain
+    network: Blocks
     step: Any
     """The compiled step."""
     names: tuple[str | None, ...]
@@ -36,14 +36,19 @@ class Kernel:
     @property
     def outputs(self) -> int:
         """How many numbers it predicts for an example."""
-        return self.chain.blocks[-1].filters
+        return self.network.blocks[-1].filters
+
+    @property
+    def body_flops(self) -> int:
+        """Of an example's forward pass through the blocks that are run once."""
+        return sum(block.flops for block in self.network.blocks[: self.step.body])
 
 
-def kernel(problem: Problem, chain: Chain) -> Kernel:
+def kernel(problem: Problem, network: Blocks) -> Kernel:
     """The kernel for this problem's sizes and options."""
     inner, tasks = problem.inner, problem.tasks
     step = _step(
-        chain,
+        network,
         inner.adapted,
         (tasks.support.count, tasks.query.count if tasks.query else 0, inner.steps),
         (
@@ -57,12 +62,12 @@ def kernel(problem: Problem, chain: Chain) -> Kernel:
         os.environ.get("FASTMETA_ISA", ""),
     )
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    return Kernel(chain, step, chain.names(), evaluates, chain.norms())
+    return Kernel(network, step, network.names(), evaluates, network.norms())
 
 
 @functools.lru_cache(maxsize=256)
 def _step(
-    chain: Chain, adapted: tuple[str, ...], sizes: tuple[int, int, int],
+    network: Blocks, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, isa: str,
 ) -> Any:  # fmt: skip
     module = extension()
@@ -77,10 +82,11 @@ def _step(
             block.window, block.mean,
             [name is not None for name in block.tensors()],
             [name in adapted for name in block.tensors()],
+            (block.source, -1 if block.plus is None else block.plus),
         )
-        for block in chain.blocks
+        for block in network.blocks
     ]  # fmt: skip
-    loss = chain.loss
+    loss = network.loss
     return module.ConvStep(
         blocks, loss.kind, loss.option, loss.ignore_index, loss.weighted, *sizes, *flags, prox,
         is_double, isa,
@@ -97,19 +103,19 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
         problem,
         kernel,
         rates.packed(inner, problem.model.all_parameters(), kernel.names, weights),
-        _arrays(tasks.support, kernel.chain),
-        _arrays(tasks.query, kernel.chain),
+        _arrays(tasks.support, kernel.network),
+        _arrays(tasks.query, kernel.network),
     )
 
 
-def _arrays(examples: Examples | None, chain: Chain) -> list[Tensor | None]:
+def _arrays(examples: Examples | None, network: Blocks) -> list[Tensor | None]:
     """Inputs, targets, labels, the loss's weights, and how many examples of each task are real."""
     if examples is None:
         return [None] * 5
     x, y, weights = examples.inputs, examples.targets, examples.weights
     factors = None
-    if chain.loss.weighted:
-        y, factors = chain.loss.weigh(y.detach())
+    if network.loss.weighted:
+        y, factors = network.loss.weigh(y.detach())
     y = readable(y)
     floating = y.is_floating_point()
     counts = None if weights is None else (weights > 0).sum(1)  # padding comes last

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fastmeta.executors.kernel_loss import Declined
-from fastmeta.executors.layered.chain import Chain, chain
+from fastmeta.executors.layered.blocks import Blocks, blocks
 from fastmeta.layers import Add
 from fastmeta.plan.layers import Network, Node
 from fastmeta.plan.losses import Loss
@@ -22,7 +22,7 @@ class Recipe:
     nodes: tuple[Node, ...]
     output: int
     loss: Loss
-    chain: Chain | str
+    blocks: Blocks | str
     """The same in the compiled step's terms, or why it can't be said in them."""
 
     def names(self) -> tuple[str, ...]:
@@ -65,9 +65,9 @@ def recipe(
         raise Declined("the loss is not a standard one")
     if network.output == INPUT:
         raise Declined("the model has no layers")
-    shapes = {i: node.shape for i, node in enumerate(network.nodes)}
+    shapes = {INPUT: example, **{i: node.shape for i, node in enumerate(network.nodes)}}
     for node in network.nodes:
-        if isinstance(node.layer, Add) and len({shapes.get(i) for i in node.inputs}) > 1:
+        if isinstance(node.layer, Add) and len({shapes[i] for i in node.inputs}) > 1:
             raise Declined(f"{node.name} adds values of different shapes")
     needed = {network.output}
     for i in range(len(network.nodes) - 1, -1, -1):
@@ -80,7 +80,7 @@ def recipe(
         raise Declined("no layer has a parameter")
     output = place[network.output]
     try:
-        in_terms = chain(nodes, output, loss, example, sizes)
+        in_terms = blocks(nodes, output, loss, example, sizes)
     except Declined as reason:
         return Recipe(nodes, output, loss, str(reason))
     return Recipe(nodes, output, loss, in_terms)

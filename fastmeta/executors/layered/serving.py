@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastmeta.executors import packing, triton_device
 from fastmeta.executors.extension import extension
-from fastmeta.executors.layered.chain import Chain
+from fastmeta.executors.layered.blocks import Blocks
 from fastmeta.executors.layered.recipe import INPUT, Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.layers import BatchNorm
@@ -41,16 +41,16 @@ def declines(problem: Problem, recipe: Recipe) -> str | None:
 
 def not_compiled(problem: Problem, recipe: Recipe, low_memory: bool) -> str | None:
     """Why the compiled step can't take what the rules can; None where it does."""
-    chain = recipe.chain
-    if isinstance(chain, str):
-        return chain
+    network = recipe.blocks
+    if isinstance(network, str):
+        return network
     if extension() is None:
         return "the compiled extension is not there; `python -m fastmeta info` says why"
     if problem.task_weights.device.type != "cpu":
         return f"parameters are on {problem.task_weights.device}"
     if triton_device.on_host():
         return "the host plays Triton's device"
-    why = chain.loss.declines(problem, chain.blocks[-1].filters, problem.task_weights.dtype)
+    why = network.loss.declines(problem, network.blocks[-1].filters, problem.task_weights.dtype)
     if why is not None:
         return why
     inner = problem.inner
@@ -59,7 +59,7 @@ def not_compiled(problem: Problem, recipe: Recipe, low_memory: bool) -> str | No
     if low_memory and problem.differentiate and inner.steps > 1 and not inner.first_order:
         return "memory='low' asks for memory flat in K, and it keeps every inner step's activations"
     for examples in problem.tasks.sets():
-        why = _not_compiled_examples(examples, chain)
+        why = _not_compiled_examples(examples, network)
         if why is not None:
             return why
     return None
@@ -94,14 +94,14 @@ def _check_statistics(examples: Examples, recipe: Recipe) -> None:
         F.batch_norm(zeros, None, None, training=True)
 
 
-def _not_compiled_examples(examples: Examples, chain: Chain) -> str | None:
+def _not_compiled_examples(examples: Examples, network: Blocks) -> str | None:
     x, y = examples.inputs, examples.targets
-    if tuple(x.shape[2:]) != chain.blocks[0].image:
+    if tuple(x.shape[2:]) != network.blocks[0].image:
         return "inputs are not one image an example"
-    if chain.loss.of_classes and not y.is_floating_point():
+    if network.loss.of_classes and not y.is_floating_point():
         return None if y.dim() == 2 else "labels are not one an example"
     if not y.is_floating_point():
         return f"targets are {y.dtype}"
-    if tuple(y.shape[2:]) != (chain.blocks[-1].filters,):
+    if tuple(y.shape[2:]) != (network.blocks[-1].filters,):
         return "targets are not one row an example"
     return None

@@ -24,8 +24,8 @@ def way(
     the layers' rules should leave Triton's kernels alone, None where they need not.
     """
     if not_compiled is None:
-        assert not isinstance(recipe.chain, str)
-        return cpu.kernel(problem, recipe.chain)
+        assert not isinstance(recipe.blocks, str)
+        return cpu.kernel(problem, recipe.blocks)
     return program.program(problem, recipe, not_compiled, not_triton, low_memory)
 
 

@@ -1,4 +1,4 @@
-// A chain of convolutional blocks as plain numbers, and where everything of a meta-step lies.
+// Convolutional blocks as plain numbers, and where everything of a meta-step lies.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,8 @@ constexpr int kMostBehind = 5;                 // images that a tile reads behin
 constexpr int kTermNumbers = 6;                // that hold one term of a product
 constexpr int kGap = 16;                       // numbers behind each row of a panel
 constexpr int64_t kPanelBytes = 128 << 10;     // of rows at a time, unless they are very long
+// Derivatives go to chunks of images at a time, of so many numbers, which stay in the second cache.
+constexpr int64_t kChunk = 1 << 16;
 constexpr int kPlane = 28 * 64;                // numbers of a plane of Winograd's transforms
 constexpr int kPlaneGap = 80;                  // and behind each
 constexpr int kShallow = 32;  // numbers that a pixel reads, few enough for their covariance
@@ -31,9 +33,13 @@ inline int tile_side(int rows, int cols, int64_t examples) {
   return cost(4) < cost(2) ? 4 : 2;
 }
 
-// A convolution, maybe a norm, a piecewise linear activation, and maybe a pooling. A linear layer is
-// the one whose kernel is as large as its input.
+constexpr int kData = -1, kNone = -1;
+
+// A convolution, maybe a norm, maybe another block's output added, a piecewise linear activation, and
+// maybe a pooling. A linear layer is the one whose kernel is as large as its input.
 struct Block {
+  int from = kData;             // whose output it reads, of those before it; or the data
+  int plus = kNone;             // whose output it adds, likewise; or none
   int channels, height, width;  // of the input
   int filters;
   int kernel[2], stride[2], padding[2], dilation[2];
@@ -46,7 +52,7 @@ struct Block {
 };
 
 struct Network {
-  std::vector<Block> blocks;
+  std::vector<Block> blocks;  // each is read by a later one, but the last
   Loss loss;
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
@@ -71,15 +77,22 @@ struct Grid {
 // Sizes that follow from a block's, and where its tensors lie in a block of parameters.
 struct Shape {
   int in, out;            // channels, filled up to whole vectors (the data's are as they come)
+  int height, width;      // of the input, with the frame that it lies in
   int rows, cols;         // of the convolution's output
   int out_rows, out_cols; // after pooling
   Grid forward;
   std::vector<Grid> backward;
+  // Whether windows' values are compared, its own or those of sums that its output is a part of.
+  bool compared;
+  // Whether derivatives by what it reads, or by what it adds, are added to those that lie there.
+  bool from_adds, plus_adds;
   int64_t of[kTensors];   // the weight is [taps, in, out], the others [out]
   int64_t given;          // mean and 1 / deviation [2, out], where they are; behind the parameters
   int depth() const { return int(forward.taps.size()) * in; }
   int pixels() const { return rows * cols; }
   int out_pixels() const { return out_rows * out_cols; }
+  int64_t product_size() const { return int64_t(pixels()) * out; }     // of one image
+  int64_t input_size() const { return int64_t(height) * width * in; }
 };
 
 // What a block keeps of a pass over some examples: offsets into a thread's numbers.
@@ -90,7 +103,7 @@ struct Kept {
   int64_t delta, output_delta;  // derivatives by value and output
   int64_t product_delta;        // and by the product, where it is kept; else -1
   int64_t statistics;    // mean, 1 / deviation, and the sums of derivatives [4, out]
-  // Of the block that reads the data, in place of products:
+  // Of the block that goes by patches of the data, in place of products:
   int64_t code;          // which pixels are the greatest [N, out_rows, out_cols, out]
   // Mean [depth] and covariance [depth, depth] of patches, in double precision.
   int64_t measured;
@@ -105,21 +118,26 @@ struct Moving {
 
 struct Layout {
   std::vector<Shape> shapes;
-  int body = 0;       // blocks in front that are run once, because nothing in them adapts
+  // Blocks in front that are run once, because nothing in them adapts. Of their outputs the others
+  // read that of the last alone.
+  int body = 0;
   int64_t block = 0, given = 0;  // numbers of a block of parameters, and of given statistics
   int steps_kept = 0, weights_kept = 0, gradients_kept = 0;
   int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
   int64_t turned[2] = {0, 0}, prepared[2] = {0, 0};  // weights as kernels take them
-  // Channels last; where the first block goes by patches, in a frame of zeros as wide as its padding.
+  // Channels last, in a frame of zeros as wide as the padding of the block that goes by patches.
   int64_t support_x = 0, query_x = 0;
   int64_t support_loss = 0, query_loss = 0;
   std::vector<Kept> support, query;  // [steps kept * blocks], [blocks]
   std::vector<Moving> moving;        // [blocks]
   int64_t product_delta = 0;         // of the block at hand, where it is not kept
-  int64_t border = 0;                // a derivative on its way into the body's sums
+  int64_t part = 0;                  // of a derivative, on its way to what it is added to
   int64_t weight_sums = 0;           // of a weight's gradient
-  // Of the block that reads the data, where its products are not kept:
-  int strip_rows = 0;                // of them at a time; 0: they are kept
+  int patched = kNone;               // the block that goes by patches of the data; or none
+  int frame[2] = {0, 0};             // around the data
+  bool centres = false;              // whether no output changes with the data's level
+  // Of that block, whose products are not kept:
+  int strip_rows = 0;                // of them at a time
   int patch_pitch = 0;               // what a row of a patch spans, filled up to whole vectors
   int64_t patches = 0;               // scratch to measure them
   int64_t strip = 0;                 // its product in so many rows
@@ -131,6 +149,9 @@ struct Layout {
 
 // Whether anything goes backward through the inner steps.
 bool sweeps(const Network&);
+
+// The sizes of a block that reads `in` channels in such a frame, for vectors of so many lanes.
+Shape shape_of(const Block&, int in, const int* frame, int lanes);
 
 // For vectors of so many lanes.
 Layout lay_out(const Network&, int lanes);

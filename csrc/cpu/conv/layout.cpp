@@ -1,6 +1,6 @@
-// Sizes, reading patterns of convolutions and their adjoints, and where everything lies.
+// Where everything lies, and what follows from who reads whom.
 
-#include "chain.h"
+#include "layout.h"
 
 #include <algorithm>
 
@@ -13,80 +13,6 @@ constexpr int64_t kStrip = 1 << 13;  // numbers of a product that stay in the fi
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
 
 int taps_of(const Block& b) { return b.kernel[0] * b.kernel[1]; }
-
-// Joins taps that read pixels side by side.
-void add_tap(Grid& grid, int row, int col, int tap) {
-  if (!grid.runs.empty()) {
-    Run& last = grid.runs.back();
-    if (last.row == row && last.col + last.count == col) {
-      ++last.count;
-      grid.taps.push_back(tap);
-      return;
-    }
-  }
-  grid.runs.push_back({row, col, 1});
-  grid.taps.push_back(tap);
-}
-
-Grid forward_grid(const Block& b, const Shape& shape) {
-  Grid grid{shape.rows, shape.cols, {0, 0}, {1, 1}, {-b.padding[0], -b.padding[1]},
-            {b.stride[0], b.stride[1]}, {}, {}};
-  for (int i = 0; i < b.kernel[0]; ++i) {
-    for (int j = 0; j < b.kernel[1]; ++j) {
-      add_tap(grid, i * b.dilation[0], j * b.dilation[1], i * b.kernel[1] + j);
-    }
-  }
-  return grid;
-}
-
-// Taps of one axis by which an input pixel `phase` steps into a period of the stride is read, the
-// output pixel that reads it first.
-struct Read {
-  int tap, from;
-};
-std::vector<Read> reads(const Block& b, int axis, int phase) {
-  std::vector<Read> found;
-  for (int tap = b.kernel[axis] - 1; tap >= 0; --tap) {
-    const int ahead = phase + b.padding[axis] - tap * b.dilation[axis];
-    if (ahead % b.stride[axis] == 0) found.push_back({tap, ahead / b.stride[axis]});
-  }
-  return found;
-}
-
-// The adjoint with a stride falls into as many grids as the stride has phases, none of which wastes
-// a product on a zero between pixels.
-std::vector<Grid> backward_grids(const Block& b) {
-  std::vector<Grid> grids;
-  for (int y = 0; y < b.stride[0] && y < b.height; ++y) {
-    for (int x = 0; x < b.stride[1] && x < b.width; ++x) {
-      Grid grid{(b.height - y + b.stride[0] - 1) / b.stride[0],
-                (b.width - x + b.stride[1] - 1) / b.stride[1],
-                {y, x}, {b.stride[0], b.stride[1]}, {0, 0}, {1, 1}, {}, {}};
-      for (const Read& row : reads(b, 0, y)) {
-        for (const Read& col : reads(b, 1, x)) {
-          add_tap(grid, row.from, col.from, row.tap * b.kernel[1] + col.tap);
-        }
-      }
-      grids.push_back(grid);
-    }
-  }
-  return grids;
-}
-
-Shape shape_of(const Block& b, int in, int lanes) {
-  Shape shape{};
-  shape.in = in;
-  shape.out = filled_up(b.filters, lanes);
-  const auto extent = [&](int size, int axis) {
-    const int reach = b.dilation[axis] * (b.kernel[axis] - 1) + 1;
-    return (size + 2 * b.padding[axis] - reach) / b.stride[axis] + 1;
-  };
-  shape.rows = extent(b.height, 0), shape.cols = extent(b.width, 1);
-  shape.out_rows = shape.rows / b.window[0], shape.out_cols = shape.cols / b.window[1];
-  shape.forward = forward_grid(b, shape);
-  shape.backward = backward_grids(b);
-  return shape;
-}
 
 class Taker {
  public:
@@ -111,7 +37,7 @@ struct Keeping {
 };
 
 Kept keep(Taker& take, const Block& b, const Shape& shape, int64_t examples, Keeping keeping) {
-  const int64_t product = examples * shape.pixels() * shape.out;
+  const int64_t product = examples * shape.product_size();
   const int64_t value = examples * shape.out_pixels() * shape.out;
   const bool deltas = keeping.deltas;
   Kept kept{};
@@ -130,6 +56,61 @@ Moving move(Taker& take, const Block& b, const Shape& shape, int64_t examples, b
   return {kept.product, kept.value, kept.output, kept.delta, kept.output_delta, kept.statistics};
 }
 
+// The block that goes by patches of the data: the deepest of those whose patches are few numbers.
+int patched_block(const Network& n) {
+  int found = kNone, deepest = 0;
+  for (int l = 0; l < int(n.blocks.size()); ++l) {
+    const Block& b = n.blocks[l];
+    const int depth = taps_of(b) * b.channels;
+    if (b.from != kData || b.plus != kNone || depth > kShallow || depth <= deepest) continue;
+    found = l, deepest = depth;
+  }
+  return found;
+}
+
+// How many blocks there are in front of which nothing adapts, and of which the others read the
+// last one's output alone.
+int longest_body(const Network& n) {
+  const int depth = int(n.blocks.size());
+  int body = 0;
+  for (int end = 1; end < depth && !adapts(n.blocks[end - 1]); ++end) {
+    const bool sole = std::all_of(n.blocks.begin() + end, n.blocks.end(), [=](const Block& b) {
+      return b.from >= end - 1 && (b.plus == kNone || b.plus >= end - 1);
+    });
+    if (sole) body = end;
+  }
+  return body;
+}
+
+// Whether batch statistics take away what each channel of the data adds to all products: where
+// nobody reads zeros from outside of the frame, which lies as low as the data then.
+bool centres(const Network& n, const Layout& layout) {
+  return layout.patched != kNone &&
+         std::all_of(n.blocks.begin(), n.blocks.end(), [&](const Block& b) {
+           const bool inside =
+               b.padding[0] <= layout.frame[0] && b.padding[1] <= layout.frame[1];
+           return b.from != kData || (b.norm == Norm::batch && inside);
+         });
+}
+
+// Derivatives are written by the last reader, which comes first on the way back, and added to by the
+// others. Those by the body's output are sums over the steps. Returns how many read each block.
+std::vector<int> connect(const Network& n, Layout& layout) {
+  std::vector<int> readers(n.blocks.size());
+  const auto read = [&](int source) {
+    return source >= 0 && (readers[source]++ > 0 || source == layout.body - 1);
+  };
+  for (int l = int(n.blocks.size()) - 1; l >= 0; --l) {
+    const Block& b = n.blocks[l];
+    Shape& shape = layout.shapes[l];
+    shape.compared = shape.compared || b.window[0] * b.window[1] > 1;
+    shape.plus_adds = read(b.plus);
+    shape.from_adds = read(b.from);
+    if (b.plus != kNone && shape.compared) layout.shapes[b.plus].compared = true;
+  }
+  return readers;
+}
+
 }  // namespace
 
 bool sweeps(const Network& n) {
@@ -139,13 +120,20 @@ bool sweeps(const Network& n) {
 Layout lay_out(const Network& n, int lanes) {
   Layout layout{};
   const int depth = int(n.blocks.size());
+  const Block& first = n.blocks.front();
+  layout.patched = patched_block(n);
+  const bool by_patches = layout.patched != kNone;
+  for (int axis = 0; by_patches && axis < 2; ++axis) {
+    layout.frame[axis] = n.blocks[layout.patched].padding[axis];
+  }
+  layout.centres = centres(n, layout);
   int64_t widest = 0, longest = 0, largest = 0, inputs = 0, planes = 0, runs = 0, image_size = 0;
   for (int l = 0; l < depth; ++l) {
     const Block& b = n.blocks[l];
-    const int in = l == 0 ? b.channels : layout.shapes[l - 1].out;
-    Shape shape = shape_of(b, in, lanes);
-    const bool framed = l == 0 && shape.depth() <= kShallow;
-    if (framed) shape.forward.origin[0] = shape.forward.origin[1] = 0;
+    constexpr int kNoFrame[2] = {0, 0};
+    const bool of_data = b.from == kData;
+    const int in = of_data ? b.channels : layout.shapes[b.from].out;
+    Shape shape = shape_of(b, in, of_data ? layout.frame : kNoFrame, lanes);
     const int64_t sizes[kTensors] = {int64_t(shape.depth()) * shape.out, shape.out, shape.out,
                                      shape.out};
     for (int i = 0; i < kTensors; ++i) {
@@ -154,13 +142,10 @@ Layout lay_out(const Network& n, int lanes) {
     }
     runs = std::max<int64_t>(runs, shape.forward.runs.size());
     for (const Grid& grid : shape.backward) runs = std::max<int64_t>(runs, grid.runs.size());
-    image_size = std::max({image_size, int64_t(b.height) * b.width * shape.in,
-                           int64_t(shape.pixels()) * shape.out});
+    image_size = std::max({image_size, shape.input_size(), shape.product_size()});
     widest = std::max<int64_t>(widest, std::max(shape.in, shape.out));
     longest = std::max<int64_t>(longest, shape.depth());
-    if (l > 0 || shape.depth() > kShallow) {
-      largest = std::max<int64_t>(largest, int64_t(shape.pixels()) * shape.out);
-    }
+    if (l != layout.patched) largest = std::max(largest, shape.product_size());
     inputs = std::max<int64_t>(inputs, int64_t(taps_of(b)) * filled_up(in, lanes) * shape.out);
     if (taps_of(b) == 9) {
       planes = std::max<int64_t>(planes, int64_t(kMostPlanes) * filled_up(in, lanes) * shape.out);
@@ -172,16 +157,16 @@ Layout lay_out(const Network& n, int lanes) {
     layout.shapes[l].given = layout.block + layout.given;
     layout.given += 2 * int64_t(layout.shapes[l].out);
   }
-  while (layout.body < depth - 1 && !adapts(n.blocks[layout.body])) ++layout.body;
+  layout.body = longest_body(n);
+  const std::vector<int> readers = connect(n, layout);
 
-  const Shape& outermost = layout.shapes.front();
-  const bool by_patches = outermost.depth() <= kShallow;
+  const Shape& outermost = layout.shapes[by_patches ? layout.patched : 0];
   if (by_patches) {
     for (const Run& run : outermost.forward.runs) {
       const int span = (run.col + run.count) * outermost.in;
       layout.patch_pitch = std::max(layout.patch_pitch, filled_up(span, lanes));
     }
-    const int window = n.blocks.front().window[0];
+    const int window = n.blocks[layout.patched].window[0];
     const int64_t rows = kStrip / (int64_t(outermost.cols) * outermost.out);
     layout.strip_rows = int(std::max<int64_t>(1, rows / window)) * window;
   }
@@ -201,10 +186,8 @@ Layout lay_out(const Network& n, int lanes) {
     layout.prepared[i] = take(planes);
   }
   layout.weight_sums = take(planes);
-  const Block& first = n.blocks.front();
-  const int frame[2] = {by_patches ? first.padding[0] : 0, by_patches ? first.padding[1] : 0};
-  const int64_t image = int64_t(first.channels) * (first.height + 2 * frame[0]) *
-                        (first.width + 2 * frame[1]);
+  const int64_t image = int64_t(first.channels) * (first.height + 2 * layout.frame[0]) *
+                        (first.width + 2 * layout.frame[1]);
   layout.support_x = take(image * n.support);
   layout.query_x = take(image * n.query);
   const auto patches = [&](Kept& kept, int64_t measured, int64_t examples) {
@@ -225,29 +208,35 @@ Layout lay_out(const Network& n, int lanes) {
         continue;
       }
       layout.support.push_back(keep(take, n.blocks[l], layout.shapes[l], n.support,
-                                    {true, l > 0 || !by_patches,
-                                     second && l > 0 && l >= layout.body}));
-      if (l == 0) patches(layout.support.back(), layout.support_measured, n.support);
+                                    {true, l != layout.patched,
+                                     second && n.blocks[l].from != kData && l >= layout.body}));
+      if (l == layout.patched) patches(layout.support.back(), layout.support_measured, n.support);
     }
   }
   for (int l = 0; l < depth; ++l) {
-    // Where the body ends, the steps add up derivatives while values are read again.
+    // Where several read a value, it is read again when the first of them has given a derivative;
+    // where the body ends, the steps add up derivatives.
     layout.query.push_back(keep(take, n.blocks[l], layout.shapes[l], n.query,
-                                {l + 1 == layout.body, l > 0 || !by_patches, false}));
-    if (l == 0) patches(layout.query.back(), layout.query_measured, n.query);
+                                {readers[l] > 1 || l + 1 == layout.body, l != layout.patched,
+                                 false}));
+    if (l == layout.patched) patches(layout.query.back(), layout.query_measured, n.query);
   }
   for (int l = 0; second && l < depth; ++l) {
     layout.moving.push_back(l < layout.body ? Moving{}
                                             : move(take, n.blocks[l], layout.shapes[l], n.support,
-                                                   l > 0 || !by_patches));
+                                                   l != layout.patched));
   }
-  if (layout.body > 0) {
-    const Shape& last = layout.shapes[layout.body - 1];
-    layout.border = take(int64_t(std::max(n.support, n.query)) * last.out_pixels() * last.out);
+  int64_t part = 0;
+  for (const Shape& s : layout.shapes) {
+    if (!s.from_adds) continue;
+    const int64_t images = std::max<int64_t>(1, kChunk / s.product_size());
+    part = std::max(part, std::min<int64_t>(images, std::max(n.support, n.query)) * s.input_size());
   }
+  layout.part = take(part);
   layout.product_delta = take(largest * n.support);
   // The last strip takes what rows are left of no whole window.
-  const int64_t strip = (layout.strip_rows + n.blocks.front().window[0]) * int64_t(outermost.cols);
+  const int window = n.blocks[by_patches ? layout.patched : 0].window[0];
+  const int64_t strip = (layout.strip_rows + window) * int64_t(outermost.cols);
   layout.strip = take(by_patches ? strip * outermost.out : 0);
   layout.first = take(by_patches ? (1 + 4 * int64_t(outermost.depth())) * outermost.out : 0);
   // A product's last tile reads past its rows.

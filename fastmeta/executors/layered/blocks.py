@@ -1,4 +1,4 @@
-"""A network as a chain of convolutional blocks, and a loss, in the terms of the CPU's kernels."""
+"""A network as convolutional blocks, and a loss, in the terms of the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fastmeta.executors.kernel_loss import Declined, KernelLoss, kernel_loss
 from fastmeta.plan.layers import (
     Activation,
+    Add,
     BatchNorm,
     Conv2d,
     Flatten,
@@ -22,11 +23,13 @@ from fastmeta.plan.layers import (
 from fastmeta.plan.losses import Loss
 
 Pair = tuple[int, int]
+DATA = -1
+"""In place of a block, where the network's input is read."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A convolution with what follows it: norm, activation, maximum pooling, spatial mean.
+    """A convolution with what follows it: norm, sum, activation, maximum pooling, spatial mean.
 
     A linear layer is a convolution whose kernel is as large as its input.
     """
@@ -45,6 +48,10 @@ class Block:
     """The activation's slope up to zero; None where there is no activation."""
     window: Pair = (1, 1)
     mean: bool = False
+    source: int = DATA
+    """The block whose output it reads."""
+    plus: int | None = None
+    """The block whose output it adds to its norm's, if any."""
 
     def tensors(self) -> tuple[str | None, ...]:
         """The names of weight, bias, scale and shift, as the kernels order them."""
@@ -62,10 +69,22 @@ class Block:
         )
         return math.prod(sides)
 
+    @property
+    def flops(self) -> int:
+        """Of an example's convolution, two a multiply-add."""
+        return 2 * self.pixels * self.filters * self.image[0] * math.prod(self.kernel)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether nothing stands behind its convolution and norm, so that a sum may."""
+        followed = self.plus is not None or self.below is not None or self.mean
+        return not followed and self.window == (1, 1)
+
 
 @dataclass(frozen=True)
-class Chain:
-    """A network and a loss as the kernels take them."""
+class Blocks:
+    """A network and a loss as the kernels take them: no block reads a later one, all but the last
+    are read."""
 
     blocks: tuple[Block, ...]
     loss: KernelLoss
@@ -79,44 +98,122 @@ class Chain:
         return tuple(block.norm for block in self.blocks)
 
 
-def chain(
+def blocks(
     nodes: Sequence[Node],
     output: int,
     loss: Loss,
     image: tuple[int, ...],
     shapes: Mapping[str, tuple[int, ...]],
-) -> Chain:
+) -> Blocks:
     """The network in the kernels' terms; **raises** `Declined`.
 
     `image` is the shape of an example, `shapes` those of the parameters by name.
     """
     in_terms = kernel_loss(loss)
-    blocks: list[Block] = []
-    shape = image
-    flat: tuple[int, ...] | None = None  # what a row was flattened from
-    for i, node in enumerate(nodes):
-        if node.inputs != (i - 1,):
-            raise Declined(f"{node.name} does not follow the layer before it")
-        if isinstance(node.layer, (Conv2d, Linear)):
-            blocks.append(_block(node, flat or shape, shapes))
-        elif isinstance(node.layer, (Flatten, Reshape)):
-            _check_flattens(node, shape)
-            flat = flat or shape
-            shape = node.shape
-            continue
-        elif not isinstance(node.layer, Identity):
-            if not blocks or (flat is not None and shape != flat):
-                raise Declined(f"{node.name} does not follow a convolution")
-            blocks[-1] = _followed(blocks[-1], node, shape)
-        flat, shape = None, node.shape
     if not any(isinstance(node.layer, Conv2d) for node in nodes):
         raise Declined("there is no convolution")
-    if output != len(nodes) - 1 or not _is_row(blocks[-1], shape):
-        raise Declined("its end is no linear layer, nor a mean over the image")
-    names = [name for block in blocks for name in block.tensors() if name]
+    reader = _Reader(nodes, output, image, shapes)
+    found = reader.read()
+    names = [name for block in found for name in block.tensors() if name]
     if len(set(names)) != len(names):
         raise Declined("a parameter is used twice")
-    return Chain(tuple(blocks), in_terms)
+    return Blocks(found, in_terms)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a layer gives: a block's output so far, maybe flattened."""
+
+    block: int
+    shape: tuple[int, ...]
+    sole: bool
+    """Whether one layer alone reads it, so that this may become a part of the block."""
+    flat: tuple[int, ...] | None = None
+    """What a row was flattened from."""
+
+    @property
+    def reshaped(self) -> bool:
+        return self.flat is not None and self.shape != self.flat
+
+
+class _Reader:
+    """One pass over the nodes."""
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        output: int,
+        image: tuple[int, ...],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._nodes, self._output, self._shapes = nodes, output, shapes
+        read = [source for node in nodes for source in node.inputs]
+        self._sole = [read.count(i) == 1 for i in range(len(nodes))]
+        self._blocks: list[Block] = []
+        self._values = {-1: _Value(DATA, image, sole=False)}
+
+    def read(self) -> tuple[Block, ...]:
+        for i, node in enumerate(self._nodes):
+            self._values[i] = self._value(i, node)
+        end = self._values[self._output]
+        last = self._blocks[end.block]
+        if end.shape != (last.filters,) or not (last.mean or last.pixels == 1):
+            raise Declined("its end is no linear layer, nor a mean over the image")
+        return self._in_order(end.block)
+
+    def _value(self, i: int, node: Node) -> _Value:
+        sources = [self._values[source] for source in node.inputs]
+        source, shape, sole = sources[0], node.shape, self._sole[i]
+        if isinstance(node.layer, (Conv2d, Linear)):
+            block = _block(node, source.flat or source.shape, self._shapes)
+            self._blocks.append(replace(block, source=source.block))
+            return _Value(len(self._blocks) - 1, shape, sole)
+        if isinstance(node.layer, (Flatten, Reshape)):
+            if shape != source.shape and len(shape) != 1:
+                raise Declined(f"{node.name} gives {list(shape)} an example, neither image nor row")
+            flat = source.flat or source.shape
+            return _Value(source.block, shape, sole and source.sole, flat)
+        if isinstance(node.layer, Identity):
+            return replace(source, sole=sole and source.sole)
+        if isinstance(node.layer, Add):
+            return _Value(self._sum(node, *sources), shape, sole)
+        if source.block == DATA or source.reshaped:
+            raise Declined(f"{node.name} does not follow a convolution")
+        if not source.sole:
+            raise Declined(f"{node.name} changes what others read as it is")
+        self._blocks[source.block] = _followed(self._blocks[source.block], node, source.shape)
+        return _Value(source.block, shape, sole)
+
+    def _sum(self, node: Node, left: _Value, right: _Value) -> int:
+        """The one of two blocks that can take the other's output, which it then adds."""
+        if DATA in (left.block, right.block) or left.reshaped or right.reshaped:
+            raise Declined(f"{node.name} adds what is no convolution's output")
+        for one, other in ((left, right), (right, left)):
+            if one.sole and self._blocks[one.block].is_linear:
+                block = replace(self._blocks[one.block], plus=other.block)
+                self._blocks[one.block] = block
+                return one.block
+        raise Declined(f"{node.name} adds nothing that comes from a convolution or its norm alone")
+
+    def _in_order(self, last: int) -> tuple[Block, ...]:
+        """The blocks, each behind those that it reads."""
+        place: dict[int, int] = {}
+        waiting = [last]
+        while waiting:
+            block = self._blocks[waiting[-1]]
+            read = [i for i in (block.source, block.plus) if i not in (DATA, None, *place)]
+            if read:
+                waiting.append(read[0])
+            else:
+                place[waiting.pop()] = len(place)
+        place[DATA] = DATA
+        return tuple(
+            replace(
+                block, source=place[block.source],
+                plus=None if block.plus is None else place[block.plus],
+            )
+            for block in (self._blocks[i] for i in place if i != DATA)
+        )  # fmt: skip
 
 
 def _block(node: Node, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> Block:
@@ -147,7 +244,7 @@ def _followed(block: Block, node: Node, shape: tuple[int, ...]) -> Block:
     if block.mean:
         raise Declined(f"{node.name} follows a mean over the image")
     pooled = block.window != (1, 1)
-    if isinstance(layer, BatchNorm) and not (block.norm or pooled or block.below is not None):
+    if isinstance(layer, BatchNorm) and not block.norm and block.is_linear:
         return replace(block, norm=layer)
     # Behind the maximum it is the same: no slope is negative.
     if isinstance(layer, Activation) and block.below is None:
@@ -196,15 +293,6 @@ def _is_mean(node: Node, shape: tuple[int, ...]) -> bool:
     if options.get("divisor_override") or _pair(options.get("padding", 0)) != (0, 0):
         return False
     return _pair(options["kernel_size"]) == shape[1:]
-
-
-def _check_flattens(node: Node, shape: tuple[int, ...]) -> None:
-    if node.shape != shape and len(node.shape) != 1:
-        raise Declined(f"{node.name} gives {list(node.shape)} an example, neither image nor row")
-
-
-def _is_row(last: Block, shape: tuple[int, ...]) -> bool:
-    return shape == (last.filters,) and (last.mean or last.pixels == 1)
 
 
 def _pair(value: int | list[int] | Pair) -> Pair:
