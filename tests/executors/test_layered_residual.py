@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -414,3 +415,13 @@ def test_sums_that_it_declines_say_why(name: str) -> None:
     data = [batch((2, 5, 6), 2, 3, torch.float32) for _ in "ab"]
     assert fastmeta.maml_step(model, *data, executor="layered").executor == "layered-torch"
     assert reason in fastmeta.explain(model, *data, executor="layered")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_corners_that_rounding_turns_are_no_error(seed: int) -> None:
+    """In float32 some maximum of so deep a network falls otherwise than in the loop."""
+    torch.manual_seed(seed)
+    widths = itertools.pairwise((3, 16, 32, 64, 128))
+    model = nn.Sequential(*(Projected(*pair) for pair in widths), *pooled(128))
+    data = [batch((3, 32, 32), 2, n, torch.float32) for n in (5, 8)]
+    assert fastmeta.maml_step(model, *data).executor == "layered-cpu"
