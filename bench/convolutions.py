@@ -23,7 +23,7 @@ from bench.growth import floor
 from bench.residual import RESIDUAL
 from bench.workloads import WORKLOADS, Pair, Workload
 
-NAMES = ("W5", "W5b", "W5s", "W5sq", "W6", *RESIDUAL)
+NAMES = ("W5", "W5b", "W5s", "W5sq", "W6")
 OURS, LOOP, SUPERVISED = "fastmeta", "loop, backward per task", "supervised"
 HEADER = [
     "workload", "fastmeta, ms", "loop, ms", "supervised, ms", "loop / ours", "ours / supervised",

@@ -97,8 +97,8 @@ class Block {
     if (b.mean) average(field, examples, numbers + r.value, numbers + r.output);
   }
 
-  // From the tangent of the derivative by the output: adds to `gradient`, and gives those by x and by
-  // what is added.
+  // From the tangent of the derivative by the output: adds to `gradient`, and gives those by x and
+  // by what is added.
   void tangent_backward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Moving& r,
                         const Tensors<T>& at, const Tensors<T>& v, T* gradient) {
     if (b.mean) spread(field, examples, numbers + r.output_delta, numbers + r.delta);

@@ -79,7 +79,8 @@ class Blocks {
     }
   }
 
-  // From the tangent of the derivative by the last output: adds to `gradient`, and to the body's sums.
+  // From the tangent of the derivative by the last output: adds to `gradient`, and to the body's
+  // sums.
   void tangent_backward(const Part<T>& part, const T* theta, const T* vector, T* gradient) const {
     const auto read = [&](int source, bool adds) {
       Read<T> found = moving(part, source);

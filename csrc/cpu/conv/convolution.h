@@ -18,8 +18,8 @@ template <class T>
 class Convolution {
  public:
   // For sets of so many examples, though not all at a time. Where greatest values of windows are
-  // looked for and an image is constant, outputs are equal by tiles of 2 x 2, which round alike then,
-  // and by larger ones they are not: another than torch's first would be taken.
+  // looked for and an image is constant, outputs are equal by tiles of 2 x 2, which round alike
+  // then, and by larger ones they are not: another than torch's first would be taken.
   Convolution(const Shape& shape, int64_t examples, const Scratch<T>& scratch)
       : s(shape), scratch(scratch), in{nullptr, s.height, s.width, s.in},
         out{nullptr, s.rows, s.cols, s.out},

@@ -93,8 +93,8 @@ bool centres(const Network& n, const Layout& layout) {
          });
 }
 
-// Derivatives are written by the last reader, which comes first on the way back, and added to by the
-// others. Those by the body's output are sums over the steps. Returns how many read each block.
+// Derivatives are written by the last reader, which comes first on the way back, and added to by
+// the others. Those by the body's output are sums over the steps. Returns how many read each block.
 std::vector<int> connect(const Network& n, Layout& layout) {
   std::vector<int> readers(n.blocks.size());
   const auto read = [&](int source) {

@@ -35,8 +35,8 @@ inline int tile_side(int rows, int cols, int64_t examples) {
 
 constexpr int kData = -1, kNone = -1;
 
-// A convolution, maybe a norm, maybe another block's output added, a piecewise linear activation, and
-// maybe a pooling. A linear layer is the one whose kernel is as large as its input.
+// A convolution, maybe a norm, maybe another block's output added, a piecewise linear activation,
+// and maybe a pooling. A linear layer is the one whose kernel is as large as its input.
 struct Block {
   int from = kData;             // whose output it reads, of those before it; or the data
   int plus = kNone;             // whose output it adds, likewise; or none

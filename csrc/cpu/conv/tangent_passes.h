@@ -87,8 +87,8 @@ struct TangentSums : Moved<T, Added> {
   }
 };
 
-// The tangents of the derivatives by the product, to `result`, which may be `moving`, and by what is
-// added.
+// The tangents of the derivatives by the product, to `result`, which may be `moving`, and by what
+// is added.
 template <class T, class Added>
 struct TangentBackward : Moved<T, Added> {
   static constexpr bool everywhere = true;

@@ -1,6 +1,6 @@
-// Windows of a convolution's output, norm and activation there, and what goes over all of them. z is
-// what the activation takes, `added` included. A maximum's derivative goes to the first of equals, as
-// in torch.
+// Windows of a convolution's output, norm and activation there, and what goes over all of them. z
+// is what the activation takes, `added` included. A maximum's derivative goes to the first of
+// equals, as in torch.
 #pragma once
 
 #include "layout.h"
