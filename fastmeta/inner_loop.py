@@ -175,7 +175,7 @@ def _rates(
     inner_lr: Any, adapted: dict[str, nn.Parameter], steps: int
 ) -> tuple[dict[str, float | Tensor], frozenset[str]]:
     if not isinstance(inner_lr, Mapping):
-        rate = _number_or_tensor("inner_lr", inner_lr)
+        rate = _number_or_tensor("inner_lr", inner_lr, ", or a dict of such by parameter name")
         if isinstance(rate, Tensor) and rate.dim() > 0:
             if rate.dim() > 1 or rate.shape[0] != steps:
                 raise ValueError(
@@ -228,13 +228,13 @@ def _has_steps(name: str, rate: Tensor, parameter: Tensor, steps: int) -> bool:
     return extra == 1
 
 
-def _number_or_tensor(label: str, rate: Any) -> float | Tensor:
+def _number_or_tensor(label: str, rate: Any, also: str = "") -> float | Tensor:
     if isinstance(rate, Tensor):
         if not rate.is_floating_point():
             raise TypeError(f"{label}: a tensor of {rate.dtype}; it must be floating point")
         return rate
     if isinstance(rate, bool) or not isinstance(rate, Real):
-        raise TypeError(f"{label}: a {type(rate).__name__}; it must be a number or a tensor")
+        raise TypeError(f"{label}: a {type(rate).__name__}; it must be a number or a tensor{also}")
     return float(rate)
 
 

@@ -37,6 +37,10 @@ class MetaStep:
     executor: str
     """What computed the step, for example `"generic"`."""
 
+    def __repr__(self) -> str:
+        loss, tasks = self.loss.detach(), len(self.task_losses)
+        return f"MetaStep(loss={loss}, tasks={tasks}, executor={self.executor!r})"
+
 
 def maml_step(
     model: nn.Module,

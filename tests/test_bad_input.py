@@ -153,7 +153,7 @@ def refused(message: str, error: type[Exception] = ValueError, **options: Any) -
         ("inner_steps: -1; it must not be negative", ValueError, lambda: {"inner_steps": -1}),
         ("inner_steps: 1.5; it must be an integer", TypeError, lambda: {"inner_steps": 1.5}),
         ("inner_steps: True; it must be an integer", TypeError, lambda: {"inner_steps": True}),
-        ("inner_lr: a str; it must be a number", TypeError, lambda: {"inner_lr": "0.1"}),
+        ("number or a tensor, or a dict of such", TypeError, lambda: {"inner_lr": "0.1"}),
         (
             "inner_lr: shape [3]; a tensor must be 0-d or [inner_steps] = [2]",
             ValueError,

@@ -163,3 +163,9 @@ def test_a_step_gives_the_same_numbers_whether_or_not_one_asked() -> None:
     fastmeta.explain(model, *tasks)
     losses = [fastmeta.maml_step(m, *tasks).loss.detach() for m in (model, twin)]
     assert torch.equal(*losses)
+
+
+def test_a_steps_result_prints_as_a_line() -> None:
+    data = torch.randn(2, 4, 3), torch.randint(2, (2, 4))
+    out = fastmeta.maml_step(_mlp(), data, data)
+    assert repr(out) == f"MetaStep(loss={out.loss.detach()}, tasks=2, executor='{out.executor}')"
