@@ -16,6 +16,7 @@ from mlps import examples, mlp
 from torch import nn
 
 import fastmeta
+from bench.workloads import WORKLOADS
 from fastmeta.executors.fused import cuda
 from fastmeta.plan import snapshot
 
@@ -149,6 +150,16 @@ def test_the_inner_loop_runs_backward_where_that_leaves_fewer_tasks_after_each_o
     assert "inner loop saved" in words(264)
     assert "396 blocks of 128 threads" in words(1000)
     assert "inner loop reversible" in words(1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("W1b", 97_280), ("W2", 183_360), ("W2b", 231_936), ("W4", 132_432)]
+)
+def test_a_task_takes_as_many_bytes_as_the_document_says(name: str, size: int, on_host) -> None:
+    workload = WORKLOADS[name].with_tasks(1)
+    words = fastmeta.explain(*workload.make(), inner_steps=workload.steps, loss_fn=workload.loss_fn)
+    assert "a task a block in shared memory" in words
+    assert f"{size:,} bytes" in words
 
 
 @pytest.mark.parametrize("form", ["primal", "dual"])
