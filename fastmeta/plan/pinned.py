@@ -8,6 +8,7 @@ can't be found, nothing can watch it.
 from __future__ import annotations
 
 import builtins
+import dis
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -95,11 +96,13 @@ class _Reading:
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             if name != "__class__":
                 yield from self._value(Cell(cell), name, cell.cell_contents)
-        names = _names(code)
+        names, loaded = _names(code), _loaded(code)
         modules = _modules(function, names)
         for name in names:
             known = self._of_parts(name) or any(name in vars(module) for module in modules)
-            if name in function.__globals__:
+            if name not in loaded:  # an attribute
+                pass
+            elif name in function.__globals__:
                 known = True
                 yield from self._value(function.__globals__, name, function.__globals__[name])
             elif name in vars(builtins):
@@ -212,8 +215,22 @@ def is_torchs(value: Any) -> bool:
 
 def _names(code: types.CodeType) -> set[str]:
     """All globals and attributes that the code or a function inside it names."""
-    names = set(code.co_names)
+    return {name for inner in _codes(code) for name in inner.co_names}
+
+
+def _loaded(code: types.CodeType) -> set[str]:
+    """Those of them that are not named as attributes alone."""
+    return {
+        step.argval
+        for inner in _codes(code)
+        for step in dis.get_instructions(inner)
+        if step.opcode in dis.hasname and not step.opname.endswith(("_ATTR", "_METHOD"))
+    }
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code, and that of every function inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
+            yield from _codes(constant)

@@ -428,9 +428,11 @@ def test_explain_names_the_executor() -> None:
         assert "baseline" in fastmeta.explain(model, batch(image, 2, 4), batch(image, 2, 4))
 
 
-def errors(model: nn.Module, levels: list[Tensor]) -> tuple[float, float]:
+def errors(
+    model: nn.Module, levels: list[Tensor], images: tuple[int, ...] = (5, 1, 8, 8)
+) -> tuple[float, float]:
     """Of the plain loop's and our float32 gradient, on noise about these levels."""
-    data = [(torch.randn(4, 5, 1, 8, 8) + level, torch.randint(3, (4, 5))) for level in levels]
+    data = [(torch.randn(4, *images) + x, torch.randint(3, (4, images[0]))) for x in levels]
     exact = copy.deepcopy(model).double()
     sets = oracle.split(*((x.double(), y) for x, y in data))
     wanted = oracle.maml(exact, sets, list(exact.parameters())).gradients
@@ -463,3 +465,14 @@ def test_a_level_that_all_pixels_share_takes_no_digits() -> None:
     theirs, ours = errors(model, [torch.tensor(1000.0)] * 2)
     assert ours < 2e-6
     assert theirs > 10 * ours
+
+
+def test_hardly_more_pixels_than_numbers_a_patch() -> None:
+    """Of such patches batch statistics leave the weight's gradient a small part."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 17, 3, stride=(4, 3), padding=(0, 2), dilation=(3, 2)),
+        nn.BatchNorm2d(17, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(34, 3),
+    )  # fmt: skip
+    theirs, ours = errors(model, [torch.tensor(100.0)] * 2, (2, 3, 7, 6))
+    assert ours < 8 * theirs

@@ -270,3 +270,11 @@ def test_what_replaces_torchs_own_is_seen(replaced: str, monkeypatch: pytest.Mon
     assert abs(right.loss - before.loss) > 1e-4
     for out in (after, fresh):
         torch.testing.assert_close(out.loss, right.loss, rtol=1e-10, atol=0)
+
+
+def test_a_global_with_a_parts_name_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ByGlobal()
+    expected = [watch.name for watch in pinned.watches(model)]
+    for name in ("first", "middle", "leaky_relu"):
+        monkeypatch.setitem(globals(), name, [0.1])  # which nothing can watch
+    assert [watch.name for watch in pinned.watches(model)] == expected

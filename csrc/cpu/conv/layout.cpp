@@ -9,6 +9,8 @@ namespace {
 
 constexpr int64_t kLine = 16;       // numbers; everything begins at a multiple
 constexpr int64_t kStrip = 1 << 13;  // numbers of a product that stay in the first cache
+constexpr int64_t kPixelsANumber = 4;  // of patches: so many pixels at least for each number
+constexpr int kNoFrame[2] = {0, 0};
 
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
 
@@ -57,12 +59,18 @@ Moving move(Taker& take, const Block& b, const Shape& shape, int64_t examples, b
 }
 
 // The block that goes by patches of the data: the deepest of those whose patches are few numbers.
+// Where hardly more pixels are than these, batch statistics leave a weight's gradient hardly anything
+// of the patches' covariance, and its digits with it.
 int patched_block(const Network& n) {
+  const int64_t examples = n.query == 0 ? n.support : n.steps == 0 ? n.query
+                                                     : std::min(n.support, n.query);
   int found = kNone, deepest = 0;
   for (int l = 0; l < int(n.blocks.size()); ++l) {
     const Block& b = n.blocks[l];
     const int depth = taps_of(b) * b.channels;
     if (b.from != kData || b.plus != kNone || depth > kShallow || depth <= deepest) continue;
+    const Shape shape = shape_of(b, b.channels, kNoFrame, 1);
+    if (b.norm == Norm::batch && examples * shape.pixels() < kPixelsANumber * depth) continue;
     found = l, deepest = depth;
   }
   return found;
@@ -130,7 +138,6 @@ Layout lay_out(const Network& n, int lanes) {
   int64_t widest = 0, longest = 0, largest = 0, inputs = 0, planes = 0, runs = 0, image_size = 0;
   for (int l = 0; l < depth; ++l) {
     const Block& b = n.blocks[l];
-    constexpr int kNoFrame[2] = {0, 0};
     const bool of_data = b.from == kData;
     const int in = of_data ? b.channels : layout.shapes[b.from].out;
     Shape shape = shape_of(b, in, of_data ? layout.frame : kNoFrame, lanes);
