@@ -116,3 +116,20 @@ def check(
         torch.testing.assert_close(out.support_losses[k], found)
     gradients = torch.autograd.grad(out.loss, leaves)
     assert apart(gradients, expected.gradients) < TOLERANCE
+
+
+def check_ragged(model: nn.Module, image: tuple[int, ...]) -> None:
+    """Tasks of different sizes: the real examples count alone."""
+    sets = [
+        [(torch.randn(n, *image).double(), torch.randint(3, (n,))) for n in counts]
+        for counts in ((4, 2, 3), (2, 5, 5))
+    ]
+    tasks = [(*s, *q) for s, q in zip(*sets, strict=True)]
+    leaves = list(model.parameters())
+    expected = oracle.maml(model, tasks, leaves, steps=2, rate=lambda *_: 0.1)
+    out = fastmeta.maml_step(model, *sets, inner_lr=0.1, inner_steps=2, executor="layered")
+    assert out.executor == "layered-cpu"
+    torch.testing.assert_close(out.task_losses, expected.task_losses)
+    for ours, theirs in zip(out.query_outputs, expected.query_outputs, strict=True):
+        torch.testing.assert_close(ours, theirs.detach())
+    assert apart(torch.autograd.grad(out.loss, leaves), expected.gradients) < TOLERANCE

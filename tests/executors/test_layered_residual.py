@@ -19,6 +19,7 @@ from convolutional import (
     apart,
     batch,
     check,
+    check_ragged,
     flat,
     running,
 )
@@ -274,18 +275,7 @@ def test_learned_rates(name: str, first_order: bool, each: bool) -> None:
 
 @pytest.mark.parametrize("name", ["resnet12", "no-norm", "running-norm"])
 def test_tasks_of_different_sizes(name: str) -> None:
-    model, image = build(name)
-    sets = [
-        [(torch.randn(n, *image).double(), torch.randint(3, (n,))) for n in counts]
-        for counts in ((4, 2, 3), (2, 5, 5))
-    ]
-    tasks = [(*s, *q) for s, q in zip(*sets, strict=True)]
-    leaves = list(model.parameters())
-    expected = oracle.maml(model, tasks, leaves, steps=2, rate=lambda *_: 0.1)
-    out = fastmeta.maml_step(model, *sets, inner_lr=0.1, inner_steps=2, executor="layered")
-    assert out.executor == "layered-cpu"
-    torch.testing.assert_close(out.task_losses, expected.task_losses)
-    assert apart(torch.autograd.grad(out.loss, leaves), expected.gradients) < TOLERANCE
+    check_ragged(*build(name))
 
 
 @pytest.mark.parametrize("name", ["resnet12", "winograd", "strided"])
