@@ -5,6 +5,7 @@ from fastmeta.adaptation import AdaptedTasks, adapt
 from fastmeta.backends import backends
 from fastmeta.explanation import explain
 from fastmeta.modules import MAML
+from fastmeta.plan.snapshot import clear_cache
 from fastmeta.steps import MetaStep, maml_step
 from fastmeta.version import __version__
 
@@ -15,6 +16,7 @@ __all__ = [
     "__version__",
     "adapt",
     "backends",
+    "clear_cache",
     "data",
     "explain",
     "maml_step",

@@ -96,7 +96,7 @@ def plan_step(
 def _tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | RaggedTasks:
     """The data, checked by itself and against the model's parameters where it is one batch."""
     batch = tensor_batch(support, query)
-    if batch is None:
+    if batch is None or batch.signature is None:
         return _checked_tasks(seen, support, query)
     autocasts = tuple(map(torch.is_autocast_enabled, seen.devices))
     seen.known(("data", batch.signature, autocasts), lambda: _checked_tasks(seen, support, query))

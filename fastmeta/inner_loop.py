@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
@@ -51,6 +51,12 @@ class InnerLoop:
             self.steps, self.adapted, tuple(self.rates), shapes, learned, self.per_step,
             self.step_weights, self.prox, self.first_order, self.learned_step_weights is None,
         )  # fmt: skip
+
+    def without(self, names: frozenset[str]) -> InnerLoop:
+        """The same for the parameters that adapt but these."""
+        adapted = tuple(name for name in self.adapted if name not in names)
+        rates = {key: rate for key, rate in self.rates.items() if key not in names}
+        return replace(self, adapted=adapted, rates=rates, per_step=self.per_step - names)
 
     def learned_rates(self) -> dict[str, Tensor]:
         """The learning rates that ask for a gradient, by key; none where no loss reaches any."""

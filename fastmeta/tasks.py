@@ -49,17 +49,28 @@ class TaskBatch:
         """T, the number of tasks."""
         return self.support.tasks
 
+    @property
+    def rounded(self) -> int:
+        """T rounded up to four binary digits, by which executors are chosen."""
+        return rounded(self.tasks)
+
     @cached_property
     def signature(self) -> Hashable:
-        """All that checks and plans read of the data but its numbers; None if it is in trees."""
+        """All that checks and plans read of the data but its numbers and T.
+
+        None where it is in trees, or its tensors disagree about T.
+        """
         known: list[Hashable] = []
         for examples in self.sets():
             if not isinstance(examples.inputs, Tensor) or not isinstance(examples.targets, Tensor):
                 return None
             known.append(examples.weights is None)
             for leaf in (examples.inputs, examples.targets):
-                known += (type(leaf), leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad)
-        return tuple(known)
+                shape = leaf.shape
+                if shape[0] != self.tasks:
+                    return None
+                known += (type(leaf), shape[1:], leaf.dtype, leaf.device, leaf.requires_grad)
+        return tuple(known) if self.tasks else None
 
     def sets(self) -> list[Examples]:
         """Support, and query where there is one."""
@@ -112,6 +123,12 @@ class RaggedTasks:
 
     def _batch(self, make: Callable[[list[tuple[Tree, Tree]]], Examples]) -> TaskBatch:
         return TaskBatch(make(self.support), None if self.query is None else make(self.query))
+
+
+def rounded(count: int) -> int:
+    """The number rounded up to four binary digits."""
+    digits = max(0, count.bit_length() - 4)
+    return -(-count >> digits) << digits
 
 
 def detached(tree: Tree) -> Tree:

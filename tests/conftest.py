@@ -46,7 +46,7 @@ def force_form(monkeypatch):
             assert form not in unavailable, unavailable[form]
             return cost.Choice(form, 2, "forced")
 
-        snapshot.forget()
+        snapshot.clear_cache()
         monkeypatch.setattr(cost, "choose", choose)
 
     return force

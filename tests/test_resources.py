@@ -91,7 +91,7 @@ def test_steps_leak_nothing(
     def choose(profile, sizes, unavailable) -> cost.Choice:
         return cost.Choice("loop" if form in unavailable else form, 4, "forced")
 
-    snapshot.forget()
+    snapshot.clear_cache()
     monkeypatch.setattr(cost, "choose", choose)
     model, tasks = _sinusoid_network(), _tasks()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)

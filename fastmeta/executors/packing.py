@@ -106,8 +106,8 @@ def declines(problem: Problem, used: Iterable[str]) -> str | None:
             return "parameters are of different dtypes"
     if torch.is_autocast_enabled(device.type):
         return "autocast is on"
-    if any(name not in names for name in problem.inner.adapted):
-        return "a parameter adapts that no layer reads"
+    if not problem.inner.adapted:
+        return "no layer reads a parameter that adapts"
     if problem.task_weights.dtype != dtype:
         return "task_weights are of another dtype than the parameters"
     return None

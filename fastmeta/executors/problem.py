@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -122,6 +123,24 @@ class Problem:
     """Whether the adapted parameters are asked for."""
     has_attention: bool = False
     """Whether a forward pass calls `scaled_dot_product_attention`."""
+    unread: frozenset[str] = frozenset()
+    """Parameters that no layer reads, where the layers are known: an auxiliary head's."""
+
+    @cached_property
+    def read(self) -> Problem:
+        """The same where nothing adapts that no layer reads."""
+        if self.unread.isdisjoint(self.inner.adapted):
+            return self
+        return replace(self, inner=self.inner.without(self.unread))
+
+    def completed(self, outcome: Outcome) -> Outcome:
+        """The outcome of `read`, with what no layer reads as it was."""
+        if self.keep_adapted:
+            named, tasks = self.model.parameters(), self.tasks.tasks
+            for name in self.unread.intersection(self.inner.adapted):
+                value = named[name].detach()
+                outcome.adapted[name] = value.expand(tasks, *value.shape).clone()
+        return outcome
 
     def evaluates(self, step: int) -> bool:
         """Whether the query loss after this many steps is asked for."""

@@ -33,7 +33,7 @@ def choose(
     kernel = None if not_fused else kernels.kernel(problem, plan, low_memory)
     not_compiled = kernels.not_compiled(problem, plan, low_memory) if not not_layered else ""
     sizes = cost.Sizes(
-        tasks.tasks,
+        tasks.rounded,
         tasks.support.count,
         tasks.query.count if tasks.query else 0,
         inner.steps,

@@ -70,6 +70,18 @@ def way(
     return layered.way(problem, plan.layers, not_compiled, low_memory, not_triton)
 
 
+def like(
+    problem: Problem, plan: Plan, other: fused.Kernel | layered.Way, low_memory: bool
+) -> fused.Kernel | layered.Way:
+    """What computes a plan that differs in numbers alone from the one that another computes."""
+    if isinstance(other, fused.Kernel):
+        assert isinstance(plan.recipe, fused.Recipe)
+        return fused.like(problem, plan.recipe, low_memory, other)
+    if isinstance(other, layered.Kernel):
+        return way(problem, plan, None, low_memory)
+    return way(problem, plan, other.not_compiled, low_memory, other.not_triton)
+
+
 def run(problem: Problem, by: fused.Kernel | layered.Way | None, form: str, chunk: int) -> Outcome:
     """Computes the step by a kernel, or by a form of the general path."""
     if isinstance(by, fused.Kernel):

@@ -105,7 +105,7 @@ class GraphReader:
             return layers.Pool2d(function, words.module_options(module, options))
         if kind is nn.Flatten:
             return _flatten(module.start_dim, module.end_dim)
-        if kind in words.DROPOUTS and module.training:
+        if kind in words.DROPOUTS and module.training and module.p > 0:
             raise Unreadable(f"{name} is dropout in train(), which the kernels don't draw")
         if kind is nn.Identity or kind in words.DROPOUTS:
             return layers.Identity()

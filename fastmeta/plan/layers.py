@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -81,8 +82,32 @@ class Network:
             )  # fmt: skip
         return Network(tuple(nodes), self.output)
 
+    def parameters(self) -> set[str]:
+        """The names of the parameters that the output depends on."""
+        needed, found = {self.output}, set[str]()
+        for i in range(len(self.nodes) - 1, -1, -1):
+            if i in needed:
+                needed.update(self.nodes[i].inputs)
+                found.update(self.nodes[i].layer.parameters())
+        return found
+
+    def at(self, constants: Mapping[str, float]) -> Network:
+        """The same network with other options of its activations, by `module.option`."""
+        if not constants:
+            return self
+        return Network(tuple(_at(node, constants) for node in self.nodes), self.output)
+
     def examples_independent(self) -> bool:
         """Whether each example's output depends on that example alone."""
         return not any(
             isinstance(node.layer, BatchNorm) and node.layer.batch_statistics for node in self.nodes
         )
+
+
+def _at(node: Node, constants: Mapping[str, float]) -> Node:
+    if not isinstance(node.layer, Activation):
+        return node
+    options = tuple(
+        (name, constants.get(f"{node.name}.{name}", value)) for name, value in node.layer.options
+    )
+    return replace(node, layer=Activation(node.layer.kind, options))

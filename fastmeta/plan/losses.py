@@ -1,50 +1,14 @@
-"""The standard losses: how they are recognised, written out, weighted and checked."""
+"""The standard losses: written out, weighted and checked."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from fastmeta.plan.tracing import trace
-
-_FUNCTIONS: dict[Any, str] = {
-    F.cross_entropy: "cross_entropy",
-    F.mse_loss: "mse_loss",
-    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
-    F.huber_loss: "huber_loss",
-    F.smooth_l1_loss: "smooth_l1_loss",
-    F.l1_loss: "l1_loss",
-}
-_MODULES: dict[type[nn.Module], tuple[Any, tuple[str, ...]]] = {
-    nn.CrossEntropyLoss: (
-        F.cross_entropy,
-        ("weight", "ignore_index", "reduction", "label_smoothing"),
-    ),
-    nn.MSELoss: (F.mse_loss, ("reduction",)),
-    nn.BCEWithLogitsLoss: (
-        F.binary_cross_entropy_with_logits,
-        ("weight", "reduction", "pos_weight"),
-    ),
-    nn.HuberLoss: (F.huber_loss, ("reduction", "delta")),
-    nn.SmoothL1Loss: (F.smooth_l1_loss, ("reduction", "beta")),
-    nn.L1Loss: (F.l1_loss, ("reduction",)),
-}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "cross_entropy": {"weight": None, "ignore_index": -100, "label_smoothing": 0.0},
-    "mse_loss": {},
-    "binary_cross_entropy_with_logits": {"weight": None, "pos_weight": None},
-    "huber_loss": {"delta": 1.0},
-    "smooth_l1_loss": {"beta": 1.0},
-    "l1_loss": {},
-}
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +57,20 @@ class Loss:
                 f"{label}: {target.dtype}, but {self.kind} needs floating-point targets"
             )
 
-    def key(self) -> tuple[Any, ...]:
-        """What tells two such losses apart."""
-        values = (id(v) if isinstance(v, Tensor) else v for v in self.options.values())
-        return (self.kind, *self.options, *values)
+    def structure(self) -> Hashable:
+        """What a plan depends on: the kind, and the options' forms; their values may change."""
+        forms = (
+            (v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v == 0
+            for v in self.options.values()
+        )  # fmt: skip
+        return self.kind, *self.options, *forms
+
+    def equals(self, other: Loss) -> bool:
+        """Tell whether a loss of the same structure has the same options: tensors by identity."""
+        return all(
+            value is there or (not isinstance(value, Tensor) and value == there)
+            for value, there in zip(self.options.values(), other.options.values(), strict=True)
+        )
 
     def __str__(self) -> str:
         shown = ", ".join(
@@ -147,133 +121,3 @@ class Loss:
                     f"{label}: label {int(target[tuple(where)])} at {where}; the model gives "
                     f"{classes} classes, so labels must be in 0 .. {classes - 1}"
                 )
-
-
-def recognise(loss_fn: Callable[..., Any]) -> Loss | None:
-    """The standard loss that `loss_fn` is: a function, `partial`, lambda or module; else None."""
-    if isinstance(loss_fn, nn.Module):
-        return _from_module(loss_fn)
-    if isinstance(loss_fn, functools.partial):
-        inner = recognise(loss_fn.func)
-        if inner is None or loss_fn.args or inner.options:
-            return None
-        return _build(inner.kind, loss_fn.keywords)
-    if loss_fn in _FUNCTIONS:
-        return _build(_FUNCTIONS[loss_fn], {})
-    if isinstance(loss_fn, types.FunctionType):
-        return _from_function(loss_fn)
-    return None
-
-
-def _build(kind: str, keywords: Mapping[str, Any]) -> Loss | None:
-    # None is "not given" for every option that torch's losses have.
-    given = {name: value for name, value in keywords.items() if value is not None}
-    if given.pop("reduction", "mean") != "mean":
-        return None
-    defaults = _OPTIONS[kind]
-    options: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in defaults or (isinstance(value, Tensor) and value.requires_grad):
-            return None
-        if isinstance(value, Tensor) or value != defaults[name]:
-            options[name] = value
-    return Loss(kind, options)
-
-
-def _from_module(module: nn.Module) -> Loss | None:
-    entry = _MODULES.get(type(module))
-    if entry is None or _hooked(module) or "forward" in vars(module):
-        return None
-    function, names = entry
-    return _build(_FUNCTIONS[function], {name: getattr(module, name) for name in names})
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def _from_function(function: types.FunctionType) -> Loss | None:
-    """A lambda or def that does nothing but call a standard loss on its two arguments."""
-    key = _constants(function)
-    return None if key is None else _traced(_Keyed(function, key))
-
-
-class _Keyed:
-    """A function that is equal to another of the same code and the same constants."""
-
-    def __init__(self, function: types.FunctionType, key: tuple[Any, ...]) -> None:
-        self.function = function
-        self._key = key
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _constants(function: types.FunctionType) -> tuple[Any, ...] | None:
-    """All that a function's result depends on but its arguments; None where that can't be told."""
-    code = function.__code__
-    if any(isinstance(constant, types.CodeType) for constant in code.co_consts):
-        return None  # a function inside it reads what it likes
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    names = [function.__globals__[n] for n in code.co_names if n in function.__globals__]
-    values = [*cells, *names, *(function.__defaults__ or ())]
-    values += (function.__kwdefaults__ or {}).values()
-    plain = (int, float, str, bool, type(None), types.BuiltinFunctionType)
-    for value in values:
-        if isinstance(value, types.ModuleType):
-            if value.__name__.split(".")[0] != "torch":
-                return None
-        elif not isinstance(value, plain) and value not in _loss_functions():
-            return None
-    # torch's functions may be replaced.
-    called = [
-        vars(value)[name]
-        for value in values
-        if isinstance(value, types.ModuleType)
-        for name in code.co_names
-        if name in vars(value)
-    ]
-    return (code, *((type(value), value) for value in values), *map(id, called))
-
-
-def _loss_functions() -> list[Any]:
-    return list(_FUNCTIONS)
-
-
-@functools.lru_cache(maxsize=256)
-def _traced(keyed: _Keyed) -> Loss | None:
-    function = keyed.function
-    if len(inspect.signature(function).parameters) != 2:
-        return None
-    try:
-        graph = trace(_TwoArguments(function))
-    except Exception:  # Whatever tracing trips over, the function is not a plain loss call.
-        return None
-    nodes = list(graph.nodes)
-    if [node.op for node in nodes] != ["placeholder", "placeholder", "call_function", "output"]:
-        return None
-    prediction, target, call, output = nodes
-    kind = _FUNCTIONS.get(call.target)
-    if kind is None or output.args[0] is not call:
-        return None
-    bound = inspect.signature(call.target).bind(*call.args, **call.kwargs).arguments
-    if bound.pop("input", None) is not prediction or bound.pop("target", None) is not target:
-        return None
-    return _build(kind, bound)
-
-
-class _TwoArguments(nn.Module):
-    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        super().__init__()
-        self._function = function
-
-    def forward(self, prediction: Any, target: Any) -> Any:
-        return self._function(prediction, target)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmeta.executors import fused, generic, layered, packing
+from fastmeta.executors import fused, generic, packing
 from fastmeta.executors.call import WrongLabel
-from fastmeta.executors.kernel_loss import Declined
 from fastmeta.executors.problem import (
     FormUnavailable,
     Outcome,
@@ -24,24 +22,18 @@ from fastmeta.executors.problem import (
     same_random_numbers,
 )
 from fastmeta.inner_loop import InnerLoop
+from fastmeta.plan import chosen as kernels
 from fastmeta.plan import losses, reader
 from fastmeta.plan.choosing import Entry, choose
 from fastmeta.plan.chosen import Chosen, run
 from fastmeta.plan.layers import Network
 from fastmeta.plan.plan import Plan, objective
 from fastmeta.plan.profile import profile
+from fastmeta.plan.recognition import identity, recognise
 from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
 from fastmeta.warning import warn
 
-_KEPT_PER_MODEL = 64
-
-R = TypeVar("R")
-
-
-_plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Entry]] = (
-    weakref.WeakKeyDictionary()
-)
 _lock = threading.Lock()
 _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
@@ -91,10 +83,10 @@ def prepare(
     **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions, and
     where the executor that was asked for can't serve.
     """
-    loss = losses.recognise(loss_fn)
+    loss = recognise(loss_fn)
     device = task_weights.device.type
     asked = (
-        loss.key() if loss else getattr(loss_fn, "__code__", id(loss_fn)),
+        (loss.structure() if loss else identity(loss_fn), seen.signs()),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         task_weights.dtype, inner.signature, differentiate, low_memory, executor,
         packing.watched(), seen.known(("environment",), fused.environment),
@@ -112,18 +104,38 @@ def prepare(
             draws_random=plan.profile.draws_random,
             keep_adapted=tasks.query is None,
             has_attention=plan.profile.has_attention,
+            unread=plan.unread,
         )
 
     def find() -> Chosen:
-        entry = _entry(model, _fingerprint(seen, tasks, inner, asked), loss_fn, loss, tasks)
+        entry = seen.known(
+            _fingerprint(tasks, inner, asked),
+            lambda: Entry(_make(model, loss_fn, loss, tasks, seen.constants), set()),
+        )
+        if not entry.plan.is_at(loss, seen.constants):
+            entry.plan = entry.plan.at(loss, seen.constants)
         _check_targets(loss, tasks, entry.plan.profile.prediction)
-        return choose(entry, problem(entry.plan), seen.unpinned, low_memory, executor)
+        return choose(entry, problem(entry.plan), seen.unseen, low_memory, executor)
 
-    signature = tasks.signature
-    chosen = find() if signature is None else seen.known((signature, asked), find)
+    # A GPU's kernels are launched for so many tasks.
+    count = tasks.rounded if fused.on_cpu(task_weights.device) else tasks.tasks
+    sizes = tasks.signature, count
+    chosen = find() if tasks.signature is None else seen.known((*sizes, asked), find)
+    if not chosen.plan.is_at(loss, seen.constants):
+        plan = chosen.plan.at(loss, seen.constants)
+        chosen = _at(chosen, problem(plan), plan, low_memory)
     if chosen.executor in ("generic", "layered-torch"):  # a kernel looks at the labels itself
         _check_targets(loss, tasks, chosen.plan.profile.prediction)
     return Planned(problem(chosen.plan), chosen)
+
+
+def _at(chosen: Chosen, problem: Problem, plan: Plan, low_memory: bool) -> Chosen:
+    """The same choice for a plan that differs in options alone."""
+    by = chosen.fused or chosen.layered
+    like = by and kernels.like(problem, plan, by, low_memory)
+    if chosen.fused:
+        return replace(chosen, plan=plan, kernel=like)
+    return replace(chosen, plan=plan, way=like)
 
 
 def _check_targets(
@@ -183,30 +195,7 @@ def still_reads(planned: Planned) -> bool:
     return True
 
 
-def _entry(
-    model: nn.Module,
-    key: Hashable,
-    loss_fn: Callable[..., Any],
-    loss: losses.Loss | None,
-    tasks: TaskBatch,
-) -> Entry:
-    with _lock:
-        kept = _plans.setdefault(model, OrderedDict())
-        entry = kept.get(key)
-        if entry is not None:
-            kept.move_to_end(key)
-            return entry
-    entry = Entry(_make(model, loss_fn, loss, tasks), set())
-    with _lock:
-        kept[key] = entry
-        while len(kept) > _KEPT_PER_MODEL:
-            kept.popitem(last=False)
-    return entry
-
-
-def _fingerprint(
-    seen: Snapshot, tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]
-) -> Hashable:
+def _fingerprint(tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]) -> Hashable:
     """What a plan depends on; a plan with another fingerprint is stale."""
     loss, autocast, _, _, differentiate, *_ = asked
     data = tuple(
@@ -216,13 +205,14 @@ def _fingerprint(
     )
     masked = tasks.support.weights is not None
     return (
-        seen.key, data, loss, autocast, masked, inner.adapted, inner.first_order, differentiate,
+        data, loss, autocast, masked, inner.adapted, inner.first_order, differentiate,
     )  # fmt: skip
 
 
 def _make(
-    model: nn.Module, loss_fn: Callable[..., Any], loss: losses.Loss | None, tasks: TaskBatch
-) -> Plan:
+    model: nn.Module, loss_fn: Callable[..., Any], loss: losses.Loss | None, tasks: TaskBatch,
+    constants: Mapping[str, float],
+) -> Plan:  # fmt: skip
     _warn_of_unwritten_statistics(model)
     measured = profile(
         model,
@@ -242,30 +232,10 @@ def _make(
                 network = reader.read(model, example)
             except reader.Unreadable as reason:
                 why = str(reason)
-    return Plan(
-        measured,
-        network,
-        loss,
-        why,
-        _or_why(lambda: fused.recipe(network, loss, why)),
-        _or_why(lambda: _layers(model, network, loss, example, why)),
-    )
-
-
-def _layers(
-    model: nn.Module, network: Network | None, loss: losses.Loss | None, example: Any, why: str
-) -> layered.Recipe:
     shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return layered.recipe(network, loss, shape, sizes, why)
-
-
-def _or_why(make: Callable[[], R]) -> R | str:
-    """What it makes, or why it declines."""
-    try:
-        return make()
-    except Declined as reason:
-        return str(reason)
+    unread = frozenset(sizes.keys() - network.parameters()) if network else frozenset[str]()
+    return Plan(measured, network, loss, dict(constants), shape, sizes, unread, why)
 
 
 def _warn_of_unwritten_statistics(model: nn.Module) -> None:

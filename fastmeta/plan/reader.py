@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastmeta.executors.problem import StatelessModel
 from fastmeta.plan.graph_reader import GraphReader, Unreadable
+from fastmeta.plan.guards import GLOBAL_HOOKS, is_torchs
 from fastmeta.plan.layers import Network
-from fastmeta.plan.pinned import GLOBAL_HOOKS, is_torchs
 from fastmeta.plan.tracing import trace
 
 

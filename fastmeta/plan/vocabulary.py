@@ -68,6 +68,8 @@ FUNCTIONS: dict[Any, str] = {
     torch.mean: "mean",
     torch.reshape: "view",
 }
+CALLED = frozenset([*OPTIONS, *FUNCTIONS.values()])
+"""The names under which layers of torch's call all of these."""
 METHODS = {"view": "view", "reshape": "view", "flatten": "flatten", "mean": "mean"}
 PASSING_METHODS = ("contiguous", "clone")
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

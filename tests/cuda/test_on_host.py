@@ -76,7 +76,7 @@ def test_what_does_not_fit_lies_in_device_memory(on_host, monkeypatch) -> None:
     found = []
     for limit, where in ((100_000, "shared"), (1000, "device")):
         monkeypatch.setenv("FASTMETA_CUDA_SHARED", str(limit))
-        snapshot.forget()
+        snapshot.clear_cache()
         assert f"a task a block in {where} memory" in fastmeta.explain(model, *data)
         found.append(fastmeta.maml_step(model, *data, executor="fused").loss)
     assert torch.equal(*found)
@@ -183,7 +183,7 @@ def test_several_tasks_a_block_and_every_size_of_it(on_host, monkeypatch) -> Non
     monkeypatch.setenv("FASTMETA_CUDA_MULTIPROCESSORS", "2")
     for threads, blocks in (("32", 24), ("256", 2)):
         monkeypatch.setenv("FASTMETA_CUDA_THREADS", threads)
-        snapshot.forget()
+        snapshot.clear_cache()
         assert f"{blocks} blocks of {threads} threads" in fastmeta.explain(model, *data)
         out = fastmeta.maml_step(model, *data, executor="fused")
         losses.append([out.loss, *torch.autograd.grad(out.loss, list(model.parameters()))])

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from fastmeta.executors.fused.engines import Kernel, declines, environment, kernel_for, run
+from fastmeta.executors.fused.engines import (
+    Kernel,
+    declines,
+    environment,
+    kernel_for,
+    like,
+    on_cpu,
+    run,
+)
 from fastmeta.executors.fused.recipe import Recipe, recipe
 
-__all__ = ["Kernel", "Recipe", "declines", "environment", "kernel_for", "recipe", "run"]
+__all__ = [
+    "Kernel", "Recipe", "declines", "environment", "kernel_for", "like", "on_cpu", "recipe", "run",
+]  # fmt: skip

@@ -25,10 +25,10 @@ def environment() -> tuple[str, ...]:
 
 def declines(problem: Problem, recipe: Recipe, low_memory: bool = False) -> str | None:
     """Why this problem can't be served by a kernel for its device; None where it can."""
-    device = problem.task_weights.device
+    problem, device = problem.read, problem.task_weights.device
     if device.type not in ("cpu", "cuda"):
         return f"there are no kernels for {device}"
-    if _on_cpu(device):
+    if on_cpu(device):
         if extension() is None:
             return "the compiled extension is not there; `python -m fastmeta info` says why"
         why = serving.declines(problem, recipe)
@@ -50,7 +50,8 @@ def kernel_for(
 
     `like`: on a GPU, of the engine of that one, which serves a larger problem.
     """
-    if _on_cpu(problem.task_weights.device):
+    problem = problem.read
+    if on_cpu(problem.task_weights.device):
         return cpu.kernel(problem, recipe, low_memory)
     to_triton = isinstance(like, on_triton.TritonKernel) or (
         like is None and _not_cuda(problem, recipe) is not None
@@ -60,11 +61,22 @@ def kernel_for(
     return cuda.kernel(problem, recipe, low_memory)
 
 
+def like(problem: Problem, recipe: Recipe, low_memory: bool, other: Kernel) -> Kernel:
+    """The kernel for a recipe that differs from another kernel's in numbers alone."""
+    if type(other) is cpu.Kernel:
+        return other.at(recipe)
+    return kernel_for(problem, recipe, low_memory, other)
+
+
 def run(problem: Problem, kernel: Kernel) -> Outcome:
     """Computes the step; `declines` must have found nothing.
 
     **Raises** `WrongLabel`, before anything is computed, where labels can be looked at.
     """
+    return problem.completed(_run(problem.read, kernel))
+
+
+def _run(problem: Problem, kernel: Kernel) -> Outcome:
     if isinstance(kernel, on_triton.TritonKernel):
         return kernel.run(problem)
     if isinstance(kernel, cuda.CudaKernel):
@@ -72,7 +84,8 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     return step.run(problem, kernel)
 
 
-def _on_cpu(device: torch.device) -> bool:
+def on_cpu(device: torch.device) -> bool:
+    """Tell whether tensors there are for the kernels of this processor."""
     return device.type == "cpu" and not cuda.on_host() and not triton_device.on_host()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,13 @@ class Kernel:
     """Whether the query loss after each number of steps is asked for."""
     norms: tuple[BatchNorm | None, ...]
     """The batch norm of each layer."""
+    _arguments: tuple[Any, ...] = ()
+    """Those of the compiled step, after the recipe."""
     _rates: list[tuple[Hashable, Tensor]] = field(default_factory=list)
+
+    def at(self, recipe: Recipe) -> Kernel:
+        """The kernel for a recipe that differs in numbers alone: slopes, the loss's options."""
+        return replace(self, recipe=recipe, step=_step.__wrapped__(recipe, *self._arguments))
 
     def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
         """The packed learning rates where all are one number; made anew for another number."""
@@ -104,9 +110,10 @@ class Kernel:
 def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel:
     """The kernel for this problem's sizes and options."""
     inner = problem.inner
-    step = _step_of(problem, recipe, inner.steps, low_memory)
+    arguments = _step_arguments(problem, inner.steps, low_memory)
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    return Kernel(recipe, step, recipe.names(), evaluates, recipe.norms())
+    step = _step(recipe, *arguments)
+    return Kernel(recipe, step, recipe.names(), evaluates, recipe.norms(), arguments)
 
 
 def grows(problem: Problem, recipe: Recipe) -> str | None:
@@ -115,7 +122,8 @@ def grows(problem: Problem, recipe: Recipe) -> str | None:
     Weights are rebuilt, activations and deltas of every step are not.
     """
     first, whole = (
-        _step_of(problem, recipe, steps, True) for steps in (1, max(1, problem.inner.steps))
+        _step(recipe, *_step_arguments(problem, steps, True))
+        for steps in (1, max(1, problem.inner.steps))
     )
     sets = problem.inner.steps * whole.parameters * problem.task_weights.element_size()
     if whole.storage_bytes - sets <= max(_FLAT * first.storage_bytes, _SMALL):
@@ -126,12 +134,11 @@ def grows(problem: Problem, recipe: Recipe) -> str | None:
     )
 
 
-def _step_of(problem: Problem, recipe: Recipe, steps: int, low_memory: bool) -> Any:
+def _step_arguments(problem: Problem, steps: int, low_memory: bool) -> tuple[Any, ...]:
     inner, tasks = problem.inner, problem.tasks
     elementwise = rates.elementwise(inner)
     isa, engine, form, memory = environment()[:4]
-    return _step(
-        recipe,
+    return (
         inner.adapted,
         (tasks.support.count, tasks.query.count if tasks.query else 0, steps),
         (
@@ -142,7 +149,7 @@ def _step_of(problem: Problem, recipe: Recipe, steps: int, low_memory: bool) -> 
         ),
         inner.prox,
         problem.task_weights.dtype == torch.float64,
-        tasks.tasks,
+        tasks.rounded,
         isa,
         engine,
         form,

@@ -66,7 +66,7 @@ def program(
     query = tasks.query.count if tasks.query else 0
     largest = max(node.bytes for node in recipe.nodes) * max(support.count, query)
     most = max(1, _largest(problem.task_weights.device) // max(1, largest))
-    chunk = -(-tasks.tasks // -(-tasks.tasks // most))
+    chunk = -(-tasks.rounded // -(-tasks.rounded // most))
     keeps = problem.differentiate and not problem.inner.first_order and not low_memory
     passes = problem.inner.steps if keeps else 1
     # Output and gradient; in the head the tangents of both too.

@@ -17,6 +17,7 @@ from fastmeta.tasks import Examples
 
 def declines(problem: Problem, recipe: Recipe) -> str | None:
     """Why this problem can't be served layer by layer; None where it can."""
+    problem = problem.read
     why = packing.declines(problem, recipe.names())
     if why is not None:
         return why

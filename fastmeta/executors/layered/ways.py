@@ -23,6 +23,7 @@ def way(
     `not_compiled` is why the compiled step does not take it, None where it does; `not_triton` why
     the layers' rules should leave Triton's kernels alone, None where they need not.
     """
+    problem = problem.read
     if not_compiled is None:
         assert not isinstance(recipe.blocks, str)
         return cpu.kernel(problem, recipe.blocks)
@@ -31,4 +32,6 @@ def way(
 
 def run(problem: Problem, way: Way) -> Outcome:
     """Computes the step. **Raises** `WrongLabel`, from the compiled step."""
-    return cpu.run(problem, way) if isinstance(way, Kernel) else program.run(problem, way)
+    read = problem.read
+    outcome = cpu.run(read, way) if isinstance(way, Kernel) else program.run(read, way)
+    return problem.completed(outcome)

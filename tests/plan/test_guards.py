@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.plan import pinned
+from fastmeta.plan.guards import Guards
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -138,8 +138,7 @@ def test_what_changes_is_seen(kind: type[Net], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("kind", [BySettings, ByList, ByChance])
 def test_what_can_not_be_seen_is_not_trusted(kind: type[Net]) -> None:
-    with pytest.raises(pinned.Unpinned):
-        pinned.watches(kind())
+    assert "may change unseen" in Guards(kind()).unseen or "module random" in Guards(kind()).unseen
     assert fastmeta.maml_step(kind(), *_data()).executor == "generic"
 
 
@@ -274,7 +273,8 @@ def test_what_replaces_torchs_own_is_seen(replaced: str, monkeypatch: pytest.Mon
 
 def test_a_global_with_a_parts_name_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ByGlobal()
-    expected = [watch.name for watch in pinned.watches(model)]
+    expected = Guards(model).key()
     for name in ("first", "middle", "leaky_relu"):
         monkeypatch.setitem(globals(), name, [0.1])  # which nothing can watch
-    assert [watch.name for watch in pinned.watches(model)] == expected
+    assert not Guards(model).unseen
+    assert Guards(model).key() == expected
