@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from fastmeta import inner_loop as loops
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import planner
+from fastmeta.plan.complaint import refuse_scripted
 from fastmeta.plan.planner import Planned
-from fastmeta.plan.snapshot import Snapshot, refuse_scripted
+from fastmeta.plan.snapshot import Snapshot
 from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch
 from fastmeta.tasks import RaggedTasks, TaskBatch, map_tensors
 

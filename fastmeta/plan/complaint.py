@@ -31,6 +31,15 @@ def naming_layers(model: nn.Module) -> Generator[None, None, None]:
         raise RuntimeError(f"{where} can't take its input: {error}") from error
 
 
+def refuse_scripted(module: nn.Module, label: str) -> None:
+    """**Raises** `TypeError` for a module of TorchScript, which holds its parameters fast."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{label}: scripted or traced by torch.jit, whose parameters can't be exchanged for "
+            "adapted ones; step the module that it was made of"
+        )
+
+
 def _innermost(trace: TracebackType | None) -> nn.Module | None:
     """The module whose `forward` was running."""
     found: nn.Module | None = None

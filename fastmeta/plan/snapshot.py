@@ -14,11 +14,11 @@ from operator import attrgetter, is_
 from types import FunctionType
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from fastmeta.executors.problem import Slots
 from fastmeta.plan.cache import Cache
+from fastmeta.plan.complaint import refuse_scripted
 from fastmeta.plan.guards import GLOBAL_HOOKS, INTERNAL, Guards, by_value, is_plain, is_torchs
 from fastmeta.plan.vocabulary import ACTIVATION_MODULES
 
@@ -87,10 +87,9 @@ class Snapshot:
     def __init__(self, model: nn.Module, cache: Cache) -> None:
         for label, module in model.named_modules():
             refuse_scripted(module, f"model: {label}")
-        guards = Guards(model)
+        self._guards = guards = Guards(model)
         self.unseen = guards.unseen
         """What its Python reads that no guard can watch; empty where there is no such thing."""
-        self._guards = guards
         self._parts = [_Part(module, guards) for module in model.modules()]
         self._constants = [
             (part.module, f"{name}.{option}".lstrip("."), option)
@@ -124,11 +123,9 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Tell whether the model is still the one that was looked at."""
-        for part in self._parts:
-            if not part.holds():
-                return False
         return (
-            self._read_constants()
+            all(part.holds() for part in self._parts)
+            and self._read_constants()
             and [*map(len, GLOBAL_HOOKS)] == self._hooks
             and self._guards.hold()
             and [*map(_state, self._tensors)] == self._states
@@ -149,15 +146,6 @@ class Snapshot:
     def known(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` gives for `key`, found once."""
         return self._cache.find((self._token, key), find)
-
-
-def refuse_scripted(module: nn.Module, label: str) -> None:
-    """**Raises** `TypeError` for a module of TorchScript, which holds its parameters fast."""
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError(
-            f"{label}: scripted or traced by torch.jit, whose parameters can't be exchanged for "
-            "adapted ones; step the module that it was made of"
-        )
 
 
 def _places(model: nn.Module) -> Hashable:
