@@ -5,6 +5,7 @@ from fastmeta.adaptation import AdaptedTasks, adapt
 from fastmeta.backends import backends
 from fastmeta.explanation import explain
 from fastmeta.modules import MAML
+from fastmeta.plan.cliff import set_cliff_warnings
 from fastmeta.plan.snapshot import clear_cache
 from fastmeta.steps import MetaStep, maml_step
 from fastmeta.version import __version__
@@ -20,4 +21,5 @@ __all__ = [
     "data",
     "explain",
     "maml_step",
+    "set_cliff_warnings",
 ]

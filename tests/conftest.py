@@ -11,6 +11,7 @@ import host_cuda
 import pytest
 import torch
 
+import fastmeta
 from fastmeta.executors.fused import cuda
 from fastmeta.plan import cost, snapshot
 
@@ -20,6 +21,7 @@ if cuda.on_host():
     host_cuda.register()
 
 torch.set_num_threads(1)
+fastmeta.set_cliff_warnings(False)  # tests/plan/test_cliff.py turns them on
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,7 @@ def test_it_names_the_options(options: dict, line: str) -> None:
         ),
         pytest.param(
             nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)),
-            "1 is a PReLU, which is no known layer",
+            "layer '1' (PReLU) is none that the kernels know",
             id="unknown-layer",
         ),
     ],

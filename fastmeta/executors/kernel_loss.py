@@ -86,7 +86,10 @@ class KernelLoss:
 def kernel_loss(loss: StandardLoss | None) -> KernelLoss:
     """The loss in the kernels' terms; **raises** `Declined`."""
     if loss is None:
-        raise Declined("the loss is not a standard one")
+        raise Declined(
+            "the loss is none of torch's standard ones: pass one of them, or a function that does "
+            "nothing but call one"
+        )
     options = loss.options
     if loss.kind == "smooth_l1_loss" and options.get("beta", 1.0) == 0:
         raise Declined("smooth_l1_loss has beta=0")

@@ -105,7 +105,9 @@ def declines(problem: Problem, used: Iterable[str]) -> str | None:
         if named[name].dtype != dtype:
             return "parameters are of different dtypes"
     if torch.is_autocast_enabled(device.type):
-        return "autocast is on"
+        return (
+            "autocast is on, and the kernels compute in the parameters' own precision; leave it off"
+        )
     if not problem.inner.adapted:
         return "no layer reads a parameter that adapts"
     if problem.task_weights.dtype != dtype:

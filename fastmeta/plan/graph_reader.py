@@ -67,7 +67,10 @@ class GraphReader:
             module = self._modules[node.target]
             for name, value in vars(module).items():
                 if isinstance(value, list) and not name.startswith("_"):
-                    raise Unreadable(f"{node.target} has a list, {name}, which may change unseen")
+                    raise Unreadable(
+                        f"layer {node.target!r} has a list, {name}, which may change unseen; "
+                        "make it a tuple"
+                    )
             if getattr(module, "inplace", False):
                 self._check_sole_reader(node)
             layer = self._module_layer(node.target, module)
@@ -106,14 +109,19 @@ class GraphReader:
         if kind is nn.Flatten:
             return _flatten(module.start_dim, module.end_dim)
         if kind in words.DROPOUTS and module.training and module.p > 0:
-            raise Unreadable(f"{name} is dropout in train(), which the kernels don't draw")
+            raise Unreadable(
+                f"layer {name!r} (dropout) is in train(), and the kernels draw no random numbers; "
+                "call eval() on it, or give it p=0"
+            )
         if kind is nn.Identity or kind in words.DROPOUTS:
             return layers.Identity()
-        raise Unreadable(f"{name} is a {kind.__name__}, which is no known layer")
+        raise Unreadable(f"layer {name!r} ({kind.__name__}) is none that the kernels know")
 
     def _convolution(self, name: str, module: Any) -> Layer:
         if module.padding_mode != "zeros":
-            raise Unreadable(f"{name} pads with {module.padding_mode!r}")
+            raise Unreadable(
+                f"layer {name!r} pads with {module.padding_mode!r}; the kernels know 'zeros'"
+            )
         return layers.Conv2d(
             self._tensor(f"{name}.weight"),
             self._of_module(name, module, "bias"),
@@ -159,7 +167,7 @@ class GraphReader:
         if target in words.FUNCTIONS:
             return self._call(node, words.FUNCTIONS[target])
         name = getattr(target, "__name__", str(target))
-        raise Unreadable(f"{node.name} calls {name}, which is no known layer")
+        raise Unreadable(f"its forward calls {name}, which the kernels do not know")
 
     def _check_sole_reader(self, node: Any) -> None:
         """**Raises** where others see what a call changes in place."""
@@ -188,7 +196,7 @@ class GraphReader:
             return self._with_options(node, layers.Activation, words.ACTIVATION_METHODS[method])
         if method in words.METHODS:
             return self._call(node, words.METHODS[method])
-        raise Unreadable(f"{node.name} calls the method {method!r}, which is no known layer")
+        raise Unreadable(f"its forward calls the method {method!r}, which the kernels do not know")
 
     def _with_options(self, node: Any, make: Any, kind: str) -> int:
         given = _named(node, ("input", *words.OPTIONS[kind]))

@@ -14,7 +14,7 @@ import functools
 import math
 import operator
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -58,12 +58,15 @@ class Guards:
         """The first thing that it reads and no guard can watch; empty where there is none."""
         self._modules: dict[types.ModuleType, None] = {}
         self._functions: dict[types.FunctionType, None] = {}
+        self._places: dict[tuple[int, str], tuple[Callable[[str], Any], str]] = {}
+        self._insides: dict[types.FunctionType, None] = {}
         self._cells: dict[int, types.CellType] = {}
-        self._places: dict[tuple[int, str], Mapping[str, Any]] = {}
+        self._kinds: list[type] = []
         self._read([*model.modules()])
+        del self._modules, self._functions
         if self.unseen:  # what was found may hold the model, which must not hold itself
-            self._functions, self._cells, self._places = {}, {}, {}
-        self._finds = [(place.get, name) for (_, name), place in self._places.items()]
+            self._places, self._insides, self._cells = {}, {}, {}
+        self._finds = [*self._places.values()]
         self._expected = self._values()
 
     def hold(self) -> bool:
@@ -79,7 +82,8 @@ class Guards:
 
     def _values(self) -> list[Any]:
         values = [find(name) for find, name in self._finds]
-        values += chain.from_iterable(map(_inside, self._functions))
+        values += chain.from_iterable(map(_inside, self._insides))
+        values += [kind.__mro__ for kind in self._kinds]
         return values + [cell.cell_contents for cell in self._cells.values()]
 
     def _read(self, parts: list[nn.Module]) -> None:
@@ -88,20 +92,23 @@ class Guards:
         held: dict[type, Mapping[str, Any]] = {
             base: vars(base) for kind in (*kinds, Tensor) for base in kind.__mro__
         }
+        self._kinds = [kind for kind in kinds if not is_torchs(kind)]
         for kind in kinds:
             for name in ENTRIES:
                 if hasattr(kind, name) and not is_torchs(getattr(kind, name)):
                     self._refuse(f"{kind.__name__} has a {name} of its own")
-        for kind in (nn.Module, *filter(is_torchs, kinds)):
-            for name in ("forward", *ENTRIES[:3]):
-                self._watch(held[kind], name)
-        for place in (vars(F), vars(torch), held[Tensor]):  # what layers of torch's call
-            for name in words.CALLED:
-                self._watch(place, name)
+                if kind in self._kinds or name == "__call__":
+                    self._watch(held[kind], name)
+            if is_torchs(kind):
+                self._torchs_own(kind, held)
+        for name in ENTRIES[:3]:
+            self._watch(held[nn.Module], name)
         size = -1
         while size < (found := len(self._modules) + len(self._functions) + len(self.names)):
             size = found
             for name in sorted(self.names):
+                if name in words.CALLED:  # as a method
+                    self._watch(held[Tensor], name)
                 for owner in (*self._modules, *self._functions):
                     if name in vars(owner):
                         self._watch(vars(owner), name)
@@ -109,10 +116,22 @@ class Guards:
                 for part in parts:  # whose attributes the snapshot watches
                     if name in vars(part) and name not in INTERNAL:
                         self._value(name, vars(part)[name])
-                for kind in kinds:
+                for kind in self._kinds:
                     self._member(name, kind, held)
             for function in [*self._functions]:
                 self._function(function)
+
+    def _torchs_own(self, kind: type, held: Mapping[type, Mapping[str, Any]]) -> None:
+        """Watch what a layer of torch's runs: its forward, and the functions that this calls."""
+        own = [held[base] for base in kind.__mro__ if base not in nn.Module.__mro__]
+        names = ["forward"]
+        for name in names:
+            for place in (*own, vars(F), vars(torch)) if name in words.CALLED else own:
+                value = place.get(name)
+                if isinstance(value, _FUNCTIONS):
+                    self._watch(place, name)
+                if isinstance(value, types.FunctionType):
+                    names += _names(value.__code__).difference(names)
 
     def _member(self, name: str, kind: type, held: Mapping[type, Mapping[str, Any]]) -> None:
         """Read what a class holds under a name; its bases' too where that calls `super()`."""
@@ -132,6 +151,7 @@ class Guards:
                     return
 
     def _function(self, function: types.FunctionType) -> None:
+        self._insides[function] = None
         code, place, keywords = function.__code__, function.__globals__, function.__kwdefaults__
         if not all(map(is_plain, (function.__defaults__, *(keywords or {}).values()))):
             self._refuse(f"a default argument of {function.__name__} may change unseen")
@@ -145,11 +165,13 @@ class Guards:
         for name in loaded:
             self._watch(place, name)
             self._value(name, place.get(name, vars(builtins).get(name)))
-        self.names |= {name for inner in _codes(code) for name in inner.co_names} - loaded
+        self.names |= _names(code) - loaded
 
     def _watch(self, place: Mapping[str, Any], name: str) -> None:
-        """Guard an entry of a dictionary, or that there is none."""
-        self._places[id(place), name] = place
+        """Guard an entry of a dictionary, or that there is none; a function's inside too."""
+        self._places[id(place), name] = place.get, name
+        if isinstance(value := place.get(name), types.FunctionType):
+            self._insides[value] = None
 
     def _refuse(self, reason: str) -> None:
         self.unseen = self.unseen or reason
@@ -212,9 +234,14 @@ def is_torchs(value: Any) -> bool:
     return home.split(".")[0] in (*_MODULES, "_operator", "builtins")
 
 
+def _names(code: types.CodeType) -> set[str]:
+    """The names of globals and attributes in the code, and in functions inside it."""
+    return {name for inner in _codes(code) for name in inner.co_names}
+
+
 @functools.lru_cache(maxsize=1024)
 def _loaded(code: types.CodeType) -> set[str]:
-    """The names in the code, and in functions inside it, that are not of attributes alone."""
+    """Those of them that are not of attributes alone."""
     return {
         step.argval
         for inner in _codes(code)

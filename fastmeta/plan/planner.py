@@ -26,6 +26,7 @@ from fastmeta.plan import chosen as kernels
 from fastmeta.plan import losses, reader
 from fastmeta.plan.choosing import Entry, choose
 from fastmeta.plan.chosen import Chosen, run
+from fastmeta.plan.cliff import warn_of_cliff
 from fastmeta.plan.layers import Network
 from fastmeta.plan.plan import Plan, objective
 from fastmeta.plan.profile import profile
@@ -115,7 +116,10 @@ def prepare(
         if not entry.plan.is_at(loss, seen.constants):
             entry.plan = entry.plan.at(loss, seen.constants)
         _check_targets(loss, tasks, entry.plan.profile.prediction)
-        return choose(entry, problem(entry.plan), seen.unseen, low_memory, executor)
+        found = choose(entry, problem(entry.plan), seen.unseen, low_memory, executor)
+        if executor == "auto" and not low_memory:
+            warn_of_cliff(model, found)
+        return found
 
     # A GPU's kernels are launched for so many tasks.
     count = tasks.rounded if fused.on_cpu(task_weights.device) else tasks.tasks

@@ -27,7 +27,9 @@ def read(model: nn.Module, example: Any) -> Network:
         # Tracing runs the module's Python; a copy keeps what that may write out of the model.
         graph = trace(copy.deepcopy(model))
     except Exception as error:  # forward is arbitrary code: any exception means it can't be read
-        raise Unreadable(f"torch.fx can't trace its forward ({_first_line(error)})") from None
+        raise Unreadable(
+            f"torch.fx can't trace its forward, which may not branch on data ({_first_line(error)})"
+        ) from None
     return verify(GraphReader(model).network(graph), model, example)
 
 
@@ -68,9 +70,9 @@ def _refuse_altered_modules(model: nn.Module) -> None:
             or module._backward_hooks
             or module._backward_pre_hooks
         ):
-            raise Unreadable(f"{label} has hooks")
+            raise Unreadable(f"layer {label!r} has hooks; remove them")
         if hasattr(module, "parametrizations"):
-            raise Unreadable(f"{label} is parametrized")
+            raise Unreadable(f"layer {label!r} is parametrized")
         if is_torchs(type(module)) and not is_torchs(type(module).forward):
             raise Unreadable(f"the forward of {type(module).__name__} was replaced")
         if "forward" in vars(module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -24,80 +24,40 @@ from fastmeta.plan.vocabulary import ACTIVATION_MODULES
 
 T = TypeVar("T")
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_tables = itemgetter(
+    "_parameters", "_buffers", "_modules",
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
 _state = attrgetter("shape", "dtype", "requires_grad", "device")
-
-
-class _Part:
-    """One module of the model."""
-
-    def __init__(self, module: nn.Module, guards: Guards) -> None:
-        # The model's own life must not depend on what is kept of it.
-        self.module = weakref.ref(module)
-        self.kind = type(module)
-        own = vars(module)
-        options = ACTIVATION_MODULES.get(self.kind, ("", ()))[1]
-        self.constants = [name for name in options if type(own.get(name)) is float]
-        """Options that a step reads anew each time."""
-        # Of a layer of torch's all attributes, of others those that code reads: also such that
-        # are not there, because they would hide a method.
-        read = {*own, "forward"} if is_torchs(self.kind) else guards.names
-        watched = read - INTERNAL - {*self.constants}
-        self.names = sorted(n for n in watched if n not in own or _is_kept(own[n], guards))
-        self.values = [*map(own.get, self.names)]
-        self.tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
-        self.children = [*map(id, own["_modules"].values())]
-        self.hooks = [len(own[name]) for name in _HOOKS]
-
-    def holds(self) -> bool:
-        """Tell whether the module is still as it was."""
-        module = self.module()
-        if module is None or type(module) is not self.kind:
-            return False
-        own = vars(module)
-        values = [*map(own.get, self.names)]
-        if not all(map(is_, values, self.values)):
-            if [*map(by_value, values)] != [*map(by_value, self.values)]:
-                return False
-            self.values = values
-        tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
-        # A child that is alive has its address to itself, and all of these are: they are parts.
-        return (
-            len(tensors) == len(self.tensors)
-            and all(map(is_, tensors, self.tensors))
-            and [*map(id, own["_modules"].values())] == self.children
-            and [len(own[name]) for name in _HOOKS] == self.hooks
-        )
-
-    def key(self) -> Hashable:
-        """All of it by value."""
-        values = [*map(by_value, self.values)]
-        return self.kind, *self.names, *values, *self.constants, *map(bool, self.hooks)
-
-
-def _is_kept(value: Any, guards: Guards) -> bool:
-    """Tell whether an attribute may be kept: a constant or a function, which holds no module."""
-    own = isinstance(value, FunctionType) and not guards.unseen
-    return own or is_plain(value) or is_torchs(value)
 
 
 class Snapshot:
     """The modules, tensors and guards of a model, and what follows from them alone."""
 
     def __init__(self, model: nn.Module, cache: Cache) -> None:
-        for label, module in model.named_modules():
-            refuse_scripted(module, f"model: {label}")
         self._guards = guards = Guards(model)
         self.unseen = guards.unseen
         """What its Python reads that no guard can watch; empty where there is no such thing."""
-        self._parts = [_Part(module, guards) for module in model.modules()]
-        self._constants = [
-            (part.module, f"{name}.{option}".lstrip("."), option)
-            for (name, _), part in zip(model.named_modules(), self._parts, strict=True)
-            for option in part.constants
-        ]
+        # The model's own life must not depend on what is kept of it.
+        self._parts: list[tuple[weakref.ref[nn.Module], list[str]]] = []
+        self._constants: list[tuple[weakref.ref[nn.Module], str, str]] = []
         self.constants: dict[str, float] = {}
         """Options of activations by name, as they are now: arguments of a step, not of its plan."""
+        for name, module in model.named_modules():
+            refuse_scripted(module, f"model: {name}")
+            part, own = weakref.ref(module), vars(module)
+            _, options = ACTIVATION_MODULES.get(type(module), ("", ()))
+            options = [option for option in options if type(own.get(option)) is float]
+            self._constants += [
+                (part, f"{name}.{option}".lstrip("."), option) for option in options
+            ]
+            # Of a layer of torch's all attributes, of others those that code reads: also such that
+            # are not there, because they would hide a method.
+            read = {*own, "forward"} if is_torchs(type(module)) else guards.names
+            read = read - INTERNAL - {*options}
+            read = {name for name in read if name not in own or _is_kept(own[name], guards)}
+            self._parts.append((part, sorted(read)))
+        self._expected, self._children = self._values()
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         for name, parameter in self.parameters.items():
             if nn.parameter.is_lazy(parameter):
@@ -114,26 +74,54 @@ class Snapshot:
         self.compiled = any(
             m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
         )
-        parts = tuple(part.key() for part in self._parts)
-        hooks, states = tuple(map(bool, self._hooks)), tuple(self._states)
-        self._cache = cache
+        values = [by_value(value) for value in self._expected if not isinstance(value, Tensor)]
+        states, hooks = tuple(self._states), tuple(self._hooks)
         # Models that are alike by value share what was found.
-        key = (parts, _places(model), states, hooks, guards.key(), self.unseen)
-        self._token = cache.find(("snapshot", key), object)
+        key = (tuple(values), _places(model), states, hooks, guards.key(), self.unseen)
+        self._cache, self._token = cache, cache.find(("snapshot", key), object)
 
     def holds(self) -> bool:
         """Tell whether the model is still the one that was looked at."""
+        try:
+            values, children = self._values()
+        except AttributeError:  # a part is gone
+            return False
+        if len(values) != len(self._expected):
+            return False
+        if not all(map(is_, values, self._expected)):
+            if not all(map(_same, values, self._expected)):
+                return False
+            self._expected = values
         return (
-            all(part.holds() for part in self._parts)
+            children == self._children
             and self._read_constants()
             and [*map(len, GLOBAL_HOOKS)] == self._hooks
             and self._guards.hold()
             and [*map(_state, self._tensors)] == self._states
         )
 
+    def _values(self) -> tuple[list[Any], list[int]]:
+        """The class, attributes, tensors and number of hooks of every part; and its children.
+
+        These by address, which they have to themselves: they are parts, and alive.
+        """
+        values: list[Any] = []
+        children: list[int] = []
+        for part, names in self._parts:
+            module: Any = part()
+            own = module.__dict__
+            parameters, buffers, modules, *hooks = _tables(own)
+            values.append(type(module))
+            values += map(own.get, names)
+            values += parameters.values()
+            values += buffers.values()
+            values += map(len, hooks)
+            children += map(id, modules.values())
+        return values, children
+
     def _read_constants(self) -> bool:
         for part, name, option in self._constants:
-            value = vars(part())[option]
+            value = vars(part()).get(option)
             if type(value) is not float:
                 return False
             self.constants[name] = value
@@ -146,6 +134,16 @@ class Snapshot:
     def known(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` gives for `key`, found once."""
         return self._cache.find((self._token, key), find)
+
+
+def _is_kept(value: Any, guards: Guards) -> bool:
+    """Tell whether an attribute may be kept: a constant or a function, which holds no module."""
+    own = isinstance(value, FunctionType) and not guards.unseen
+    return own or is_plain(value) or is_torchs(value)
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value is other or (is_plain(value) and by_value(value) == by_value(other))
 
 
 def _places(model: nn.Module) -> Hashable:

@@ -172,12 +172,12 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
         (
             nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
             {},
-            "0 is a BatchNorm that does not follow",
+            "layer '0' (BatchNorm) does not follow",
         ),
         (nn.Sequential(nn.Tanh(), nn.Linear(3, 2)), {}, "does not follow a Linear"),
         (nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(-0.1)), {}, "negative slope"),
         (nn.Sequential(nn.Linear(3, 2)).bfloat16(), {}, "torch.bfloat16"),
-        (nn.Linear(3, 2), {"loss_fn": lambda y, t: y.sum()}, "not a standard one"),
+        (nn.Linear(3, 2), {"loss_fn": lambda y, t: y.sum()}, "none of torch's standard ones"),
     ],
     ids=["batch-norm", "first", "slope", "bfloat16", "loss"],
 )

@@ -366,7 +366,7 @@ class Recorded(nn.Module):
             nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2)),
             "2 is a BatchNorm that does not follow a Linear",
         ),
-        (nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), "1 is a LayerNorm"),
+        (nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), "layer '1' (LayerNorm)"),
         (Recorded(), "a forward pass writes buffers"),
     ],
     ids=["first", "after-activation", "twice", "layer-norm", "buffer"],

@@ -67,14 +67,18 @@ def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> 
             layers.append(Dense(node.layer.weight, node.layer.bias, inputs, width))
         elif isinstance(node.layer, BatchNorm):
             if not layers or layers[-1].norm or layers[-1].activation is not None:
-                raise Declined(f"{node.name} is a BatchNorm that does not follow a Linear")
+                raise Declined(f"layer {node.name!r} (BatchNorm) does not follow a Linear")
             layers[-1] = replace(layers[-1], norm=node.layer)
         elif isinstance(node.layer, Activation):
             if not layers or layers[-1].activation is not None:
-                raise Declined(f"{node.name} is an activation that does not follow a Linear")
+                raise Declined(f"layer {node.name!r} (activation) does not follow a Linear")
             layers[-1] = _with_activation(layers[-1], node.layer)
         elif not isinstance(node.layer, (Flatten, Reshape)):
-            raise Declined(f"{node.name} is a {type(node.layer).__name__}")
+            kind = type(node.layer).__name__
+            raise Declined(
+                f"layer {node.name!r} ({kind}) is none of a multilayer perceptron: Linear, "
+                "BatchNorm1d, activations"
+            )
     if not layers or network.output != len(network.nodes) - 1:
         raise Declined("it is no chain of linear layers")
     made = Recipe(tuple(layers), in_terms)

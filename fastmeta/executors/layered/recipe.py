@@ -62,7 +62,10 @@ def recipe(
     if network is None:
         raise Declined(f"the model could not be read into layers: {unreadable}")
     if loss is None:
-        raise Declined("the loss is not a standard one")
+        raise Declined(
+            "the loss is none of torch's standard ones: pass one of them, or a function that does "
+            "nothing but call one"
+        )
     if network.output == INPUT:
         raise Declined("the model has no layers")
     shapes = {INPUT: example, **{i: node.shape for i, node in enumerate(network.nodes)}}

@@ -1,0 +1,59 @@
+"""A warning, once a model, where one that the kernels are made for is left to the general path."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import nn
+
+from fastmeta.plan.chosen import Chosen
+from fastmeta.warning import warn
+
+_SERVED = (
+    nn.Linear, nn.Conv2d, nn.PReLU, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase,
+)  # fmt: skip
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_wanted = True
+
+
+def set_cliff_warnings(wanted: bool) -> None:
+    """Turn the warnings of slow execution on or off, for the whole process.
+
+    The first time that a multilayer perceptron or a convolutional network is left to the general
+    path, which is about as fast as a plain autograd loop, a `UserWarning` says why and what would
+    avoid it. Models of other kinds are left there without a warning.
+    """
+    global _wanted
+    _wanted = wanted
+
+
+def warn_of_cliff(model: nn.Module, chosen: Chosen) -> None:
+    """Warn where the general path computes a step that the kernels could, but for one cause."""
+    why = cause(chosen)
+    if not why or not _wanted or model in _warned or not _is_served(model):
+        return
+    _warned.add(model)
+    warn(
+        f"model: {type(model).__name__} runs on the general path, about as fast as a plain "
+        f"autograd loop and several times slower than compiled: {why}. "
+        "fastmeta.explain(model, support, query, ...) says more; "
+        "fastmeta.set_cliff_warnings(False) turns this warning off."
+    )
+
+
+def cause(chosen: Chosen) -> str | None:
+    """The reason why no kernel computes a step; None where one does, or would be slower."""
+    if chosen.fused or chosen.layered:
+        return None
+    return chosen.not_layered if chosen.plan.profile.has_convolution else chosen.not_fused
+
+
+def _is_served(model: nn.Module) -> bool:
+    """Tell whether a model is made of what the kernels know, and maybe of own code."""
+    owners = [module for module in model.modules() if module._parameters]
+    known = all(isinstance(m, _SERVED) or not _is_torchs(m) for m in owners)
+    return known and any(isinstance(m, (nn.Linear, nn.Conv2d)) for m in owners)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.")
