@@ -32,7 +32,7 @@ class Doubled(nn.Module):
         self.settings = {"scale": 2.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(F.relu(self.first(x)) * self.settings["scale"])
+        return self.second(F.leaky_relu(self.first(x), self.settings["scale"]))
 
 
 def _mlp(*between: nn.Module) -> nn.Module:

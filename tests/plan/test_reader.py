@@ -147,7 +147,7 @@ def test_batch_norm_by_mode() -> None:
 def test_dropout_by_mode_and_identity() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Identity())
     assert kinds(model.eval(), ROWS) == ["Linear"]
-    with pytest.raises(Unreadable, match="layer '1' (dropout) in train"):
+    with pytest.raises(Unreadable, match=r"layer '1' .dropout. is in train"):
         read(model.train(), ROWS)
 
 
@@ -226,12 +226,12 @@ def _patched() -> nn.Module:
         (Tuple(), ROWS, "its output is not one tensor"),
         (Branches(), ROWS, "torch.fx can't trace its forward"),
         (Computed(), ROWS, "something that is no layer's output|computed, not a parameter"),
-        (nn.Sequential(nn.Linear(6, 2), nn.Softmax(-1)), ROWS, "layer '1' (Softmax)"),
+        (nn.Sequential(nn.Linear(6, 2), nn.Softmax(-1)), ROWS, "layer '1' .Softmax."),
         (nn.Flatten(0), ROWS, "flattens examples together"),
         (Means((0,)), ROWS, "mean over examples"),
         (Means((-2,)), ROWS, "mean over examples"),
         (nn.Sequential(nn.Conv2d(2, 2, 3, 1, 1, padding_mode="reflect")), IMAGES, "'reflect'"),
-        (nn.Sequential(nn.LSTM(6, 3)), ROWS, "layer '0' (LSTM)"),
+        (nn.Sequential(nn.LSTM(6, 3)), ROWS, "layer '0' .LSTM."),
         (_hooked(), ROWS, "layer '0' has hooks"),
         (_patched(), ROWS, "forward of its own on the instance"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(6, 2)), ROWS, "is parametrized"),
