@@ -73,11 +73,21 @@ class AdaptedTasks:
         if not isinstance(x, list):
             check_inputs("x", x, len(self))
         with planner.stepping(self._model.module):
-            if self._batched and not isinstance(x, list):
-                return self._all_at_once(x)
-            each = x if isinstance(x, list) else unstack(x, len(self))
-            outputs = [self._evaluate(self._of(i), inputs) for i, inputs in enumerate(each)]
-        return outputs if isinstance(x, list) else stacked(outputs)
+            if isinstance(x, list):
+                return self._one_by_one(x)
+            if self._batched:
+                try:
+                    return self._all_at_once(x)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # what vmap can't map; any other error comes again below
+                    pass
+            outputs = stacked(self._one_by_one(unstack(x, len(self))))
+            self._batched = False
+        return outputs
+
+    def _one_by_one(self, each: list[Tree]) -> list[Tree]:
+        return [self._evaluate(self._of(i), inputs) for i, inputs in enumerate(each)]
 
     def _all_at_once(self, x: Tree) -> Tree:
         size = len(self)

@@ -233,3 +233,26 @@ def test_in_inference_mode_with_data_of_its_own() -> None:
         predictions = tasks(torch.randn(TASKS, 6, 3, dtype=torch.float64))
     assert predictions.shape == (TASKS, 6, 2)
     assert all(p.requires_grad and not p.is_inference() for p in tasks[0].parameters())
+
+
+def _average() -> nn.Module:
+    """Its batch norm reads a counter as a number, which no vmap can."""
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 2)
+    ).double()
+
+
+@pytest.mark.parametrize("executor", ["auto", "generic"])
+def test_batch_norm_that_averages_over_all_passes(executor: str) -> None:
+    support, x = _stacked(_pairs(*[4] * TASKS)), torch.randn(TASKS, 5, 3, dtype=torch.float64)
+    adapted = fastmeta.adapt(_average(), support, **OPTIONS, executor=executor)
+    expected = torch.stack([module(part) for module, part in zip(adapted, x, strict=True)])
+    for _ in range(2):
+        torch.testing.assert_close(adapted(x), expected, **CLOSE)
+
+
+def test_an_error_of_adapted_tasks_is_the_models_own() -> None:
+    adapted = fastmeta.adapt(_plain(), _stacked(_pairs(*[4] * TASKS)))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        adapted(torch.randn(TASKS, 4, 7, dtype=torch.float64))
+    assert adapted(torch.randn(TASKS, 4, 3, dtype=torch.float64)).shape == (TASKS, 4, 2)
