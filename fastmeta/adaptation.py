@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fastmeta.arguments import outside_inference, plain_module, plan_step
-from fastmeta.executors.problem import StatelessModel
+from fastmeta.executors.problem import StatelessModel, private
 from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.plan import planner
 from fastmeta.task_arguments import check_inputs
@@ -91,14 +91,14 @@ class AdaptedTasks:
 
     def _all_at_once(self, x: Tree) -> Tree:
         size = len(self)
+        shared = self._private()
         # A buffer that a pass writes has to be one of each task's own under vmap.
         scratch = {
-            name: self._shared[name].expand(size, *self._shared[name].shape)
-            for name in self._model.written
+            name: shared[name].expand(size, *shared[name].shape) for name in self._model.written
         }
 
         def evaluate(parameters: dict[str, Tensor], inputs: Tree, own: dict[str, Tensor]) -> Tree:
-            return self._evaluate({**self._shared, **parameters, **own}, inputs)
+            return self._evaluate({**shared, **parameters, **own}, inputs)
 
         function = vmap(evaluate, in_dims=(0, 0, 0), randomness="different")
         return function(self.parameters, x, scratch)
@@ -109,7 +109,11 @@ class AdaptedTasks:
 
     def _of(self, task: int) -> dict[str, Tensor]:
         """All of one task's parameters and buffers."""
-        return {**self._shared, **{name: value[task] for name, value in self.parameters.items()}}
+        return {**self._private(), **{name: value[task] for name, value in self.parameters.items()}}
+
+    def _private(self) -> dict[str, Tensor]:
+        """What the tasks share, for a pass that may write it."""
+        return {name: private(tensor) for name, tensor in self._shared.items()}
 
 
 def adapt(

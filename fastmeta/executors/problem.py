@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ class Slots:
         self.filled: list[tuple[dict[str, Any], str, str]] = []
         """(dictionary, key, name); tied tensors go by the first of their names."""
         self.empty: list[tuple[dict[str, Any], str]] = []
-        self.small_buffers: set[str] = set()
+        self.buffers: set[str] = set()
         for prefix, part in module.named_modules(remove_duplicate=False):
             for tensors in (part._parameters, part._buffers):
                 for key, tensor in tensors.items():
@@ -34,9 +34,9 @@ class Slots:
                         continue
                     name = canonical.setdefault(id(tensor), f"{prefix}.{key}".lstrip("."))
                     self.filled.append((tensors, key, name))
-                    if tensors is part._buffers and tensor.numel() <= _SMALL:
-                        self.small_buffers.add(name)
-                    elif tensors is part._parameters:
+                    if tensors is part._buffers:
+                        self.buffers.add(name)
+                    else:
                         self.parameters[name] = tensor
                         if tensor.requires_grad:
                             self.trainable[name] = tensor
@@ -46,8 +46,9 @@ class StatelessModel:
     """A module as a function of its parameters: a pass leaves the module as it was.
 
     `written` names the buffers that a pass writes in place (running statistics); each pass writes
-    to a copy that is thrown away. What `torch.func.functional_call` does, at a third of its cost:
-    the places to swap are looked up once, and kept as long as the caller keeps `slots`.
+    to a copy that is thrown away, of any other buffer too: a setting, or other data, may have it
+    written after all. What `torch.func.functional_call` does, at a third of its cost: the places to
+    swap are looked up once, and kept as long as the caller keeps `slots`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class StatelessModel:
         self.module = module
         self.written = written
         self._slots = Slots(module) if slots is None else slots
-        self._may_write = self._slots.small_buffers.difference(written)
+        self._may_write = self._slots.buffers.difference(written)
 
     def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters by name, tied ones once."""
@@ -82,8 +83,8 @@ class StatelessModel:
                     place[key] = scratch[name].clone()
                 elif name in tensors:
                     place[key] = tensors[name]
-                elif name in may_write:  # on other data than the plan was made on
-                    place[key] = place[key].clone()
+                elif name in may_write:
+                    place[key] = private(place[key])
             if isinstance(inputs, Mapping):
                 return self.module(**inputs)
             if isinstance(inputs, (tuple, list)):
@@ -98,7 +99,16 @@ class StatelessModel:
 
 
 _SMALL = 1 << 14
-"""Elements of a buffer that every pass may copy without being noticed."""
+"""Elements of a tensor that are copied in no more time than it takes to put that off."""
+
+
+def private(tensor: Tensor) -> Tensor:
+    """A copy to write to. The memory of a large one is copied when either tensor is written."""
+    if tensor.numel() > _SMALL:
+        # Refused where its memory is not torch's own: NumPy's, a mapped file.
+        with suppress(RuntimeError, TypeError):
+            return tensor._lazy_clone()  # pyright: ignore[reportAttributeAccessIssue]
+    return tensor.clone()
 
 
 @dataclass(frozen=True, eq=False)

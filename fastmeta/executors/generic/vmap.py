@@ -23,7 +23,8 @@ from fastmeta.tasks import map_tensors
 def run(problem: Problem, chunk: int) -> Outcome:
     """Computes the step by `vmap`, `chunk` tasks at a time.
 
-    **Raises** `FormUnavailable` where loss or model captures a tensor that requires grad.
+    **Raises** `FormUnavailable` where loss or model captures a tensor that requires grad, or does
+    on these data what can't be mapped.
     """
     inner, batch = problem.inner, problem.tasks
     theta = {name: p.detach() for name, p in problem.model.parameters().items()}
@@ -48,13 +49,18 @@ def run(problem: Problem, chunk: int) -> Outcome:
         part = slice(start, min(start + chunk, batch.tasks))
         size = part.stop - part.start
         data = [leaf.detach()[part] for leaf in leaves]
-        gradients, extra = function(
-            theta,
-            {key: rate.detach() for key, rate in learned.items()},
-            [leaf for leaf, moves in zip(data, moving, strict=True) if moves],
-            [leaf for leaf, moves in zip(data, moving, strict=True) if not moves],
-            {name: buffer.expand(size, *buffer.shape) for name, buffer in scratch.items()},
-        )
+        try:
+            gradients, extra = function(
+                theta,
+                {key: rate.detach() for key, rate in learned.items()},
+                [leaf for leaf, moves in zip(data, moving, strict=True) if moves],
+                [leaf for leaf, moves in zip(data, moving, strict=True) if not moves],
+                {name: buffer.expand(size, *buffer.shape) for name, buffer in scratch.items()},
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the trial ran on other data, or under another setting
+            raise FormUnavailable(str(error)) from error
         if any(leaf.requires_grad for leaf in pytree.tree_leaves((gradients, extra))):
             raise FormUnavailable("the loss or the model captures a tensor that requires grad")
         auxiliary.append(extra)
