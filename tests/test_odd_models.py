@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,3 +148,53 @@ def test_learned_rates_of_parameters_with_any_name(kind: str) -> None:
     maml = fastmeta.MAML(Named(), learn_inner_lr=kind)
     maml(*data()).loss.backward()
     assert all(p.grad is not None for p in maml.parameters())
+
+
+def agrees(model: nn.Module, width: int, executor: str) -> None:
+    """Loss and meta-gradient of two inner steps are autograd's, in float64."""
+    model.double()
+    sets = [(torch.randn(3, 4, width).double(), torch.randint(2, (3, 4))) for _ in "sq"]
+    out = fastmeta.maml_step(model, *sets, inner_steps=2, executor=executor)
+    out.loss.backward()
+    leaves = list(model.parameters())
+    expected = oracle.maml(model, oracle.split(*sets), leaves, steps=2)
+    torch.testing.assert_close(out.loss.detach(), expected.loss)
+    torch.testing.assert_close([p.grad for p in leaves], expected.gradients)
+
+
+class Image(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, 1, 3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("make", "width"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 4)), 3),
+        (lambda: nn.Sequential(nn.Linear(3, 0), nn.ReLU(), nn.Linear(0, 4)), 3),
+        (lambda: nn.Linear(0, 4), 0),
+        (lambda: nn.Sequential(nn.Linear(0, 3), nn.Tanh(), nn.Linear(3, 4)), 0),
+        (
+            lambda: nn.Sequential(
+                Image(), nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 0),
+                nn.Linear(0, 4),
+            ),
+            9,
+        ),
+    ],
+    ids=["between", "activated", "input", "wide-after", "images"],
+)  # fmt: skip
+@pytest.mark.parametrize("executor", ["auto", "generic"])
+def test_empty_layers_compute_as_torch_does(
+    make: Callable[[], nn.Module], width: int, executor: str
+) -> None:
+    agrees(make(), width, executor)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_empty_layers_by_their_rules() -> None:
+    model = nn.Sequential(nn.Linear(3, 0), nn.Tanh(), nn.Linear(0, 4))
+    agrees(model, 3, "layered")
+    with pytest.raises(ValueError, match=r"'fused' can't serve: 0 has no inputs or no outputs"):
+        agrees(model, 3, "fused")

@@ -63,7 +63,9 @@ def recipe(network: Network | None, loss: Loss | None, unreadable: str = "") -> 
         width = node.shape[0]
         if isinstance(node.layer, Linear):
             # Of Linear, FLOPs are 2 * in * out.
-            inputs = node.flops // (2 * width)
+            inputs = node.flops // (2 * width) if width else 0
+            if not inputs:
+                raise Declined(f"{node.name} has no inputs or no outputs")
             layers.append(Dense(node.layer.weight, node.layer.bias, inputs, width))
         elif isinstance(node.layer, BatchNorm):
             if not layers or layers[-1].norm or layers[-1].activation is not None:
