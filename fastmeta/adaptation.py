@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fastmeta.arguments import outside_inference, plain_module, plan_step
+from fastmeta.arguments import outside_inference, plain_module, plan_step, refuse_cached
 from fastmeta.executors.problem import StatelessModel, private
 from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.plan import planner
@@ -72,6 +72,7 @@ class AdaptedTasks:
             raise ValueError(f"x: {len(x)} tasks, but {len(self)} were adapted")
         if not isinstance(x, list):
             check_inputs("x", x, len(self))
+        refuse_cached(self._model.module)
         with planner.stepping(self._model.module):
             if isinstance(x, list):
                 return self._one_by_one(x)

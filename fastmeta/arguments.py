@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from fastmeta import inner_loop as loops
@@ -59,6 +60,7 @@ def plan_step(
     **Raises** `TypeError` or `ValueError` naming the argument; nothing is changed then.
     """
     _check_choices(loss_fn, memory, executor)
+    refuse_cached(model)
     if forward_ad._current_level >= 0:
         _check_tangents({"support": support, "query": query, "model": seen.parameters})
     tasks = _tasks(seen, support, query)
@@ -140,6 +142,16 @@ def _weights(seen: Snapshot, weights: Any, tasks: int) -> Tensor:
     if weights is None:
         return seen.known(("mean", tasks), find)
     return loops.task_weights(weights, tasks, seen.parameters)
+
+
+def refuse_cached(model: nn.Module) -> None:
+    """**Raises** `RuntimeError` where parametrizations would give weights that did not adapt."""
+    if parametrize._cache_enabled and any(map(parametrize.is_parametrized, model.modules())):
+        raise RuntimeError(
+            "model: has parametrizations, and torch.nn.utils.parametrize.cached() is on, which "
+            "hands out the weights of its first pass, not the adapted ones; call it outside "
+            "cached()"
+        )
 
 
 def plain_module(model: Any) -> nn.Module:
