@@ -61,6 +61,7 @@ def plan_step(
     """
     _check_choices(loss_fn, memory, executor)
     refuse_cached(model)
+    _refuse_meta(seen)
     if forward_ad._current_level >= 0:
         _check_tangents({"support": support, "query": query, "model": seen.parameters})
     tasks = _tasks(seen, support, query)
@@ -154,6 +155,14 @@ def refuse_cached(model: nn.Module) -> None:
         )
 
 
+def _refuse_meta(seen: Snapshot) -> None:
+    if "meta" in seen.devices:
+        raise ValueError(
+            "model: has parameters on the meta device, which holds no numbers; give it some first: "
+            "model.to_empty(device='cpu'), then initialise or load them"
+        )
+
+
 def plain_module(model: Any) -> nn.Module:
     """The module itself, out of `torch.compile`; **raises** where it can't be stepped."""
     if not isinstance(model, nn.Module):
@@ -190,6 +199,10 @@ def _check_tangents(given: dict[str, Any]) -> None:
 
 
 def _check_choices(loss_fn: Any, memory: str, executor: str) -> None:
+    if isinstance(loss_fn, type):
+        name = loss_fn.__name__
+        call = f"nn.{name}()" if getattr(nn, name, None) is loss_fn else f"{name}(...)"
+        raise TypeError(f"loss_fn: the class {name}, not an instance of it; write {call}")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn: a {type(loss_fn).__name__}; it must be callable")
     for label, value, known in (("memory", memory, _MEMORY), ("executor", executor, _EXECUTORS)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -139,7 +140,7 @@ def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple
     if adapt is None:
         return tuple(trainable)
     if callable(adapt) and not isinstance(adapt, nn.Module):
-        chosen = tuple(name for name in trainable if adapt(name, parameters[name]))
+        chosen = _chosen(adapt, {name: parameters[name] for name in trainable})
         if not chosen:
             raise ValueError("adapt: the predicate is true of no trainable parameter")
         return chosen
@@ -162,6 +163,31 @@ def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple
     return tuple(name for name in trainable if any(_matches(name, want) for want in wanted))
 
 
+def _chosen(
+    adapt: Callable[[str, nn.Parameter], bool], trainable: Mapping[str, nn.Parameter]
+) -> tuple[str, ...]:
+    try:
+        return tuple(name for name, parameter in trainable.items() if adapt(name, parameter))
+    except TypeError as error:
+        if _takes_two(adapt):
+            raise
+        raise TypeError(
+            f"adapt: the predicate can't be called as it is, adapt(name, parameter) ({error}); "
+            "write one of two arguments, lambda name, parameter: ..."
+        ) from error
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with two arguments, as far as Python tells."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # compiled, without a signature
+        return True
+    return True
+
+
 def _matches(name: str, want: str) -> bool:
     """A parameter's own name, or a module's that holds it."""
     return name == want or name.startswith(want.rstrip(".") + ".")
@@ -181,7 +207,7 @@ def _rates(
     inner_lr: Any, adapted: dict[str, nn.Parameter], steps: int
 ) -> tuple[dict[str, float | Tensor], frozenset[str]]:
     if not isinstance(inner_lr, Mapping):
-        rate = _number_or_tensor("inner_lr", inner_lr, ", or a dict of such by parameter name")
+        rate = _rate("inner_lr", inner_lr, ", or a dict of such by parameter name")
         if isinstance(rate, Tensor) and rate.dim() > 0:
             if rate.dim() > 1 or rate.shape[0] != steps:
                 raise ValueError(
@@ -201,11 +227,25 @@ def _rates(
     for name, parameter in adapted.items():
         if name not in inner_lr:
             raise ValueError(f"inner_lr: no entry for {name!r}, which adapts")
-        rate = _number_or_tensor(f"inner_lr[{name!r}]", inner_lr[name])
+        rate = _rate(f"inner_lr[{name!r}]", inner_lr[name])
         if isinstance(rate, Tensor) and rate.dim() > 0 and _has_steps(name, rate, parameter, steps):
             per_step.add(name)
         rates[name] = rate
     return rates, frozenset(per_step)
+
+
+def _rate(label: str, rate: Any, also: str = "") -> float | Tensor:
+    given = _number_or_tensor(label, rate, also)
+    # A tensor's values stay unread: a GPU would be waited for, and learned ones may turn negative.
+    if not isinstance(given, Tensor):
+        check_rate(label, given)
+    return given
+
+
+def check_rate(label: str, rate: float) -> None:
+    """**Raises** `ValueError` for a learning rate that is negative, infinite or NaN."""
+    if not 0 <= rate < float("inf"):
+        raise ValueError(f"{label}: {rate}; it must not be negative, and finite")
 
 
 def _has_steps(name: str, rate: Tensor, parameter: Tensor, steps: int) -> bool:

@@ -13,7 +13,7 @@ from fastmeta import adaptation
 from fastmeta.adaptation import AdaptedTasks
 from fastmeta.arguments import plain_module
 from fastmeta.capture import Captured
-from fastmeta.inner_loop import Adapt, Rates, adapted_names
+from fastmeta.inner_loop import Adapt, Rates, adapted_names, check_rate
 from fastmeta.plan import planner
 from fastmeta.steps import MetaStep, take_step
 
@@ -133,6 +133,7 @@ class MAML(nn.Module):
                 f"inner_lr: a {type(inner_lr).__name__}; with learn_inner_lr={kind!r} it is the "
                 "number that every rate starts from"
             )
+        check_rate("inner_lr", inner_lr)
         parameters = dict(self.model.named_parameters())
         names = adapted_names(parameters, self.adapts)
 

@@ -14,6 +14,7 @@ from fastmeta.arguments import PlannedStep, outside_inference, plain_module, pla
 from fastmeta.executors.problem import Outcome
 from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.plan import planner
+from fastmeta.plan.complaint import refuse_second_derivative
 from fastmeta.plan.planner import Planned
 from fastmeta.tasks import TaskBatch, Tree
 
@@ -75,9 +76,11 @@ def maml_step(
         (`model(**x)`). For tasks of different sizes, a list with one `(x, y)` a task, each with
         leading `[N]`.
     - `query`: the same with leading `[T, Q]`.
-    - `inner_lr`: a number or 0-d tensor; `[K]`, one per step; or a dict by parameter name with
-        entries 0-d, of the parameter's number of dimensions (elementwise), or of one more, with K
-        in front. Tensors that require grad get their gradient.
+    - `inner_lr`: a number, finite and not negative, or 0-d tensor; `[K]`, one per step; or a dict
+        by parameter name with entries 0-d, of the parameter's number of dimensions (elementwise),
+        or of one more, with K in front. Tensors that require grad get their gradient. The values
+        of tensors are taken as they are: to read them would wait for a GPU, and a rate that is
+        learned may turn negative.
     - `inner_steps`: K, at least 0.
     - `loss_fn`: `loss_fn(prediction, target)`, a 0-d mean over the examples of one task.
     - `first_order`: take the inner gradients as constants (first-order MAML).
@@ -143,7 +146,11 @@ def take_step(
     differentiate = torch.is_grad_enabled()
     with planner.stepping(model) as seen:
         step = plan_step(model, seen, support, query, **options, differentiate=differentiate)
-        outcomes = [(indices, compute(planned)) for indices, planned in step.groups]
+        try:
+            outcomes = [(indices, compute(planned)) for indices, planned in step.groups]
+        except NotImplementedError as error:
+            refuse_second_derivative(model, error)
+            raise
     return _meta_step(step, outcomes)
 
 

@@ -1,7 +1,8 @@
-"""Which layer could not take its input, in words."""
+"""Errors of torch's own that name the layer."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
@@ -38,6 +39,28 @@ def refuse_scripted(module: nn.Module, label: str) -> None:
             f"{label}: scripted or traced by torch.jit, whose parameters can't be exchanged for "
             "adapted ones; step the module that it was made of"
         )
+
+
+_BAGS = {"sum": "sum(-2)", "mean": "mean(-2)", "max": "amax(-2)"}
+
+
+def refuse_second_derivative(model: nn.Module, error: NotImplementedError) -> None:
+    """Says what to do about an operator whose backward pass torch can't differentiate.
+
+    **Raises** `NotImplementedError`; nothing for an error of another kind.
+    """
+    found = re.search("derivative for '(.*)' is not implemented", str(error))
+    if found is None:
+        return
+    operator, where, instead = found[1], "model or loss_fn", ""
+    for name, part in model.named_modules():
+        if isinstance(part, nn.EmbeddingBag) and "embedding_bag" in operator:
+            where = f"model: {name} = {part}" if name else f"model: {part}"
+            instead = f"use nn.Embedding and .{_BAGS[part.mode]} in its place; or "
+    raise NotImplementedError(
+        f"{where}: torch has no second derivative of it ({operator}), which meta-gradients take; "
+        f"{instead}keep it from adapting by adapt=..., or take first_order=True"
+    ) from error
 
 
 def _innermost(trace: TracebackType | None) -> nn.Module | None:
