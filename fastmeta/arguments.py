@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from fastmeta import inner_loop as loops
+from fastmeta import mistakes
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import planner
 from fastmeta.plan.complaint import refuse_scripted
@@ -64,7 +65,8 @@ def plan_step(
     _refuse_meta(seen)
     if forward_ad._current_level >= 0:
         _check_tangents({"support": support, "query": query, "model": seen.parameters})
-    tasks = _tasks(seen, support, query)
+    by_default = mistakes.is_default(loss_fn)
+    tasks = _tasks(seen, support, query, by_default)
     inner = _inner_loop(seen, inner_lr, inner_steps, adapt, step_weights, prox, first_order)
     weights = _weights(seen, task_weights, tasks.tasks)
 
@@ -73,7 +75,7 @@ def plan_step(
             for label, examples in zip(("support", "query"), batch.sets(), strict=False):
                 check_model_dtype(examples, label, seen.parameters)
         whole = len(indices) == tasks.tasks
-        return planner.prepare(
+        planned = planner.prepare(
             model,
             seen,
             loss_fn,
@@ -84,10 +86,17 @@ def plan_step(
             low_memory=memory == "low",
             executor=executor,
         )
+        if by_default:
+            mistakes.refuse_one_output(planned.chosen.plan.profile.prediction)
+        return planned
 
     everyone = list(range(tasks.tasks))
     if isinstance(tasks, TaskBatch):
-        return PlannedStep(tasks, inner, weights, [(everyone, prepare(everyone, tasks))])
+        planned = prepare(everyone, tasks)
+        if mistakes.may_lack_tasks(tasks):
+            look = mistakes.warn_of_missing_tasks
+            seen.known(("no tasks", tasks.signature), lambda: look(model, loss_fn, tasks))
+        return PlannedStep(tasks, inner, weights, [(everyone, planned)])
     groups = [(indices, prepare(indices, batch)) for indices, batch in tasks.by_size()]
     if len(groups) > 1 and groups[0][1].chosen.plan.maskable and planner.still_reads(groups[0][1]):
         padded = prepare(everyone, tasks.padded())
@@ -97,13 +106,24 @@ def plan_step(
     return PlannedStep(tasks, inner, weights, groups)
 
 
-def _tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | RaggedTasks:
-    """The data, checked by itself and against the model's parameters where it is one batch."""
+def _tasks(seen: Snapshot, support: Any, query: Any, by_default: bool) -> TaskBatch | RaggedTasks:
+    """The data, checked by itself, and where it is one batch against the model and its loss.
+
+    The values of targets are looked at where data of a kind is first seen.
+    """
     batch = tensor_batch(support, query)
     if batch is None or batch.signature is None:
-        return _checked_tasks(seen, support, query)
+        tasks = _checked_tasks(seen, support, query)
+        if by_default:
+            seen.known("targets", lambda: mistakes.refuse_regression(tasks))
+        return tasks
+
+    def check() -> bool:
+        tasks = _checked_tasks(seen, support, query)
+        return not by_default or mistakes.refuse_regression(tasks)
+
     autocasts = tuple(map(torch.is_autocast_enabled, seen.devices))
-    seen.known(("data", batch.signature, autocasts), lambda: _checked_tasks(seen, support, query))
+    seen.known(("data", batch.signature, autocasts, by_default), check)
     return batch
 
 

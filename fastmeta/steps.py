@@ -82,7 +82,8 @@ def maml_step(
         of tensors are taken as they are: to read them would wait for a GPU, and a rate that is
         learned may turn negative.
     - `inner_steps`: K, at least 0.
-    - `loss_fn`: `loss_fn(prediction, target)`, a 0-d mean over the examples of one task.
+    - `loss_fn`: `loss_fn(prediction, target)`, a 0-d mean over the examples of one task. The
+        default is for classification: labels, or probabilities of classes.
     - `first_order`: take the inner gradients as constants (first-order MAML).
     - `adapt`: what the inner loop moves: None for every trainable parameter, a name or module
         prefix, several of them, or a predicate `(name, parameter) -> bool`.
