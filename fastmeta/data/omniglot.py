@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _SETS = ("images_background", "images_evaluation")
+_ENCRYPTED = 1  # in an entry's flag bits
 
 
 class Omniglot(NamedTuple):
@@ -40,7 +41,8 @@ def omniglot(path: str | Path, size: int = 28) -> Omniglot:
     file names.
 
     **Raises:** `FileNotFoundError` where there is no such data; `ValueError`, with the file, the
-    entry and its byte, where it is damaged; `ImportError` without Pillow.
+    entry and its byte, where it is damaged, encrypted or larger than Pillow takes; `ImportError`
+    without Pillow.
 
     **Source:** Lake, Salakhutdinov, Tenenbaum (2015), Human-level concept learning through
     probabilistic program induction.
@@ -130,6 +132,10 @@ def _zip_drawings(path: Path) -> Iterator[tuple[PurePosixPath, str, bytes]]:
             if not _is_drawing(entry):
                 continue
             place = f"{path}, entry {info.filename} (byte {info.header_offset})"
+            if info.flag_bits & _ENCRYPTED:
+                raise ValueError(
+                    f"{place}: encrypted, which Omniglot as published is not. Fetch the file again"
+                )
             try:
                 yield entry, place, archive.read(info)
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
@@ -140,6 +146,10 @@ def _decode(pillow: ModuleType, png: bytes, place: str, size: int) -> Tensor:
     try:
         with pillow.open(io.BytesIO(png), formats=["PNG"]) as drawing:
             grey = drawing.convert("L").resize((size, size), pillow.Resampling.LANCZOS)
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{place}: no drawing of Omniglot's, which are 105 by 105 ({error}); {len(png)} bytes"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
         # Pillow's own words for an unknown file name a memory address: say it plainly
         reason = "not a PNG image" if "BytesIO" in str(error) else str(error)

@@ -1,7 +1,9 @@
 """The Omniglot reader: layouts, order, and where a damaged copy broke."""
 
+import struct
 import sys
 import zipfile
+import zlib
 
 import pytest
 import torch
@@ -87,6 +89,30 @@ def test_damaged_drawing_is_named(tmp_path, rubbish):
         omniglot(tmp_path)
     assert f"{drawing.stat().st_size} bytes" in str(caught.value)
     assert "0x" not in str(caught.value)
+
+
+def test_encrypted_entry_is_named(tmp_path):
+    locked = write_zips(tmp_path) / f"{BACKGROUND}.zip"
+    with zipfile.ZipFile(locked) as archive:
+        entry = archive.infolist()[7]
+    content = bytearray(locked.read_bytes())
+    listed = content.rfind(entry.filename.encode())  # in the table of contents
+    content[entry.header_offset + 6] |= 1
+    content[listed - 46 + 8] |= 1
+    locked.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{BACKGROUND}\.zip, entry {entry.filename} .*encrypted"):
+        omniglot(tmp_path)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000], ids=["Pillow warns", "Pillow raises"])
+def test_image_bomb_is_named(tmp_path, side):
+    drawing = write_folders(tmp_path) / BACKGROUND / "Alphabet_1" / "character02" / "0003.png"
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    content = bytearray(drawing.read_bytes())
+    content[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    drawing.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"0003\.png: .*105 by 105.* {len(content)} bytes"):
+        omniglot(tmp_path)
 
 
 def test_incomplete_class_is_named(tmp_path):
