@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fastmeta
-from bench.workloads import WORKLOADS, Pair, Workload, mlp
+from bench import measure
+from bench.cliff_networks import (
+    Chain,
+    CleanChild,
+    Recurrent,
+    WithAuxiliaryHead,
+    WithFlag,
+    with_dropout,
+    with_group_norm,
+)
+from bench.workloads import WORKLOADS, Pair, Workload
 from fastmeta.plan import cost
 
 PER_CALL, OTHERWISE = 1.3, 1.1
@@ -180,59 +190,6 @@ def number_of_tasks(counts: list[int], rounds: int) -> Calls:
     )
 
 
-class Chain(nn.Module):
-    """A plain MLP as its own module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = mlp(300, 64, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-class WithAuxiliaryHead(Chain):
-    """With a head that no forward reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():  # the data drawn next are the plain network's
-            self.auxiliary = nn.Linear(64, 7)
-
-
-class WithFlag(Chain):
-    """With a flag that is off."""
-
-    def forward(self, x: Tensor, return_features: bool = False) -> Any:
-        features = self.layers[1](self.layers[0](x))
-        out = self.layers[2](features)
-        if return_features:
-            return out, features
-        return out
-
-
-SETTINGS = {"scale": [1.0]}
-
-
-class Unwatchable(Chain):
-    """With a forward that reads what nothing can watch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x * SETTINGS["scale"][0])
-
-
-class CleanChild(Unwatchable):
-    """With a forward of its own that does not."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-def with_dropout() -> nn.Module:
-    """Dropout that drops nothing."""
-    return nn.Sequential(nn.Linear(300, 64), nn.ReLU(), nn.Dropout(0.0), nn.Linear(64, 3))
-
-
 def twins(network: Callable[[], nn.Module]) -> Calls:
     """A network beside the plain one that computes the same."""
     plain, other = (made(replace(CLASSES, network=make))[1] for make in (Chain, network))
@@ -241,24 +198,13 @@ def twins(network: Callable[[], nn.Module]) -> Calls:
 
 def fastest(calls: dict[str, Call], auto: Call) -> Calls:
     """The fastest of several, by three calls of each in turn."""
-    from bench import measure
-
     times = measure.interleaved(calls, 0.0, 3)
     return Calls(calls[min(times, key=lambda name: times[name])], auto)
 
 
-def group_norm_network() -> nn.Module:
-    """The convolutional network with group norm."""
-    network = IMAGES.network()
-    for i, layer in enumerate(network):  # pyright: ignore[reportArgumentType]
-        if isinstance(layer, nn.BatchNorm2d):
-            network[i] = nn.GroupNorm(8, layer.num_features)  # pyright: ignore
-    return network
-
-
 def group_norm() -> Calls:
     """What `auto` takes beside the faster of the two executors that serve."""
-    workload = replace(IMAGES, network=group_norm_network)
+    workload = replace(IMAGES, network=lambda: with_group_norm(IMAGES.network()))
     executors = {name: made(workload, executor=name)[1] for name in ("generic", "layered")}
     return fastest(executors, made(workload)[1])
 
@@ -288,17 +234,6 @@ def forms(workload: Workload) -> Calls:
         with forced(form):
             calls[form]()
     return fastest(calls, made(workload, executor="generic")[1])
-
-
-class Recurrent(nn.Module):
-    """An LSTM over sequences, and a head on its last output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x)[0][:, -1])
 
 
 SEQUENCES = Workload("LSTM", Recurrent, 5, (12, 8), 4, 10, 15, 5, 0.1)
