@@ -1,0 +1,1 @@
+"""Programs that change everything a meta-step depends on, between its calls."""
