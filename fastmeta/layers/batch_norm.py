@@ -12,15 +12,15 @@ With the statistics of the set, m being the mean over its R rows and S the sum:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.layers import images
+from fastmeta.layers import images, rows
 from fastmeta.layers.layer import Gradients, Layer, State, Tensors, Wanted, named
+from fastmeta.layers.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -60,138 +60,91 @@ class BatchNorm(Layer):
 
     def forward(self, state: State, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        if self._by_task(x):
-            return self._forward_by_task(state, x)
-        rows = images.rows(x)  # [T, R, C]
+        values = images.rows(x)  # [T, R, C]
         if self.batch_statistics:
-            h = rows - _mean(rows)
-            r = (_mean(h * h) + self.eps).rsqrt()  # [T, 1, C]
+            mean = rows.mean(values)  # [T, 1, C]
+            centred = Rows(values, mean)
+            (squares,) = rows.sums((centred, centred))
+            r = (squares / centred.count + self.eps).rsqrt()
         else:
-            assert self.mean is not None
-            assert self.variance is not None
-            h = rows - state.at[self.mean][0]
-            r = (state.at[self.variance][0] + self.eps).rsqrt().expand(1, 1, -1)
-        h *= r
-        state.kept.update(x=x, h=h, r=r)  # Of x, its shape alone is read.
-        weight, bias = _wide(state.at, self.weight), _wide(state.at, self.bias)
-        y = h if weight is None else h * weight
-        return images.like_rows(y if bias is None else y + bias, x)
+            mean, variance = _wide(state.at, self.mean), _wide(state.at, self.variance)
+            assert mean is not None
+            assert variance is not None
+            centred, r = Rows(values, mean), (variance + self.eps).rsqrt()
+        state.kept.update(x=x, mean=mean, r=r)
+        scale = _times(r, _wide(state.at, self.weight))
+        y = rows.weighted(_wide(state.at, self.bias), (centred, scale))
+        return images.like_rows(y, x)
 
     def backward(self, state: State, wanted: Wanted, gradient: Tensor) -> Gradients:
         found: dict[str, Tensor] = {}
-        if "mean" in state.kept:
-            dx = self._backward_by_task(state, wanted, gradient)
-            self._give(found, wanted, state.kept["moment"], state.kept["sum"])
-            return (dx,), found
-        h, r, dy = state.kept["h"], state.kept["r"], images.rows(gradient)
-        state.kept["dy"] = dy
-        scale = _times(r, _wide(state.at, self.weight))
-        if not self.batch_statistics:
-            self._give(found, wanted, None if self.weight is None else _sum(h * dy), _sum(dy))
-            return (images.like_rows(dy * scale, gradient) if wanted.inputs[0] else None,), found
-        sums = _sum(dy), _sum(h * dy)  # [T, 1, C]
-        state.kept.update(sum=sums[0], moment=sums[1])
-        self._give(found, wanted, sums[1], sums[0])
+        x, r, dy = self._centred(state), state.kept["r"], Rows(images.rows(gradient))
+        state.kept["dy"] = dy.values
+        total, moment = rows.sums((dy,), (x, dy))  # [T, 1, C]
+        moment = moment * r
+        state.kept.update(sum=total, moment=moment)
+        self._give(found, wanted, moment, total)
         if not wanted.inputs[0]:
             return (None,), found
-        dx = _through(-scale * sums[0], [(h, -scale * sums[1])], [(dy, scale)])
+        scale = _times(r, _wide(state.at, self.weight))
+        if not self.batch_statistics:
+            return (images.like_rows(dy.values * scale, gradient),), found
+        share = scale / -x.count
+        dx = rows.weighted(share * total, (x, share * moment * r), (dy, scale))
         return (images.like_rows(dx, gradient),), found
 
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
         (rx,) = inputs
-        if "mean" in state.kept:
-            # Made here, so that a pass without tangents does without.
-            mean, r = state.kept["mean"], state.kept["r"]
-            state.kept["h"] = (images.rows(state.kept["x"]) - mean).mul_(r)
-        h, r = state.kept["h"], state.kept["r"]
-        weight = _wide(state.at, self.weight)
-        rweight, rbias = _wide(state.along, self.weight), _wide(state.along, self.bias)
-        terms: list[tuple[Tensor, Tensor | None]] = []
+        kept, r, x = state.kept, state.kept["r"], self._centred(state)
+        weight, rweight = _wide(state.at, self.weight), _wide(state.along, self.weight)
+        # By h: that of the scale, and where statistics move, what rh has of it.
+        along_h = torch.zeros_like(r) if rweight is None else rweight
+        terms: list[tuple[Rows, Tensor]] = []
         if rx is not None:
-            rows = images.rows(rx)
+            moving = Rows(images.rows(rx))
             if self.batch_statistics:
-                slant = r * _mean(h * rows)
-                rh = torch.addcmul(-r * _mean(rows), rows, r).addcmul_(h, -slant)
-                state.kept.update(slant=slant)
-            else:
-                rh = rows * r
-            state.kept["rh"] = rh
-            terms.append((rh, weight))
-        if rweight is not None:
-            terms.append((h, rweight))
-        return images.like_rows(_combined(rbias, terms, h), state.kept["x"])
+                kept["rmean"] = rows.mean(moving.values)
+                moving = Rows(moving.values, kept["rmean"])
+                (along,) = rows.sums((x, moving))
+                slant = along * r * r / x.count
+                along_h = along_h - _times(slant, weight)
+                kept["slant"] = slant
+            kept["rx"] = moving.values
+            terms.append((moving, _times(r, weight)))
+        terms.append((x, along_h * r))
+        shift = _wide(state.along, self.bias)
+        return images.like_rows(rows.weighted(shift, *terms), kept["x"])
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
-        kept = state.kept
-        h, r, dy, rdy = kept["h"], kept["r"], kept["dy"], images.rows(tangent)
-        rh, weight, rweight = (
-            kept.get("rh"), _wide(state.at, self.weight), _wide(state.along, self.weight),
-        )  # fmt: skip
+        kept, r, x = state.kept, state.kept["r"], self._centred(state)
+        dy, rdy = Rows(kept["dy"]), Rows(images.rows(tangent))
+        rx = Rows(kept["rx"], kept.get("rmean")) if "rx" in kept else None
+        slant = kept.get("slant")
+        rsum, along_x, *along_rx = rows.sums((rdy,), (x, rdy), *([(rx, dy)] if rx else []))
+        rmoment = r * sum(along_rx, along_x)
+        if slant is not None:  # rh = r (rx - m(rx)) - slant h
+            rmoment = rmoment - slant * kept["moment"]
         found: dict[str, Tensor] = {}
-        rsum, rmoment = _sum(rdy), _sum(h * rdy)
-        if rh is not None:
-            rmoment = rmoment + _sum(rh * dy)
         self._give(found, wanted, rmoment, rsum)
         if not wanted.inputs[0]:
             return (None,), found
-        scale = _times(r, weight)
-        turn = r * rweight if rweight is not None else torch.zeros_like(scale)
-        if not self.batch_statistics:
-            rows = rdy * scale if rweight is None else (rdy * scale).addcmul_(dy, turn)
-            return (images.like_rows(rows, tangent),), found
-        if rh is not None:
-            turn = turn - kept["slant"] * scale
-        constant = -(scale * rsum + turn * kept["sum"])
-        along_h = -(scale * rmoment + turn * kept["moment"])
-        spread = [(h, along_h)]
-        if rh is not None:
-            spread.append((rh, -scale * kept["moment"]))
-        rdx = _through(constant, spread, [(rdy, scale), (dy, turn)])
-        return (images.like_rows(rdx, tangent),), found
+        scale, rweight = _times(r, _wide(state.at, self.weight)), _wide(state.along, self.weight)
+        turn = torch.zeros_like(scale) if rweight is None else r * rweight
+        if slant is not None:
+            turn = turn - slant * scale
+        terms, constant = [(rdy, scale), (dy, turn)], None
+        if self.batch_statistics:
+            constant = (scale * rsum + turn * kept["sum"]) / -x.count
+            along_h = (scale * rmoment + turn * kept["moment"]) / -x.count
+            if rx is not None and slant is not None:
+                along_rh = scale * kept["moment"] / -x.count
+                along_h = along_h - along_rh * slant
+                terms.append((rx, along_rh * r))
+            terms.append((x, along_h * r))
+        return (images.like_rows(rows.weighted(constant, *terms), tangent),), found
 
-    def _by_task(self, x: Tensor) -> bool:
-        """Whether torch's own kernel, which knows one task's statistics, goes task by task.
-
-        It takes a third of the passes over memory; on a GPU its launches would cost more.
-        """
-        return self.batch_statistics and x.device.type == "cpu"
-
-    def _forward_by_task(self, state: State, x: Tensor) -> Tensor:
-        scale, shift = self._affine_of_tasks(state, x)
-        found = [
-            torch.native_batch_norm(each, w, b, None, None, True, 0.0, self.eps)
-            for each, w, b in zip(_of_tasks(x), scale, shift, strict=True)
-        ]
-        y, mean, r = (images.stacked(parts) for parts in zip(*found, strict=True))
-        shape = (len(x), 1, -1)
-        state.kept.update(x=x, mean=mean.view(shape), r=r.view(shape))
-        return y.unflatten(0, x.shape[:2])
-
-    def _backward_by_task(self, state: State, wanted: Wanted, gradient: Tensor) -> Tensor | None:
-        kept = state.kept
-        x, mean, r = kept["x"], kept["mean"].squeeze(1), kept["r"].squeeze(1)
-        scale, _ = self._affine_of_tasks(state, x)
-        mask = [wanted.inputs[0], True, True]
-        found = [
-            _native_backward(dy, each, w, None, None, m, s, True, self.eps, mask)
-            for dy, each, w, m, s in zip(
-                _of_tasks(gradient), _of_tasks(x), scale, mean, r, strict=True
-            )
-        ]
-        shape = (len(x), 1, -1)
-        kept["dy"] = images.rows(gradient)
-        kept["moment"] = images.stacked([moment for _, moment, _ in found]).view(shape)
-        kept["sum"] = images.stacked([total for _, _, total in found]).view(shape)
-        if not wanted.inputs[0]:
-            return None
-        return images.stacked([dx for dx, _, _ in found]).unflatten(0, x.shape[:2])
-
-    def _affine_of_tasks(self, state: State, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift `[T, C]`, ones and zeros where there are none."""
-        scale, shift = named(state.at, self.weight), named(state.at, self.bias)
-        shape = (x.shape[0], x.shape[2])
-        one = x.new_ones(1, x.shape[2]) if scale is None else scale
-        return one.expand(shape), (torch.zeros_like(one) if shift is None else shift).expand(shape)
+    def _centred(self, state: State) -> Rows:
+        return Rows(images.rows(state.kept["x"]), state.kept["mean"])
 
     def _give(
         self, found: dict[str, Tensor], wanted: Wanted, scale: Tensor | None, shift: Tensor
@@ -204,24 +157,6 @@ class BatchNorm(Layer):
                 found[name] = each if count == len(each) else each.sum(0, keepdim=True)
 
 
-_native_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
-    torch.ops.aten.native_batch_norm_backward
-)
-
-
-def _of_tasks(x: Tensor) -> tuple[Tensor, ...]:
-    """`[T, N, C, ...]` as `[N, C, ...]` a task."""
-    return (images.joined(x) if x.dim() == 5 else x.flatten(0, 1)).chunk(len(x))
-
-
-def _mean(rows: Tensor) -> Tensor:
-    return rows.mean(1, keepdim=True)
-
-
-def _sum(rows: Tensor) -> Tensor:
-    return rows.sum(1, keepdim=True)
-
-
 def _wide(tensors: Tensors, name: str | None) -> Tensor | None:
     """`[S, C]` as `[S, 1, C]`."""
     tensor = named(tensors, name)
@@ -230,30 +165,3 @@ def _wide(tensors: Tensors, name: str | None) -> Tensor | None:
 
 def _times(r: Tensor, weight: Tensor | None) -> Tensor:
     return r if weight is None else r * weight
-
-
-def _combined(
-    constant: Tensor | None, terms: list[tuple[Tensor, Tensor | None]], like: Tensor
-) -> Tensor:
-    """The sum of rows times factors, and of a constant `[S, 1, C]`, in the shape of `like`."""
-    total = torch.zeros_like(like) if constant is None else constant.expand_as(like).clone()
-    for rows, factor in terms:
-        if factor is None:
-            total += rows
-        else:
-            total.addcmul_(rows, factor)
-    return total
-
-
-def _through(
-    constant: Tensor, spread: list[tuple[Tensor, Tensor]], direct: list[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """`(constant + sum of spread) / R + sum of direct`, each a pass over rows `[T, R, C]`."""
-    (first, factor), *rest = spread
-    count = first.shape[1]
-    total = torch.addcmul(constant / count, first, factor / count)
-    for rows, factor in rest:
-        total.addcmul_(rows, factor / count)
-    for rows, factor in direct:
-        total.addcmul_(rows, factor)
-    return total

@@ -31,6 +31,10 @@ class GroupNorm(ExampleNorm):
         channels = x.mean([*range(3, x.dim())]) if x.dim() > 3 else x  # however they lie in memory
         return self._spread(channels.unflatten(2, (self.groups, -1)).mean(3), x)
 
+    def centred(self, x: Tensor) -> Tensor:
+        """Without the mean: channels last, torch's kernel takes the variance from squares' sums."""
+        return x - self.mean(x)
+
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, r = torch.native_group_norm(
             _batch(x), None, None, *self._sizes(x), self.groups, self.eps

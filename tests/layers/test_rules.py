@@ -278,11 +278,11 @@ def test_one_parameter_alone_has_a_tangent(case: Case, moving: str) -> None:
 @pytest.mark.parametrize("count", [4, 1])
 @pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("batch-norm")],
                          ids=lambda case: case.name)  # fmt: skip
-def test_batch_norm_of_all_tasks_in_one_pass(
+def test_batch_norm_a_row_at_a_time(
     case: Case, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU takes: on the CPU torch's own kernel goes task by task."""
-    monkeypatch.setattr(layers.BatchNorm, "_by_task", lambda *_: False)
+    """As large sets go on a CPU, in parts; others at once."""
+    monkeypatch.setattr("fastmeta.layers.rows._BYTES", 1)
     agree(draw(case, 3, max(count, 2 if len(case.inputs[0]) == 1 else 1), False), 3)
 
 
