@@ -119,6 +119,9 @@ def _group(count: int, chosen: Chosen, several: bool) -> list[str]:
         f"  arithmetic: {cost.meta_step_flops(profile, sizes, once):,} FLOP for {where}",
         f"  workspace: about {_workspace(chosen):,} bytes",
     ]
+    if chosen.features is not None:
+        how = f"at every pass: {chosen.features}" if chosen.features else "once a task and set"
+        lines.append(f"  layers in front of the parameters that adapt run {how}")
     lines += [
         f"  not {form}: {reason}"
         for form, reason in chosen.plan.unavailable.items()

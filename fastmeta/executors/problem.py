@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +26,8 @@ class Slots:
         """(dictionary, key, name); tied tensors go by the first of their names."""
         self.empty: list[tuple[dict[str, Any], str]] = []
         self.buffers: set[str] = set()
+        self.keeps_features: set[Hashable] = set()
+        """The adapted parameters and the form for which keeping features has been verified."""
         for prefix, part in module.named_modules(remove_duplicate=False):
             for tensors in (part._parameters, part._buffers):
                 for key, tensor in tensors.items():
@@ -57,7 +59,8 @@ class StatelessModel:
         self.module = module
         self.written = written
         self._slots = Slots(module) if slots is None else slots
-        self._may_write = self._slots.buffers.difference(written)
+        self.keeps_features = self._slots.keeps_features
+        self.may_write = self._slots.buffers.difference(written)
 
     def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters by name, tied ones once."""
@@ -75,7 +78,7 @@ class StatelessModel:
         self, tensors: Mapping[str, Tensor], inputs: Tree, scratch: Mapping[str, Tensor]
     ) -> Any:
         """The prediction with these parameters and buffers in place of the module's own."""
-        filled, may_write = self._slots.filled, self._may_write
+        filled, may_write = self._slots.filled, self.may_write
         before = [place[key] for place, key, _ in filled]
         try:
             for place, key, name in filled:

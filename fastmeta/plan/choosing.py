@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from fastmeta.executors import fused, layered
+from fastmeta.executors import fused, generic, layered
 from fastmeta.executors.problem import Problem
 from fastmeta.plan import chosen as kernels
 from fastmeta.plan import cost, trial
@@ -18,6 +18,9 @@ class Entry:
 
     plan: Plan
     trusted: set[str]
+    features: dict[str, str] = field(default_factory=dict)
+    """Of each form, why it does not run once what stands in front of the adapting parameters;
+    empty where it does."""
 
 
 def choose(
@@ -69,12 +72,28 @@ def choose(
         form = chosen.executor if chosen.layered else choice.form
         tried = chosen.executor if chosen.fused else form
         if form == "loop" or tried in entry.trusted:
-            return chosen
+            return chosen if chosen.executor != "generic" else _keeping(entry, problem, chosen)
         reason = trial.failure(problem, chosen, low_memory)
         if reason is None:
             entry.trusted.add(tried)
         else:
             entry.plan = entry.plan.without(form, reason)
+
+
+def _keeping(entry: Entry, problem: Problem, chosen: Chosen) -> Chosen:
+    """The choice with features kept, where that pays and passes its trial."""
+    form = chosen.choice.form
+    if not generic.worth_keeping(problem, form):
+        return chosen
+    if form not in entry.features:
+        reason = trial.keeping_fails(problem, form, chosen.choice.chunk)
+        entry.features[form] = reason or ""
+    verified, key = problem.model.keeps_features, (problem.inner.adapted, form)
+    if entry.features[form]:
+        verified.discard(key)  # another shape of the data may have passed
+    else:
+        verified.add(key)
+    return replace(chosen, features=entry.features[form])
 
 
 def _not_fused(

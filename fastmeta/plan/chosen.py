@@ -26,6 +26,9 @@ class Chosen:
     """The fused one, where it can serve."""
     way: layered.Way | None
     """That of the layered executor, where it can serve."""
+    features: str | None = None
+    """Of the general path, why it runs what stands in front of the adapting parameters at every
+    pass; empty where once a task and set, None where all adapts or there is a single pass."""
 
     @cached_property
     def fused(self) -> fused.Kernel | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -47,6 +49,49 @@ def failure(problem: Problem, chosen: Chosen, low_memory: bool) -> str | None:
     if loss and any(isinstance(option, Tensor) for option in loss.options.values()):
         return reason
     return _tried(_in_double(small), chosen, low_memory) and reason
+
+
+def keeping_fails(problem: Problem, form: str, chunk: int) -> str | None:
+    """Compares a form that keeps features with the same that does not; why it fails, or None.
+
+    The loop's is compared too: it alone sees a body that reads an adapted parameter unseen.
+    """
+    steps = min(problem.inner.steps, 2)
+    inner = replace(
+        problem.inner, steps=steps, step_weights=(1.0,) * (steps + 1), learned_step_weights=None
+    )
+    tasks = problem.tasks.first(2)
+    small = replace(
+        problem, tasks=tasks, inner=inner, task_weights=problem.task_weights[: tasks.tasks]
+    )
+    if form == "vmap" and problem.draws_random:
+        return "a forward pass draws random numbers"
+    for tried in dict.fromkeys(("loop", form)):
+        outcomes: list[Outcome] = []
+        for keep in (False, True):
+            drawn = random.getstate(), str(numpy.random.get_state())  # noqa: NPY002
+            with same_random_numbers(small.task_weights.device):
+                try:
+                    outcomes.append(generic.run(small, tried, chunk, keep))
+                except (generic.NotKept, RuntimeError) as error:
+                    return str(error).strip().partition("\n")[0][:160]
+            if drawn != (random.getstate(), str(numpy.random.get_state())):  # noqa: NPY002
+                return "a forward pass draws random numbers outside torch"
+        reason = _changed(*outcomes)
+        if reason:
+            return reason
+    return None
+
+
+def _changed(reference: Outcome, kept: Outcome) -> str | None:
+    """Why the outcome with features kept is not the other's: operators and numbers are the same."""
+    for ours, theirs in (
+        (kept.step_losses, reference.step_losses),
+        (kept.support_losses, reference.support_losses),
+    ):
+        if _apart([ours], [theirs]) > min(2e-2, 1e3 * torch.finfo(theirs.dtype).eps):
+            return "what it gives changes from pass to pass"
+    return _disagreement(kept, reference)
 
 
 def _in_double(problem: Problem) -> Problem:
@@ -97,7 +142,7 @@ def _tried(small: Problem, chosen: Chosen, low_memory: bool) -> str | None:
     if small.draws_random:
         return None
     with same_random_numbers(small.task_weights.device):
-        reference = generic.run(small, "loop", 1)
+        reference = generic.run(small, "loop", 1, keep=False)
     return _disagreement(outcome, reference)
 
 

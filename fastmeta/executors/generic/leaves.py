@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.executors.generic.features import Body, Kept, Model
 from fastmeta.executors.problem import Problem
 from fastmeta.tasks import Tree, map_tensors, unstack
 
@@ -24,6 +25,9 @@ class SharedLeaves:
             name: p.detach().requires_grad_(problem.differentiate or name in adapted)
             for name, p in parameters.items()
         }
+        self._model = problem.model
+        self._staying = [p for name, p in self.parameters.items() if name not in adapted]
+        self.adapted = [self.parameters[name] for name in adapted]
         self.learned = {key: rate.detach().requires_grad_() for key, rate in learned.items()}
         self.rates = {**problem.inner.fixed_rates(), **self.learned}
         self.originals: list[Tensor] = [*parameters.values(), *learned.values()]
@@ -31,6 +35,19 @@ class SharedLeaves:
         self.captured: dict[int, Tensor] = {}
         self._sums: list[Tensor | None] = [None] * len(self.proxies)
         self._own_sums: set[int] = set()
+
+    def models(self, sets: int, own: list[Tensor], body: Body | None) -> list[Model]:
+        """What one task's passes over each of its sets call."""
+        if body is None:
+            return [self._model] * sets
+        return [Kept(body, [*self._staying, *own], cut=True) for _ in range(sets)]
+
+    def search(self, model: Model, loss: Tensor, known: Iterable[Tensor]) -> None:
+        """Adds the leaves that a loss, and the body in front of it, reach beside the known."""
+        if isinstance(model, Kept):
+            self.capture(captured_leaves([loss, *model.tape()], [*known, *model.features]))
+        else:
+            self.capture(captured_leaves([loss], known))
 
     def capture(self, tensors: Iterable[Tensor]) -> None:
         """Adds leaves that the loss was found to reach; autograd differentiates them in place."""
@@ -139,8 +156,8 @@ def over_tasks(losses: Sequence[Sequence[Tensor | None]], steps: int, like: Tens
     return torch.stack(flat).view(steps, -1)  # pyright: ignore[reportArgumentType]
 
 
-def captured_leaves(root: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves of `root`'s autograd graph that are not below `known`."""
+def captured_leaves(roots: Sequence[Tensor], known: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves of the autograd graph of `roots` that are not below `known`."""
     stop: set[Any] = set()
     known_ids: set[int] = set()
     for tensor in known:
@@ -149,21 +166,27 @@ def captured_leaves(root: Tensor, known: Iterable[Tensor]) -> list[Tensor]:
             stop.add(tensor.grad_fn)
     found: list[Tensor] = []
     seen: set[Any] = set(stop)
-    pending: list[Any] = [root.grad_fn] if root.grad_fn is not None else []
-    if root.grad_fn is None and root.requires_grad and id(root) not in known_ids:
-        found.append(root)
+    pending: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    for root in roots:
+        if root.grad_fn is None and root.requires_grad and id(root) not in known_ids:
+            found.append(root)
     while pending:
         node = pending.pop()
         if node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            if id(variable) not in known_ids:
-                found.append(variable)
+        if node.__class__ is _Leaf:
+            if id(node.variable) not in known_ids:
+                found.append(node.variable)
             continue
-        pending.extend(parent for parent, _ in node.next_functions if parent is not None)
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                pending.append(parent)
     return found
+
+
+_Leaf: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
+"""A leaf's node in the graph."""
 
 
 def _require_grad(

@@ -7,44 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors.generic.leaves import (
-    DataLeaves,
-    SharedLeaves,
-    captured_leaves,
-    over_tasks,
-)
+from fastmeta.executors.generic.features import Body, Model, features_of, through_body
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, over_tasks
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Tree, detached, stacked
 
 
-def run(problem: Problem) -> Outcome:
-    """Computes the step task by task."""
+def run(problem: Problem, body: Body | None = None) -> Outcome:
+    """Computes the step task by task; a `body` is run once a task and set.
+
+    **Raises** `NotKept` where the body turns out to be run at every pass.
+    """
     shared, data = SharedLeaves(problem), DataLeaves(problem)
     weights, steps = problem.task_weights, problem.inner.steps
     task_runs: list[_Task] = []
     with torch.enable_grad():
         for index, weight in enumerate(weights.unbind(0)):
             sets, own = data.task(index)
-            task = _Task(problem, shared, sets, own, first=index == 0)
+            models = shared.models(len(sets), own, body)
+            task = _Task(problem, shared, sets, own, models, first=index == 0)
+            total = task.unroll()
             if problem.differentiate:
-                total = task.unroll()
-                leaves = [*shared.proxies, *own]
-                gradients = (
-                    torch.autograd.grad(
-                        total,
-                        leaves,
-                        weight.to(total.dtype),
-                        retain_graph=bool(shared.captured),
-                        allow_unused=True,
-                    )
-                    if total.requires_grad
-                    else [None] * len(leaves)
-                )
+                gradients = _meta_gradients(shared, own, models, total, weight)
                 shared.add(gradients[: len(shared.proxies)])
                 data.add(gradients[len(shared.proxies) :])
-                del total
-            else:
-                task.unroll()
+            del total, models
             task_runs.append(task)
     return Outcome(
         step_losses=over_tasks([task.step_losses for task in task_runs], steps + 1, weights),
@@ -53,6 +40,37 @@ def run(problem: Problem) -> Outcome:
         gradients=shared.gradients() + data.gradients(),
         adapted=stacked([task.adapted for task in task_runs]),
     )
+
+
+def _meta_gradients(
+    shared: SharedLeaves,
+    own: list[Tensor],
+    models: list[Model],
+    total: Tensor,
+    weight: Tensor,
+) -> list[Tensor | None]:
+    """One task's, by the shared leaves and its own."""
+    leaves = [*shared.proxies, *own]
+    if not total.requires_grad:
+        return [None] * len(leaves)
+    features = features_of(models)
+    retain_graph = bool(shared.captured)
+    found = torch.autograd.grad(
+        total,
+        [*leaves, *features],
+        weight.to(total.dtype),
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
+    gradients: list[Tensor | None] = [*found[: len(leaves)]]
+    if features:
+        cotangents = dict(zip(map(id, features), found[len(leaves) :], strict=True))
+        through = through_body(models, cotangents, leaves, shared.adapted, retain_graph)
+        gradients = [
+            b if a is None else a if b is None else a + b
+            for a, b in zip(gradients, through, strict=True)
+        ]
+    return gradients
 
 
 class _Task:
@@ -64,11 +82,12 @@ class _Task:
         shared: SharedLeaves,
         sets: list[tuple[Any, Any, Tensor | None]],
         own: list[Tensor],
+        models: list[Model],
         first: bool,
     ) -> None:
         self._problem = problem
         self._shared = shared
-        self._support, self._query = sets[0], sets[-1]
+        self._sets, self._models = sets, models
         self._own = own
         self._first = first
         self._scratch = problem.model.scratch()
@@ -88,7 +107,7 @@ class _Task:
             if problem.evaluates(step):
                 weight, counts = inner.step_weights[step], inner.counts(step)
                 with torch.set_grad_enabled(problem.differentiate and counts):
-                    loss = self._loss(phi, self._query, ends=step == inner.steps)
+                    loss = self._loss(phi, -1, ends=step == inner.steps)
                 if step == inner.steps:
                     self.query_output = detached(self._prediction)
                 self.step_losses.append(loss.detach())
@@ -98,26 +117,29 @@ class _Task:
             else:
                 self.step_losses.append(None)
             if step < inner.steps:
-                loss = self._loss(phi, self._support, ends=step == 0)
+                loss = self._loss(phi, 0, ends=step == 0)
                 self.support_losses.append(loss.detach())
                 phi = self._descend(loss, phi, step)
         self._prediction = None
+        self._models = []  # the body's graph must not outlive the task
         if problem.keep_adapted:
             self.adapted = {name: phi[name].detach() for name in inner.adapted}
         return torch.zeros(()) if total is None else total
 
-    def _loss(self, phi: dict[str, Tensor], examples: Any, ends: bool) -> Tensor:
-        """The loss at `phi`; `ends` marks the first support and the last query pass."""
-        inputs, targets, weights = examples
+    def _loss(self, phi: dict[str, Tensor], of: int, ends: bool) -> Tensor:
+        """The loss over a set at `phi`; `ends` marks the first support and the last query pass."""
+        inputs, targets, weights = self._sets[of]
+        model = self._models[of]
         problem = self._problem
-        self._prediction = problem.model(phi, inputs, self._scratch)
+        self._prediction = model(phi, inputs, self._scratch)
         loss = problem.objective(self._prediction, targets, weights)
         # Where the plan knows every layer there is nothing to capture, unless the model's Python
         # state has changed since: one task is looked at all the same.
         walk = problem.may_capture or (self._first and ends)
         if walk and problem.differentiate and loss.requires_grad:
-            known = [*self._shared.proxies, *phi.values(), *self._own]
-            self._shared.capture(captured_leaves(loss, known))
+            moved = (phi[name] for name in problem.inner.adapted)
+            known = [*self._shared.proxies, *moved, *self._own]
+            self._shared.search(model, loss, known)
         return loss
 
     def _descend(self, loss: Tensor, phi: dict[str, Tensor], step: int) -> dict[str, Tensor]:

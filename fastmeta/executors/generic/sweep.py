@@ -13,20 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, captured_leaves, over_tasks
+from fastmeta.executors.generic.features import Body, Model, features_of, through_body
+from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, over_tasks
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Tree, detached, stacked
 
 
-def run(problem: Problem) -> Outcome:
-    """Computes the step task by task."""
+def run(problem: Problem, body: Body | None = None) -> Outcome:
+    """Computes the step task by task; a `body` is run once a task and set.
+
+    **Raises** `NotKept` where the body turns out to be run at every pass.
+    """
     shared, data = SharedLeaves(problem), DataLeaves(problem)
     weights, steps = problem.task_weights, problem.inner.steps
     runs: list[_Task] = []
     with torch.enable_grad():
         for index, weight in enumerate(weights.unbind(0)):
             sets, own = data.task(index)
-            task = _Task(problem, shared, sets, own)
+            task = _Task(problem, shared, sets, own, shared.models(len(sets), own, body))
             task.forward()
             if problem.differentiate:
                 task.backward()
@@ -55,10 +59,11 @@ class _Task:
         shared: SharedLeaves,
         sets: list[Any],
         own: list[Tensor],
+        models: list[Model],
     ) -> None:
         self._problem = problem
         self._shared = shared
-        self._support, self._query = sets[0], sets[-1]
+        self._sets, self._models = sets, models
         self._own = own
         self._scratch = problem.model.scratch()
         self._path: list[dict[str, Tensor]] = []  # adapted parameters at theta_0 .. theta_K
@@ -78,7 +83,7 @@ class _Task:
             here = self._path[-1]
             self._random.append(_generator_state(self._problem))
             point = {name: value.detach().requires_grad_() for name, value in here.items()}
-            loss = self._loss(point, self._support)
+            loss = self._loss(point, 0)
             self.support_losses.append(loss.detach())
             gradients = _gradients(loss, list(point.values()), bool(self._shared.captured))
             there: dict[str, Tensor] = {}
@@ -108,12 +113,14 @@ class _Task:
             self._add_query(step)
         for name, value in anchor.items():  # (5)
             self._add(self._shared.parameters[name], value)
+        self._through_body()
 
     def release(self) -> None:
         """Drops what only the sweep needed."""
         self._path.clear()
         self._random.clear()
         self._lambda.clear()
+        self._models.clear()
 
     def shared_gradients(self) -> list[Tensor | None]:
         """This task's gradients in the order of `SharedLeaves.proxies`."""
@@ -122,6 +129,16 @@ class _Task:
     def own_gradients(self) -> list[Tensor | None]:
         """The gradients of this task's own inputs and targets."""
         return [self._lambda.get(id(proxy)) for proxy in self._own]
+
+    def _through_body(self) -> None:
+        shared = self._shared
+        leaves = [*shared.proxies, *self._own]
+        through = through_body(
+            self._models, self._lambda, leaves, shared.adapted, bool(shared.captured)
+        )
+        for leaf, gradient in zip(leaves, through, strict=True):
+            if gradient is not None:
+                self._add(leaf, gradient)
 
     def _through_step(self, step: int, anchor: dict[str, Tensor]) -> None:
         inner, shared = self._problem.inner, self._shared
@@ -135,15 +152,17 @@ class _Task:
         if not vectors or (inner.first_order and not shared.learned):
             return
         point = {name: value.detach().requires_grad_() for name, value in here.items()}
-        others = self._others()
         with _replayed(self._problem, self._random[step]):
             if inner.first_order:
-                loss = self._loss(point, self._support)
+                loss = self._loss(point, 0)
+                others: list[Tensor] = []
                 gradients = _gradients(loss, list(point.values()), bool(shared.captured))
-                products: list[Tensor | None] = [None] * (len(point) + len(others))
+                products: list[Tensor | None] = [None] * len(point)
             else:
+                loss = self._loss(point, 0)
+                others = self._others()
                 gradients, products = _hessian_product(
-                    self._loss(point, self._support),
+                    loss,
                     point,
                     others,
                     vectors,
@@ -185,27 +204,27 @@ class _Task:
                 self._add(proxy, gradient if weight == 1.0 else weight * gradient)
 
     def _query_loss(self, step: int, point: Mapping[str, Tensor]) -> Tensor:
-        loss = self._loss(point, self._query, last=step == self._problem.inner.steps)
+        loss = self._loss(point, -1, last=step == self._problem.inner.steps)
         self.step_losses[step] = loss.detach()
         return loss
 
-    def _loss(self, point: Mapping[str, Tensor], examples: Any, last: bool = False) -> Tensor:
-        problem, shared = self._problem, self._shared
-        inputs, targets, weights = examples
-        prediction = problem.model({**shared.parameters, **point}, inputs, self._scratch)
+    def _loss(self, point: Mapping[str, Tensor], of: int, last: bool = False) -> Tensor:
+        problem, shared, model = self._problem, self._shared, self._models[of]
+        inputs, targets, weights = self._sets[of]
+        prediction = model({**shared.parameters, **point}, inputs, self._scratch)
         loss = problem.objective(prediction, targets, weights)
         if last:
             self.query_output = detached(prediction)
         if problem.differentiate and loss.requires_grad:
-            known = [*shared.proxies, *point.values(), *self._own]
-            shared.capture(captured_leaves(loss, known))
+            shared.search(model, loss, [*shared.proxies, *point.values(), *self._own])
         return loss
 
     def _others(self) -> list[Tensor]:
         """The leaves with learning rate 0."""
         adapted = set(self._problem.inner.adapted)
         fixed = [p for name, p in self._shared.parameters.items() if name not in adapted]
-        return [*fixed, *self._shared.captured.values(), *self._own]
+        captured = self._shared.captured.values()
+        return [*fixed, *captured, *self._own, *features_of(self._models)]
 
     def _pulled(self, gradient: Tensor | None, here: Tensor, start: Tensor) -> Tensor | None:
         prox = self._problem.inner.prox

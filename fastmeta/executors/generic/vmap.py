@@ -6,7 +6,7 @@ torch 2.13 (docs/design.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,16 +15,18 @@ from torch.func import grad, grad_and_value
 from torch.func import vmap as over_tasks
 from torch.utils import _pytree as pytree
 
+from fastmeta.executors.generic.features import Body, Kept, Model
 from fastmeta.executors.generic.leaves import filled
 from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
 from fastmeta.tasks import map_tensors
 
 
-def run(problem: Problem, chunk: int) -> Outcome:
-    """Computes the step by `vmap`, `chunk` tasks at a time.
+def run(problem: Problem, chunk: int, body: Body | None = None) -> Outcome:
+    """Computes the step by `vmap`, `chunk` tasks at a time; a `body` is run once a chunk and set.
 
     **Raises** `FormUnavailable` where loss or model captures a tensor that requires grad, or does
-    on these data what can't be mapped.
+    on these data what can't be mapped, and `NotKept` where the body turns out to be run at every
+    pass.
     """
     inner, batch = problem.inner, problem.tasks
     theta = {name: p.detach() for name, p in problem.model.parameters().items()}
@@ -37,7 +39,7 @@ def run(problem: Problem, chunk: int) -> Outcome:
     )
     moving = [problem.differentiate and leaf.requires_grad for leaf in leaves]
     function = over_tasks(
-        _task_function(problem, spec, moving),
+        _task_function(problem, spec, moving, body),
         in_dims=(None, None, 0, 0, 0),
         randomness="different",
     )
@@ -84,24 +86,21 @@ def run(problem: Problem, chunk: int) -> Outcome:
 
 
 def _task_function(
-    problem: Problem, spec: pytree.TreeSpec, moving: list[bool]
+    problem: Problem, spec: pytree.TreeSpec, moving: list[bool], body: Body | None
 ) -> Callable[..., Any]:
     """One task: `(gradients, (step_losses, support_losses, [query_output], adapted))`."""
-    model, inner = problem.model, problem.inner
+    inner = problem.inner
 
-    def support_loss(
-        adapted: dict[str, Tensor], fixed: dict[str, Tensor], examples: Any, scratch: Any
-    ) -> Tensor:
-        inputs, targets, weights = examples
-        prediction = model({**fixed, **adapted}, inputs, scratch)
-        return problem.objective(prediction, targets, weights[0] if weights else None)
+    def descend(phi: Any, theta: Any, rates: Any, predict: Any, support: Any, step: int) -> Any:
+        _, targets, weights = support
 
-    step_gradient = grad_and_value(support_loss)
+        def support_loss(adapted: dict[str, Tensor]) -> Tensor:
+            # All else is closed over: an argument would be another tensor at every step.
+            prediction = predict({**phi, **adapted})
+            return problem.objective(prediction, targets, weights[0] if weights else None)
 
-    def descend(phi: Any, theta: Any, rates: Any, support: Any, scratch: Any, step: int) -> Any:
         adapted = {name: phi[name] for name in inner.adapted}
-        fixed = {name: p for name, p in phi.items() if name not in adapted}
-        gradients, loss = step_gradient(adapted, fixed, support, scratch)
+        gradients, loss = grad_and_value(support_loss)(adapted)
         moved = dict(phi)
         for name, gradient in gradients.items():
             if inner.prox:
@@ -116,6 +115,15 @@ def _task_function(
         leaves = [next(given) if moves else next(kept) for moves in moving]
         sets = pytree.tree_unflatten(leaves, spec)
         support, query = sets[0], sets[-1]
+        support_model, query_model = _models(problem, body, theta, moved)
+
+        def predict(phi: Any) -> Any:
+            return support_model(phi, support[0], scratch)
+
+        if body is not None and inner.steps:
+            # Outside the inner gradient, whose tensors end with it.
+            with torch.enable_grad():
+                predict(theta)
         all_rates = {**inner.fixed_rates(), **rates}
         phi = theta
         step_losses: list[Tensor | None] = []
@@ -125,13 +133,13 @@ def _task_function(
             loss = None
             if problem.evaluates(step):
                 inputs, targets, weights = query
-                output = model(phi, inputs, scratch)
+                output = query_model(phi, inputs, scratch)
                 loss = problem.objective(output, targets, weights[0] if weights else None)
                 worth = inner.step_weights[step] * loss
                 total = worth if total is None else total + worth
             step_losses.append(loss)
             if step < inner.steps:
-                phi, loss = descend(phi, theta, all_rates, support, scratch, step)
+                phi, loss = descend(phi, theta, all_rates, predict, support, step)
                 support_losses.append(loss)
         losses = filled(step_losses, support_losses)
         adapted = {name: phi[name] for name in inner.adapted} if problem.keep_adapted else {}
@@ -142,6 +150,17 @@ def _task_function(
     if problem.differentiate:
         return grad(meta_loss, argnums=(0, 1, 2), has_aux=True)
     return lambda *args: ([], meta_loss(*args)[1])
+
+
+def _models(
+    problem: Problem, body: Body | None, theta: dict[str, Tensor], moved: Iterable[Tensor]
+) -> tuple[Model, Model]:
+    """What the passes over support and query set call."""
+    if body is None:
+        return problem.model, problem.model
+    adapted = set(problem.inner.adapted)
+    leaves = [*(p for name, p in theta.items() if name not in adapted), *moved]
+    return Kept(body, leaves, cut=False), Kept(body, leaves, cut=False)
 
 
 def _outcome(auxiliary: list[Any]) -> Outcome:
