@@ -11,6 +11,7 @@
 #include "described.h"
 #include "network.h"
 #include "reversible.h"
+#include "signals.h"
 
 namespace fastmeta {
 namespace {
@@ -70,17 +71,13 @@ class FusedStep {
         !are_classes(query[2], tasks * network_.query)) {
       return false;
     }
-    py::gil_scoped_release release;
     if (seconds_ < kTooShort) threads = 1;
-    if (is_double_) {
-      run_as(engine_.of_double, tasks, parameters, adapted, statistics, rates, step_weights,
-             evaluates, task_weights, support, query, support_losses, step_losses, query_outputs,
-             gradient, threads);
-    } else {
-      run_as(engine_.of_float, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
+    const auto of = [&](const auto& kernel) {
+      run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
              threads);
-    }
+    };
+    without_gil([&] { is_double_ ? of(engine_.of_double) : of(engine_.of_float); });
     return true;
   }
 

@@ -14,6 +14,7 @@
 
 #include "cpu/conv/conv_step.h"
 #include "cpu/step.h"
+#include "signals.h"
 
 namespace fastmeta {
 namespace {
@@ -78,16 +79,11 @@ class ConvStep {
         !are_classes(query[2], tasks * network_.query)) {
       return false;
     }
-    py::gil_scoped_release release;
     const auto of = [&](auto kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates, task_weights,
              support, query, support_losses, step_losses, query_outputs, gradient, threads);
     };
-    if (is_double_) {
-      of(kernels_.of_double);
-    } else {
-      of(kernels_.of_float);
-    }
+    without_gil([&] { is_double_ ? of(kernels_.of_double) : of(kernels_.of_float); });
     return true;
   }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "lane_sums.h"
+#include "spend.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -91,7 +92,7 @@ __attribute__((noinline)) void dot_block(const Dots<Lane<Num>>& product, int i, 
 
 // use(i, rows, j, 1, sums) for all of a product, as `strips` calls it; j counts vectors.
 template <class Num, class Use>
-void dots(const Dots<Lane<Num>>& product, Use use) {
+void dots(const Dots<Lane<Num>>& product, cpu::Budget& budget, Use use) {
   constexpr int width = width_of<Num>;
   for (int i = 0; i < product.rows; i += kDotRows) {
     const int rows = product.rows - i < kDotRows ? product.rows - i : kDotRows;
@@ -100,6 +101,7 @@ void dots(const Dots<Lane<Num>>& product, Use use) {
       dot_block(product, i, j, sums);
       use(i, rows, j / width, 1, sums);
     }
+    spend(budget, int64_t(rows) * product.cols * (product.depth / width));
   }
 }
 

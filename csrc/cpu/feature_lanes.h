@@ -118,7 +118,7 @@ class FeatureLanes {
     if (is_turned(b) && a.col_stride == 1 && dots_pay<Num>(b.cols, b.rows)) {
       const Dots<T> rows{storage_ + a.offset, a.row_stride, storage_ + b.offset, b.col_stride,
                          a.rows, b.cols, a.cols};
-      return dots<Num>(rows, finishing(f, out, in...));
+      return dots<Num>(rows, budget_, finishing(f, out, in...));
     }
     run(f, Sum<T>{{factors(a, b, out, scratch_)}, 1}, out, in...);
   }
@@ -204,6 +204,7 @@ class FeatureLanes {
   int64_t task_;
   T weight_;
   T* sums_;
+  cpu::Budget& budget_ = cpu::budget();
 
   static Num* vector(T* at) { return reinterpret_cast<Num*>(at); }
   static const Num* vector(const T* at) { return reinterpret_cast<const Num*>(at); }
@@ -309,7 +310,7 @@ class FeatureLanes {
   template <class F, class... Views>
   void run(F f, Sum<T> terms, View out, Views... in) {
     terms.out = storage_ + out.offset, terms.out_row = out.row_stride;
-    strips<Num>(terms, out.rows, vectors_of(out.cols), finishing(f, out, in...));
+    strips<Num>(terms, out.rows, vectors_of(out.cols), budget_, finishing(f, out, in...));
   }
   // For some rows of a product at a time, and vectors from the j-th on: f(sum, out, in...).
   template <class F, class... Views>

@@ -166,6 +166,7 @@ class Lanes {
   T* partial_;
   int live_;
   Num weights_;
+  cpu::Budget& budget_ = cpu::budget();
 
   int64_t task_of(int lane) const { return first_ + (lane < live_ ? lane : live_ - 1); }
   // Where the caller has a weight of theta_0, which is the same in all lanes; else null.
@@ -182,9 +183,9 @@ class Lanes {
   static Matrix<Num> turned(Matrix<Num> m) { return {m.data, m.col_stride, m.row_stride}; }
 
   template <class F, class... Matrices>
-  static void run(F f, const Terms<Num>& terms, int rows, int cols, Matrices... m) {
+  void run(F f, const Terms<Num>& terms, int rows, int cols, Matrices... m) const {
     product<FASTMETA_TILE_ROWS, FASTMETA_TILE_COLUMNS>(
-        terms, rows, cols, [f, m...](int i, int j, Num sum) { f(sum, m(i, j)...); });
+        terms, rows, cols, budget_, [f, m...](int i, int j, Num sum) { f(sum, m(i, j)...); });
   }
 
   // A product whose sums have one term.
@@ -195,6 +196,7 @@ class Lanes {
         const Num left = a(i, 0);
         for (int j = 0; j < cols; ++j) f(left * right(0, j), m(i, j)...);
       }
+      spend(budget_, int64_t(rows) * cols);
     };
     if (const T* numbers = shared(b)) {
       multiply(Matrix<const T>{numbers, b.row_stride, b.col_stride});

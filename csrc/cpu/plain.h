@@ -5,6 +5,7 @@
 
 #include "../network.h"
 #include "../numbers.h"
+#include "spend.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -65,6 +66,7 @@ class Plain {
   void mm(F f, View out, View a, View b, Views... in) {
     for (int i = 0; i < out.rows; ++i) {
       for (int j = 0; j < out.cols; ++j) f(product(a, b, i, j), at(out, i, j), at(in, i, j)...);
+      spend(budget_, int64_t(out.cols) * a.cols);
     }
   }
   template <class F, class... Views>
@@ -73,6 +75,7 @@ class Plain {
       for (int j = 0; j < out.cols; ++j) {
         f(product(a, b, i, j) + product(a2, b2, i, j), at(out, i, j), at(in, i, j)...);
       }
+      spend(budget_, int64_t(out.cols) * (a.cols + a2.cols));
     }
   }
 
@@ -122,6 +125,7 @@ class Plain {
   int64_t task_;
   const Data<T>& data_;
   T* partial_;
+  cpu::Budget& budget_ = cpu::budget();
 
   T& at(View v, int64_t i, int64_t j) const {
     return storage_[v.offset + i * v.row_stride + j * v.col_stride];

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -13,27 +14,70 @@
 #include <thread>
 #include <vector>
 
+#include "budget.h"
+#include "interrupt.h"
+
 namespace fastmeta::cpu {
 namespace {
 
-struct Loop {
-  Loop(int64_t count, const std::function<void(int64_t)>& body) : count(count), body(body) {}
+constexpr int64_t kIndexBudget = 1 << 14;  // what an index takes at least, for the clock
+constexpr int kYields = 200;               // tens of microseconds
+constexpr std::chrono::milliseconds kWait{20};
 
-  int64_t count;
+struct Loop {
+  Loop(int64_t count, const std::function<void(int64_t)>& body)
+      : count(count), body(body), unfinished(count) {}
+
+  const int64_t count;
   const std::function<void(int64_t)>& body;
-  std::atomic<int64_t> next{0};
-  std::mutex guard;
   std::exception_ptr error;
 
+  // Takes indices while there are any. The caller then waits for the others' last ones.
   void work() {
+    take_indices();
+    if (unfinished > 0 && std::this_thread::get_id() == caller) wait();
+  }
+
+ private:
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int64_t> next{0}, unfinished;
+  std::atomic<bool> failed{false};
+  std::mutex guard;
+  std::condition_variable finished;
+
+  void take_indices() {
+    const Stoppable stoppable(failed);
+    Budget& budget = cpu::budget();
     for (int64_t i = next++; i < count; i = next++) {
       try {
-        body(i);
+        if ((budget.left -= kIndexBudget) < 0) look(budget);
+        if (!failed) body(i);
+      } catch (const Stopped&) {  // the first error is what counts
       } catch (...) {
-        std::lock_guard<std::mutex> lock(guard);
-        if (!error) error = std::current_exception();
+        fail(std::current_exception());
       }
+      if (--unfinished > 0) continue;
+      std::lock_guard<std::mutex> lock(guard);
+      finished.notify_all();
     }
+  }
+  void wait() {
+    for (int i = 0; i < kYields && unfinished > 0; ++i) std::this_thread::yield();
+    while (unfinished > 0) {
+      try {
+        check_if_due();
+      } catch (...) {
+        fail(std::current_exception());
+      }
+      std::unique_lock<std::mutex> lock(guard);
+      finished.wait_until(lock, std::chrono::system_clock::now() + kWait,
+                          [this] { return unfinished == 0; });
+    }
+  }
+  void fail(std::exception_ptr with) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (!error) error = with;
+    failed = true;
   }
 };
 

@@ -5,6 +5,7 @@
 
 #include "../network.h"
 #include "math.h"
+#include "spend.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -129,9 +130,10 @@ int columns_together(const Terms<Num>& terms) {
   return Columns * (tiles > 1 ? tiles : 1);
 }
 
-// `use(i, j, sum)` for every entry of a rows x cols product.
+// `use(i, j, sum)` for every entry of a rows x cols product, which `budget` pays for.
 template <int Rows, int Columns, class Num, class Use>
-void product(const Terms<Num>& terms, int rows, int cols, Use use) {
+void product(const Terms<Num>& terms, int rows, int cols, cpu::Budget& budget, Use use) {
+  const int64_t depth = terms.depth[0] + (terms.count > 1 ? terms.depth[1] : 0);
   const int together = columns_together<Columns>(terms);
   for (int left = 0; left < cols; left += together) {
     const int right = cols - left < together ? cols : left + together;
@@ -143,6 +145,7 @@ void product(const Terms<Num>& terms, int rows, int cols, Use use) {
                             [&](int r, int c, Num sum) { use(i + r, j + c, sum); });
       }
     }
+    spend(budget, rows * depth * (right - left));
   }
 }
 

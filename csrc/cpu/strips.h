@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "spend.h"
 #include "transpose.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
@@ -172,10 +173,10 @@ void strip(const Sum<Lane<Num>>& terms, int rows, int64_t j, Use use) {
   }
 }
 
-// use(i, rows, j, vectors, sums) for all of a product, a strip of columns at a time; j and
-// `vectors` count vectors.
+// use(i, rows, j, vectors, sums) for all of a product, which `budget` pays for, a strip of columns at
+// a time; j and `vectors` count vectors.
 template <class Num, class Use>
-void strips(const Sum<Lane<Num>>& terms, int rows, int vectors, Use use) {
+void strips(const Sum<Lane<Num>>& terms, int rows, int vectors, cpu::Budget& budget, Use use) {
   const int pieces = (vectors + kMostVectors - 1) / kMostVectors;
   for (int piece = 0, j = 0; piece < pieces; ++piece) {
     const int here = vectors / pieces + (piece < vectors % pieces);
@@ -188,6 +189,7 @@ void strips(const Sum<Lane<Num>>& terms, int rows, int vectors, Use use) {
       if (here == 4) strip<4, Num>(terms, rows, column, with);
     }
     j += here;
+    spend(budget, int64_t(rows) * terms.depth() * here);
   }
 }
 

@@ -10,6 +10,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "cpu/budget.h"
+#include "cpu/interrupt.h"
 #include "cpu/pool.h"
 #include "drawing.h"
 
@@ -84,9 +86,54 @@ void an_exception_arrives_and_harms_nothing() {
     } catch (const std::runtime_error&) {
       thrown = true;
     }
-    check(thrown && called == 100, "an exception got lost");
+    check(thrown && called < 100, "an exception got lost, or did not end its loop");
   }
   every_index_once();
+}
+
+struct Interrupted {};
+
+[[noreturn]] void work_for_ever() {
+  for (;;) cpu::look(cpu::budget());
+}
+
+// The caller's own work is long, or that of the others for whom it waits.
+void a_check_ends_every_thread() {
+  for (int threads : {1, 3}) {
+    for (int64_t count : {2, 100}) {
+      const auto caller = std::this_thread::get_id();
+      const auto body = [&](int64_t) {
+        const bool waits = threads > 1 && std::this_thread::get_id() == caller;
+        if (!waits) work_for_ever();
+        usleep(1000);
+      };
+      bool thrown = false;
+      try {
+        cpu::interruptible([]() -> bool { throw Interrupted(); },
+                           [&] { cpu::for_each(count, threads, body); });
+      } catch (const Interrupted&) {
+        thrown = true;
+      }
+      check(thrown, "a check did not end its loop");
+      every_index_once();
+    }
+  }
+}
+
+std::atomic<int> checks{0};
+
+// A signal's handler may call for a step itself.
+void a_check_may_compute() {
+  cpu::interruptible(
+      [] {
+        cpu::interruptible(nullptr, every_index_once);
+        return ++checks < 2;
+      },
+      [] {
+        while (checks < 2) cpu::look(cpu::budget());
+        for (int i = 0; i < 1000; ++i) cpu::look(cpu::budget());
+      });
+  check(checks == 2, "a check was called that had asked for no more");
 }
 
 // A process has one pool, whoever comes first: the threads of a second one would stay for ever.
@@ -183,6 +230,8 @@ int main(int count, char** arguments) {
   first_callers_share_a_pool(rounds);  // before this process has a pool itself
   every_index_once();
   an_exception_arrives_and_harms_nothing();
+  a_check_ends_every_thread();
+  a_check_may_compute();
   const std::vector<Step> drawn = steps(12);
   callers_do_not_disturb_each_other(drawn, rounds / 10);
 #if !defined(__SANITIZE_THREAD__)  // which knows no fork of a process with several threads

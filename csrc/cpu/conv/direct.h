@@ -63,6 +63,8 @@ void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Oper
               int count, Images<T> out, Term<T>* terms, Then then) {
   const int64_t image = in.size(), out_image = out.size();
   const int most = rows_together(image * int64_t(sizeof(T)));
+  const int64_t depth = int64_t(grid.taps.size()) * in.channels * count;
+  cpu::Budget& budget = cpu::budget();
   for (int64_t first = 0; first < examples; first += most) {
     const int live = examples - first < most ? int(examples - first) : most;
     for (int y = 0; y < grid.rows; ++y) {
@@ -80,6 +82,7 @@ void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Oper
         for (int i = 0; i < live; ++i) rows[i] = to + i * out_image;
         then(rows, live);
       }
+      spend(budget, grid.cols * live * depth * out.channels / lanes<T>);
     }
   }
 }
@@ -100,10 +103,12 @@ void convolve_weight_by_rows(const Grid& grid, int64_t examples, const Images<co
   const int64_t pitch = depth + kGap, pixels = examples * grid.rows * grid.cols;
   int64_t most = kPanelBytes / int64_t(sizeof(T)) / pitch;
   if (most < kTileRows) most = kTileRows;
+  cpu::Budget& budget = cpu::budget();
   for (int64_t first = 0; first < pixels; first += most) {
     const int live = int(pixels - first < most ? pixels - first : most);
     gather(grid, in, first, live, panel, pitch);
     add_panel(panel, pitch, depth, derivative.data + first * cols, cols, cols, live, weight);
+    spend(budget, int64_t(live) * depth * cols / lanes<T>);
   }
 }
 
@@ -112,6 +117,7 @@ template <class T>
 void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& in,
                      const Images<const T>& derivative, T* weight) {
   const int64_t row = int64_t(in.width) * in.channels, cols = derivative.channels;
+  cpu::Budget& budget = cpu::budget();
   for (const Run *run = grid.runs.data(), *end = run + grid.runs.size(); run < end; ++run) {
     const int top = grid.origin[0] + run->row;
     const Inside rows(top, grid.scale[0], grid.rows, in.height);
@@ -133,6 +139,7 @@ void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& 
         }
       }
       outer(pairs, a, in.channels, b, int(cols), weight);
+      spend(budget, examples * rows.count() * across.count() * in.channels * cols / lanes<T>);
     }
   }
 }

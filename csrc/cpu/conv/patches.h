@@ -37,7 +37,9 @@ class Patches {
     const double pixels = s.pixels();
     for (int k = 0; k < depth; ++k) mean[k] = 0;
     for (int k = 0; k < depth * depth; ++k) covariance[k] = 0;
+    cpu::Budget& budget = cpu::budget();
     for (int64_t n = 0; n < examples; ++n) {
+      spend(budget, int64_t(s.pixels()) * depth * depth / lanes<T>);
       centre(x + n * height * line);
       add_up(first, second);
       const double share = 1 / double(n + 1), weight = pixels * double(n) * share;

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../spend.h"
+
 #if defined(FASTMETA_BYTES)
 #include "../math.h"
 #include "../transpose.h"

@@ -74,6 +74,7 @@ struct Point {
 // asks for it, over the pixels outside of any. With each it is told the window below, to fetch it.
 template <int W, class Pass>
 void over_windows(const Field& f, int64_t from, int64_t to, Pass pass) {
+  cpu::Budget& budget = cpu::budget();
   constexpr int L = Pass::lanes;
   const int height = W ? W : f.window[0], width = W ? W : f.window[1];
   const int64_t row = int64_t(f.cols) * f.channels, image = f.rows * row;
@@ -103,6 +104,7 @@ void over_windows(const Field& f, int64_t from, int64_t to, Pass pass) {
       rest(n * image + covered * row, f.rows - covered, 0, c);
       pass.end(c);
     }
+    spend(budget, image / L);
   }
 }
 

@@ -174,6 +174,7 @@ void convolve_winograd(const Grid& grid, int64_t examples, Images<const T> in,
   const int depth = in.channels, cols = out.channels;
   const Tiles<M> tiles(grid, depth, cols);
   const int64_t all = tiles.of(examples), in_plane = tiles.plane(depth), plane = tiles.plane(cols);
+  cpu::Budget& budget = cpu::budget();
   T *const inputs = scratch, *const products = scratch + planes_of(M) * in_plane;
   for (int64_t first = 0; first < all; first += tiles.at_a_time) {
     const int live = all - first < tiles.at_a_time ? int(all - first) : tiles.at_a_time;
@@ -206,6 +207,7 @@ void convolve_winograd(const Grid& grid, int64_t examples, Images<const T> in,
         found = 0;
       }
     }
+    spend(budget, int64_t(count) * planes_of(M) * live * depth * cols / lanes<T>);
   }
 }
 
@@ -216,6 +218,7 @@ void add_planes(const Grid& grid, int64_t examples, const Images<const T>& in,
   const int depth = in.channels, cols = derivative.channels;
   const Tiles<M> tiles(grid, depth, cols);
   const int64_t all = tiles.of(examples), in_plane = tiles.plane(depth), plane = tiles.plane(cols);
+  cpu::Budget& budget = cpu::budget();
   T *const inputs = scratch, *const derivatives = scratch + planes_of(M) * in_plane;
   for (int64_t first = 0; first < all; first += tiles.at_a_time) {
     const int live = all - first < tiles.at_a_time ? int(all - first) : tiles.at_a_time;
@@ -225,6 +228,7 @@ void add_planes(const Grid& grid, int64_t examples, const Images<const T>& in,
       outer({{1, 1, live}, {0, 0, depth}, {0, 0, cols}}, inputs + p * in_plane, depth,
             derivatives + p * plane, cols, planes + int64_t(p) * depth * cols);
     }
+    spend(budget, int64_t(planes_of(M)) * live * depth * cols / lanes<T>);
   }
 }
 
