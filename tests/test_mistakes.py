@@ -197,3 +197,9 @@ def test_ordinary_tasks_are_no_cause_for_a_warning(
 def test_tokens_of_one_shot_tasks() -> None:
     sets = [(torch.randint(7, (10, 1)), torch.randint(3, (10, 1))) for _ in "sq"]
     fastmeta.maml_step(nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)), *sets)
+
+
+def test_a_loss_that_broadcasts_takes_nothing() -> None:
+    sets = [(torch.randint(7, (10, 1)), torch.randn(10, 1)) for _ in "sq"]
+    model = nn.Sequential(nn.Embedding(7, 1), nn.Flatten(0))
+    fastmeta.maml_step(model, *sets, loss_fn=F.mse_loss)

@@ -154,6 +154,16 @@ def test_a_loss_module_is_not_kept_alive() -> None:
     assert seen() is None
 
 
+@pytest.mark.parametrize("executor", ["auto", "generic"])
+def test_data_is_not_kept_alive(executor: str) -> None:
+    model, tasks = _small_network(), _tasks()
+    seen = [weakref.ref(tensor) for tensor in sum(tasks, ())]
+    fastmeta.maml_step(model, *tasks, loss_fn=F.mse_loss, executor=executor).loss.backward()
+    del tasks
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * 4
+
+
 def _snapshot(model: nn.Module) -> list[Tensor]:
     """Every tensor that hangs on the model, and the state of the generator."""
     state = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
