@@ -100,6 +100,12 @@ class Loss:
         return self(prediction, torch.where(real, target, ignore))
 
     def _check_labels(self, label: str, target: Tensor, prediction: tuple[int, ...]) -> None:
+        if len(prediction) < 2:
+            raise ValueError(
+                f"model: gives {[target.shape[0], *prediction]} for {label} = "
+                f"{list(target.shape)}, but class labels need predictions of [T, N, C]; for "
+                "regression write loss_fn=torch.nn.functional.mse_loss and float targets"
+            )
         expected = (prediction[0], *prediction[2:])
         if tuple(target.shape[1:]) != expected:
             raise ValueError(
