@@ -22,6 +22,9 @@ change(name="query examples")(_sized("query", 3))
 change(name="tasks of different sizes")(_sized("ragged", True))
 change("images", name="pixels")(_sized("side", 14))
 change("ByCount", name="support examples, read")(_sized("support", 7))
+change(name="input laid out otherwise", matters=False)(_sized("strided", True))
+change(name="tasks that are one", matters=True)(_sized("expanded", True))
+change("cross_entropy", name="an ignored label")(_sized("ignored", True))
 change(name="input in a tuple", matters=False)(_sized("in_a_tuple", True))
 change("cross_entropy", name="probabilities as targets")(_sized("probabilities", True))
 
@@ -48,6 +51,7 @@ def _option(key: str, value: Any) -> Callable[[World], Change]:
 change(name="inner rate")(_option("inner_lr", 0.05))
 change(name="inner rate, a tensor")(_option("inner_lr", torch.tensor(0.05)))
 change(name="inner steps")(_option("inner_steps", 1))
+change(name="no inner steps")(_option("inner_steps", 0))
 change(name="first order")(_option("first_order", True))
 change(name="proximal term")(_option("prox", 0.3))
 

@@ -119,10 +119,11 @@ def activation_replaced(world: World) -> Change:
 
 @change()
 def layer_replaced(world: World) -> Change:
-    last = world.model[-1]
-    world.model[-1] = nn.Linear(WIDTH, 3).to(last.weight.dtype)
+    model, place = world.model, len(world.model) - 1
+    last = model[place]
+    model[place] = type(last)(last.in_features, 3).to(last.weight.dtype)
     yield
-    world.model[-1] = last
+    model[place] = last
 
 
 @change()

@@ -95,6 +95,38 @@ def data_swapped(world: World) -> Change:
     parameter.data = before.to(parameter.dtype)
 
 
+@change(matters=False)
+def weights_laid_out_otherwise(world: World) -> Change:
+    weights = [p for p in world.model.parameters() if p.dim() > 1]
+    for weight in weights:
+        weight.data = weight.data.transpose(0, 1).contiguous().transpose(0, 1)
+    yield
+    for weight in weights:
+        weight.data = weight.data.contiguous()
+
+
+@change(matters=False)
+def parameters_in_one_buffer(world: World) -> Change:
+    parameters = [*world.model.parameters()]
+    buffer = torch.cat(
+        [torch.zeros(1, dtype=parameters[0].dtype), *(p.detach().flatten() for p in parameters)]
+    )
+    start = 1
+    for p in parameters:
+        p.data = buffer[start : start + p.numel()].view(p.shape).to(p.dtype)
+        start += p.numel()
+    yield
+    for p in parameters:
+        p.data = p.data.clone()
+
+
+@change()
+def parameter_hook(world: World) -> Change:
+    handle = world.random.choice(world.leaves()).register_hook(lambda gradient: 2 * gradient)
+    yield
+    handle.remove()
+
+
 @change()
 def frozen(world: World) -> Change:
     parameter = world.random.choice([*world.model.parameters()])

@@ -29,11 +29,16 @@ def _deterministic(on: bool) -> None:
     torch.use_deterministic_algorithms(on, warn_only=True)
 
 
+def _onednn(on: bool) -> None:
+    torch.backends.mkldnn.enabled = on  # pyright: ignore[reportAttributeAccessIssue]
+
+
 MODES = {
     "determinism": ("ByDeterminism", _mode(_deterministic, True, False)),
     "default dtype": (
         "ByDefaultDtype", _mode(torch.set_default_dtype, torch.float32, torch.float64)
     ),
+    "oneDNN": ("ByBackend", _mode(_onednn, True, False)),
     "threads": ("ByThreads", _mode(torch.set_num_threads, 1, 2)),
 }  # fmt: skip
 for _name, (_part, _make) in MODES.items():

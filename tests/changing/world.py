@@ -108,7 +108,8 @@ class World:
         self.loss_fn, self.classifies = losses(self.loss_code)[loss], loss not in REGRESSIONS
         self.options: dict[str, Any] = {"inner_lr": 0.2, "inner_steps": 2}
         self.tasks, self.support, self.query, self.side = 2, 4, 5, 12
-        self.ragged = self.probabilities = self.in_a_tuple = False
+        self.ragged = self.probabilities = self.ignored = False
+        self.in_a_tuple = self.strided = self.expanded = False
         self.grad = True
         self.torchs = contextlib.ExitStack()
         """What puts torch back."""
@@ -157,15 +158,22 @@ class World:
             y = torch.randint(CLASSES, (count,), generator=generator)
             if self.probabilities or not self.classifies:
                 y = torch.rand(count, CLASSES, generator=generator, dtype=dtype).softmax(-1)
+            if self.ignored and not y.is_floating_point():
+                y[0] = -100
             return x, y
 
         more = [i if self.ragged else 0 for i in range(self.tasks)]
-        return [(*examples(self.support + i), *examples(self.query + i)) for i in more]
+        tasks = [(*examples(self.support + i), *examples(self.query + i)) for i in more]
+        return tasks[:1] * len(tasks) if self.expanded else tasks
 
     def given(self, tasks: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Any, Any]:
         """The tasks as support and query of a step."""
 
         def inputs(x: Tensor) -> Any:
+            if self.strided:
+                x = x.transpose(0, -1).contiguous().transpose(0, -1)
+            if self.expanded and not self.ragged:
+                x = x[:1].expand(x.shape)
             return (x,) if self.in_a_tuple else x
 
         if self.ragged:
