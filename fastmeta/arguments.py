@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fastmeta import inner_loop as loops
 from fastmeta import mistakes
+from fastmeta.executors import packing
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import planner
 from fastmeta.plan.complaint import refuse_scripted
@@ -161,8 +162,10 @@ def _weights(seen: Snapshot, weights: Any, tasks: int) -> Tensor:
             return loops.task_weights(None, tasks, seen.parameters)
 
     if weights is None:
-        return seen.known(("mean", tasks), find)
-    return loops.task_weights(weights, tasks, seen.parameters)
+        # A mode's tensors must not outlive it.
+        return find() if packing.watched() else seen.known(("mean", tasks), find)
+    found = loops.task_weights(weights, tasks, seen.parameters)
+    return found.clone() if found._is_zerotensor() else found
 
 
 def refuse_cached(model: nn.Module) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastmeta.executors import packing
+from fastmeta.executors.addresses import Addresses
 from fastmeta.executors.problem import Outcome, Problem
+
+SUPPORT = ("support_x", "support_y", "support_y", "support weights", "support weights")
+QUERY = ("query_x", "query_y", "query_y", "query weights", "query weights")
+"""Names of a set's tensors, in the order in which the compiled steps take them."""
 
 
 class WrongLabel(Exception):
@@ -52,7 +57,7 @@ class Call:
         inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
         names, named = kernel.names, problem.model.all_parameters()
         count, query = tasks.tasks, tasks.query
-        self.parameters = [None if name is None else readable(named[name]) for name in names]
+        self.parameters = [None if name is None else named[name] for name in names]
         self.statistics = packing.statistics(problem, kernel.norms)
         self.step_losses = weights.new_zeros(inner.steps + 1, count)
         self.support_losses = weights.new_empty(inner.steps, count)
@@ -64,9 +69,19 @@ class Call:
             for name in (inner.adapted if problem.keep_adapted else ())
         }
 
-    def adapted_of(self, names: Sequence[str | None]) -> list[Tensor | None]:
-        """Where each tensor's adapted values go; nothing where none are asked for."""
-        return [self.adapted.get(name or "") for name in names] if self.adapted else []
+    def read(self, at: Addresses, kernel: Compiled) -> tuple[list[int], list[int], list[int]]:
+        """The addresses of parameters, of where adapted ones go if asked for, of statistics."""
+        adapted = [self.adapted.get(name or "") for name in kernel.names] if self.adapted else []
+        statistics = [n for norm in kernel.norms for n in _statistics(norm)]
+        return (
+            at.each(self.parameters, kernel.names),
+            at.each(adapted, kernel.names if adapted else ()),
+            at.each(self.statistics, statistics),
+        )
+
+    def written(self) -> tuple[int, int, int]:
+        """The addresses of support losses, step losses and outputs, which were made here."""
+        return self.support_losses.data_ptr(), self.step_losses.data_ptr(), self.outputs.data_ptr()
 
     def outcome(self, problem: Problem, kernel: Compiled, gradient: Tensor) -> Outcome:
         """What the step has left, `gradient` being the packed meta-gradient."""
@@ -92,23 +107,18 @@ def run(
 
     **Raises** `WrongLabel`, before anything is computed.
     """
-    call, step = Call(problem, kernel), kernel.step
-    task_weights = readable(problem.task_weights)
-    gradient = task_weights.new_empty(step.gradients if problem.differentiate else 0)
+    call, step, at = Call(problem, kernel), kernel.step, Addresses()
+    gradient = problem.task_weights.new_empty(step.gradients if problem.differentiate else 0)
     computed = step.run(
         problem.tasks.tasks,
-        addresses(call.parameters),
-        addresses(call.adapted_of(kernel.names)),
-        addresses(call.statistics),
-        rates.data_ptr(),
+        *call.read(at, kernel),
+        at.of(rates, "inner_lr"),
         problem.inner.step_weights,
         kernel.evaluates,
-        task_weights.data_ptr(),
-        addresses(support),
-        addresses(query),
-        call.support_losses.data_ptr(),
-        call.step_losses.data_ptr(),
-        call.outputs.data_ptr(),
+        at.of(problem.task_weights, "task_weights"),
+        at.each(support, SUPPORT),
+        at.each(query, QUERY),
+        *call.written(),
         gradient.data_ptr(),
         torch.get_num_threads(),
     )
@@ -117,13 +127,6 @@ def run(
     return call.outcome(problem, kernel, gradient)
 
 
-def addresses(tensors: Iterable[Tensor | None]) -> list[int]:
-    """Where the numbers of each begin; 0 where there is none."""
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-def readable(tensor: Tensor) -> Tensor:
-    """The tensor with its numbers in order in memory; itself where they are."""
-    if tensor.is_contiguous() and not tensor.is_neg():
-        return tensor
-    return tensor.detach().resolve_neg().contiguous()
+def _statistics(norm: packing.Norm | None) -> tuple[str | None, str | None]:
+    """The names of a norm's running statistics."""
+    return (norm.mean, norm.variance) if norm else (None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch._utils import _unflatten_dense_tensors
 from torch.utils._device import DeviceContext
 
 from fastmeta.executors import rates
+from fastmeta.executors.addresses import check_storage, overrides
 from fastmeta.executors.problem import Problem
 
 
@@ -38,16 +39,6 @@ def watched() -> bool:
     return any(not isinstance(mode, DeviceContext) for mode in modes)
 
 
-def _overrides(tensor: Any) -> bool:
-    """Whether its class has operators of its own."""
-    kind, plain = type(tensor), cast("Any", Tensor)
-    if kind.__torch_dispatch__ is not plain.__torch_dispatch__:
-        return True
-    function = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
-    known = (plain.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
-    return function not in known
-
-
 def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | None]:
     """Mean and 1 / standard deviation of each, where running statistics are used."""
     found: list[Tensor | None] = []
@@ -59,7 +50,8 @@ def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | 
         assert norm.variance is not None
         module = problem.model.module
         mean, variance = module.get_buffer(norm.mean), module.get_buffer(norm.variance)
-        found += [mean.contiguous(), (variance + norm.eps).rsqrt()]
+        check_storage(variance, norm.variance)  # torch itself reads what was freed
+        found += [mean, (variance + norm.eps).rsqrt()]
     return found
 
 
@@ -92,7 +84,7 @@ def declines(problem: Problem, used: Iterable[str]) -> str | None:
         return "a mode of torch's is on, which would see nothing of a compiled step"
     given = [leaf for examples in problem.tasks.sets() for leaf in examples.leaves()]
     for tensor in (*named.values(), *given):
-        if _overrides(tensor):
+        if overrides(tensor):
             return f"a tensor is a {type(tensor).__name__}, whose operators are its own"
     if any(name not in named for name in names):
         return "a layer's weight is a buffer"

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from fastmeta.executors.call import Call, addresses, readable
+from fastmeta.executors.addresses import Addresses
+from fastmeta.executors.call import QUERY, SUPPORT, Call
 from fastmeta.executors.fused import cuda
 from fastmeta.executors.fused.cuda import CudaKernel
 from fastmeta.executors.fused.step import arrays, packed_rates
@@ -41,22 +42,22 @@ def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
     workspace = weights.new_empty(step.workspace)
     step_weights = kernel.step_weights(problem.inner.step_weights, weights)
     # The mean over tasks is kept by the plan, which may be gone when a graph runs again.
-    task_weights = weights.clone() if cuda.capturing(kernel.device) else readable(weights)
+    task_weights = weights.clone() if cuda.capturing(kernel.device) else weights
+    at = Addresses()
+    read = (
+        *call.read(at, kernel),
+        at.of(rate, "inner_lr"),
+        at.of(step_weights, "step_weights"),
+        at.of(task_weights, "task_weights"),
+        at.each(support, SUPPORT),
+        at.each(query, QUERY),
+        at.each(products, [""] * len(products)),
+    )
     try:
         step.run(
             kernel.image.data_ptr(),
-            addresses(call.parameters),
-            addresses(call.adapted_of(kernel.names)),
-            addresses(call.statistics),
-            rate.data_ptr(),
-            step_weights.data_ptr(),
-            task_weights.data_ptr(),
-            addresses(support),
-            addresses(query),
-            addresses(products),
-            call.support_losses.data_ptr(),
-            call.step_losses.data_ptr(),
-            call.outputs.data_ptr(),
+            *read,
+            *call.written(),
             workspace.data_ptr(),
             partials.data_ptr(),
             gradient[skipped:].data_ptr(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastmeta.executors import call, rates
-from fastmeta.executors.call import readable
 from fastmeta.executors.fused.kernel import Kernel
 from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Outcome, Problem
@@ -44,12 +43,11 @@ def arrays(examples: Examples | None, recipe: Recipe) -> list[Tensor | None]:
     factors = None
     if recipe.loss.weighted:
         y, factors = recipe.loss.weigh(y.detach())
-    y = readable(y)
     floating = y.is_floating_point()
     return [
-        readable(x),
+        x,
         y if floating else None,
         None if floating else y,
-        None if weights is None else weights.to(x.dtype).contiguous(),
+        None if weights is None else weights.to(x.dtype),
         factors,
     ]

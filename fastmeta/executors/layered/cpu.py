@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastmeta.executors import call, rates
-from fastmeta.executors.call import readable
 from fastmeta.executors.extension import extension
 from fastmeta.executors.layered.blocks import Blocks
 from fastmeta.executors.problem import Outcome, Problem
@@ -116,7 +115,6 @@ def _arrays(examples: Examples | None, network: Blocks) -> list[Tensor | None]:
     factors = None
     if network.loss.weighted:
         y, factors = network.loss.weigh(y.detach())
-    y = readable(y)
     floating = y.is_floating_point()
     counts = None if weights is None else (weights > 0).sum(1)  # padding comes last
-    return [readable(x), y if floating else None, None if floating else y, factors, counts]
+    return [x, y if floating else None, None if floating else y, factors, counts]

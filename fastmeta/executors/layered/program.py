@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fastmeta.executors.addresses import in_memory
 from fastmeta.executors.layered import on_triton
 from fastmeta.executors.layered.rates import RateGradients
 from fastmeta.executors.layered.recipe import Parts, Recipe, divide
@@ -88,6 +89,10 @@ def run(problem: Problem, program: Program) -> Outcome:
     """Computes the step, some tasks at a time; `declines` must have found nothing."""
     inner, tasks, module = problem.inner, problem.tasks, problem.model.module
     named = {**problem.model.all_parameters(), **dict(module.named_buffers())}
+    support, query = tasks.support, tasks.query
+    if program.not_triton is None:  # whose kernels are given addresses
+        named = {name: in_memory(tensor, name) for name, tensor in named.items()}
+        support, query = _in_memory(support, "support_x"), query and _in_memory(query, "query_x")
     tensors = {name: tensor.detach().unsqueeze(0) for name, tensor in named.items()}
     rates = RateGradients(inner)
     results: list[Result] = []
@@ -99,7 +104,7 @@ def run(problem: Problem, program: Program) -> Outcome:
             sweep = Sweep(
                 problem, program.recipe, program.parts, program.keeps_steps, tensors, weights, rates
             )
-            result = sweep.run(_cut(tasks.support, some), tasks.query and _cut(tasks.query, some))
+            result = sweep.run(_cut(support, some), query and _cut(query, some))
             for name, part in result.gradients.items():
                 totals[name] = totals[name] + part if name in totals else part
             results.append(result)
@@ -135,6 +140,10 @@ def _outcome(
 def _each(parameter: Tensor, result: Result) -> Tensor:
     """`[T, ...]`, also where no step was taken."""
     return parameter.expand(len(result.step_losses[0]), *parameter.shape[1:])
+
+
+def _in_memory(examples: Examples, name: str) -> Examples:
+    return replace(examples, inputs=in_memory(examples.inputs, name))
 
 
 def _cut(examples: Examples, some: slice) -> Examples:
