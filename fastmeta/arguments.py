@@ -22,6 +22,7 @@ from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import Snapshot
 from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch
 from fastmeta.tasks import RaggedTasks, TaskBatch, map_tensors
+from fastmeta.wording import a_kind
 
 _EXECUTORS = ("auto", "fused", "layered", "generic")
 _MEMORY = ("auto", "low")
@@ -189,7 +190,7 @@ def _refuse_meta(seen: Snapshot) -> None:
 def plain_module(model: Any) -> nn.Module:
     """The module itself, out of `torch.compile`; **raises** where it can't be stepped."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: a {type(model).__name__}; it must be an nn.Module")
+        raise TypeError(f"model: {a_kind(model)}; it must be an nn.Module")
     refuse_scripted(model, "model")
     if "_orig_mod" in model._modules:  # getattr would make an error's message first
         model = model._modules["_orig_mod"]
@@ -227,7 +228,7 @@ def _check_choices(loss_fn: Any, memory: str, executor: str) -> None:
         call = f"nn.{name}()" if getattr(nn, name, None) is loss_fn else f"{name}(...)"
         raise TypeError(f"loss_fn: the class {name}, not an instance of it; write {call}")
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn: a {type(loss_fn).__name__}; it must be callable")
+        raise TypeError(f"loss_fn: {a_kind(loss_fn)}; it must be callable")
     for label, value, known in (("memory", memory, _MEMORY), ("executor", executor, _EXECUTORS)):
         if value not in known:
             raise ValueError(f"{label}: {value!r}; it must be one of {', '.join(map(repr, known))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from fastmeta.arguments import PlannedStep, plain_module, plan_step
 from fastmeta.executors.layered import Kernel, Program
 from fastmeta.plan import cost, planner
 from fastmeta.plan.chosen import Chosen
+from fastmeta.wording import counted
 
 
 def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
@@ -51,7 +53,9 @@ def _layers(name: str, chosen: Chosen) -> list[str]:
     nodes, kept = network.nodes, [""] * len(network.nodes)
     if isinstance(way, Program):
         nodes, kept = way.recipe.nodes, [f" {size:>14,} kept" for size in way.workspaces]
-    lines = [f"model: {name}, {len(nodes)} layers; FLOP and bytes of one example, forward"]
+    lines = [
+        f"model: {name}, {counted(len(nodes), 'layer')}; FLOP and bytes of one example, forward"
+    ]
     for node, keeps in zip(nodes, kept, strict=True):
         kind = getattr(node.layer, "kind", type(node.layer).__name__)
         lines.append(
@@ -64,26 +68,31 @@ def _layers(name: str, chosen: Chosen) -> list[str]:
 def _inner(step: PlannedStep) -> str:
     inner = step.inner
     order = "first order" if inner.first_order else "second order"
-    return f"inner loop: {inner.steps} steps, {order}, {len(inner.adapted)} parameters adapt"
+    steps, adapted = counted(inner.steps, "step"), counted(len(inner.adapted), "parameter")
+    return f"inner loop: {steps}, {order}; adapting: {adapted}"
 
 
 def _executors(chosen: Chosen, device: torch.device) -> list[str]:
     if chosen.fused:
-        lines = [f"executor: fused on {device}", f"  kernel: {chosen.fused.words}"]
-        return [*lines, _not_layered(chosen)]
+        return [f"executor: fused on {device}", f"  kernel: {chosen.fused.words}"]
     not_fused = f"  not fused: {chosen.not_fused or 'estimated slower'}"
     if chosen.layered is None:
         return [f"executor: generic on {device}", not_fused, _not_layered(chosen)]
     if isinstance(chosen.layered, Kernel):
         step = chosen.layered.step
-        how = [f"  kernel: {step.instruction_set}, {step.body} blocks run once"]
-    else:
-        how = [
-            f"  kernel: {chosen.layered.words}, {chosen.layered.chunk} tasks at a time, "
-            f"{len(chosen.layered.parts.body)} layers run once",
-            f"  not compiled: {chosen.layered.not_compiled}",
+        blocks = counted(step.body, "block")
+        return [
+            f"executor: layered on {device}",
+            f"  kernel: {step.instruction_set}, {blocks} run once",
         ]
-    return [f"executor: layered on {device}", *how, not_fused]
+    at_once = counted(chosen.layered.chunk, "task")
+    body = counted(len(chosen.layered.parts.body), "layer")
+    return [
+        f"executor: layered on {device}",
+        f"  kernel: {chosen.layered.words}, {at_once} at a time, {body} run once",
+        f"  not compiled: {chosen.layered.not_compiled}",
+        not_fused,
+    ]
 
 
 def _not_layered(chosen: Chosen) -> str:
@@ -107,13 +116,14 @@ def _workspace(chosen: Chosen) -> int:
 
 def _group(count: int, chosen: Chosen, several: bool) -> list[str]:
     choice, sizes, profile = chosen.choice, chosen.sizes, chosen.plan.profile
-    where = f"{count} tasks of {sizes.support} + {sizes.query} examples"
+    sizes = replace(sizes, tasks=count)
+    where = f"{counted(count, 'task')} of {sizes.support} + {sizes.query} examples"
     once = 0
     if chosen.fused:
         once = chosen.fused.body_flops
     elif chosen.layered:
         once = chosen.layered.body_flops
-    at_once = f", {choice.chunk} tasks at a time" if choice.form == "vmap" else ""
+    at_once = f", {counted(choice.chunk, 'task')} at a time" if choice.form == "vmap" else ""
     lines = [
         f"form{f' for {where}' if several else ''}: {choice.form}{at_once} ({choice.reason})",
         f"  arithmetic: {cost.meta_step_flops(profile, sizes, once):,} FLOP for {where}",

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.wording import a_kind
+
 Adapt = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
 Rates = float | Tensor | Mapping[str, Any]
 
@@ -121,7 +123,7 @@ def inner_loop(
     rates, per_step = _rates(inner_lr, {name: parameters[name] for name in adapted}, steps)
     weights, learned = _step_weights(step_weights, steps)
     if isinstance(prox, bool) or not isinstance(prox, Real):
-        raise TypeError(f"prox: a {type(prox).__name__}; it must be a number")
+        raise TypeError(f"prox: {a_kind(prox)}; it must be a number")
     if not 0 <= prox < float("inf"):
         raise ValueError(f"prox: {prox}; it must not be negative, and finite")
     if not isinstance(first_order, bool):
@@ -145,11 +147,11 @@ def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple
             raise ValueError("adapt: the predicate is true of no trainable parameter")
         return chosen
     if not isinstance(adapt, Iterable):
-        raise TypeError(f"adapt: a {type(adapt).__name__}; it must be None, names, or a predicate")
+        raise TypeError(f"adapt: {a_kind(adapt)}; it must be None, names, or a predicate")
     wanted: list[Any] = [adapt] if isinstance(adapt, str) else list(adapt)
     for want in wanted:
         if not isinstance(want, str):
-            raise TypeError(f"adapt: holds a {type(want).__name__}; names and prefixes are strings")
+            raise TypeError(f"adapt: holds {a_kind(want)}; names and prefixes are strings")
         if not any(_matches(name, want) for name in parameters):
             raise ValueError(
                 f"adapt: {want!r} matches no parameter; the model has {_listing(parameters)}"
@@ -280,7 +282,7 @@ def _number_or_tensor(label: str, rate: Any, also: str = "") -> float | Tensor:
             raise TypeError(f"{label}: a tensor of {rate.dtype}; it must be floating point")
         return rate
     if isinstance(rate, bool) or not isinstance(rate, Real):
-        raise TypeError(f"{label}: a {type(rate).__name__}; it must be a number or a tensor{also}")
+        raise TypeError(f"{label}: {a_kind(rate)}; it must be a number or a tensor{also}")
     return float(rate)
 
 
@@ -299,9 +301,7 @@ def _step_weights(step_weights: Any, steps: int) -> tuple[tuple[float, ...], Ten
     elif isinstance(step_weights, Sequence):
         return _step_weights(_stacked("step_weights", step_weights), steps)
     else:
-        raise TypeError(
-            f"step_weights: a {type(step_weights).__name__}; it must be a tensor or a sequence"
-        )
+        raise TypeError(f"step_weights: {a_kind(step_weights)}; it must be a tensor or a sequence")
     if len(values) != steps + 1:
         raise ValueError(
             f"step_weights: {len(values)} values; one is needed before the first step and one "
@@ -323,9 +323,7 @@ def task_weights(weights: Any, tasks: int, parameters: Mapping[str, Tensor]) -> 
         return torch.full((tasks,), 1.0 / tasks, dtype=dtype, device="cpu").to(device)
     if not isinstance(weights, Tensor):
         if not isinstance(weights, Sequence) or isinstance(weights, str):
-            raise TypeError(
-                f"task_weights: a {type(weights).__name__}; it must be a tensor or a sequence"
-            )
+            raise TypeError(f"task_weights: {a_kind(weights)}; it must be a tensor or a sequence")
         weights = _stacked("task_weights", weights).to(device, dtype)
     if weights.shape != (tasks,):
         raise ValueError(f"task_weights: shape {list(weights.shape)}; it must be [T] = [{tasks}]")

@@ -16,6 +16,7 @@ from fastmeta.capture import Captured
 from fastmeta.inner_loop import Adapt, Rates, adapted_names, check_rate
 from fastmeta.plan import planner
 from fastmeta.steps import MetaStep, take_step
+from fastmeta.wording import a_kind
 
 LEARNED = ("scalar", "step", "layer", "layer-step", "element")
 
@@ -130,7 +131,7 @@ class MAML(nn.Module):
             )
         if isinstance(inner_lr, bool) or not isinstance(inner_lr, (int, float)):
             raise TypeError(
-                f"inner_lr: a {type(inner_lr).__name__}; with learn_inner_lr={kind!r} it is the "
+                f"inner_lr: {a_kind(inner_lr)}; with learn_inner_lr={kind!r} it is the "
                 "number that every rate starts from"
             )
         check_rate("inner_lr", inner_lr)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fastmeta.tasks import Examples, RaggedTasks, TaskBatch, Tree, map_tensors
+from fastmeta.wording import a_kind
 
 
 def task_batch(support: Any, query: Any) -> TaskBatch | RaggedTasks:
@@ -217,8 +218,8 @@ def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {_shape(value)}"
     if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+        return f"{a_kind(value)} of {len(value)}"
+    return f"{a_kind(value)}"
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -190,7 +190,7 @@ def refused(message: str, error: type[Exception] = ValueError, **options: Any) -
             lambda: {"adapt": "head"},
         ),
         ("adapt: empty", ValueError, lambda: {"adapt": []}),
-        ("adapt: holds a int", TypeError, lambda: {"adapt": [3]}),
+        ("adapt: holds an int", TypeError, lambda: {"adapt": [3]}),
         (
             "adapt: the predicate is true of no trainable parameter",
             ValueError,

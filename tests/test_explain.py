@@ -56,7 +56,7 @@ def test_it_names_layers_loss_executor_form_and_reason() -> None:
     assert "512 FLOP" not in lines[4]
     assert "1,152 FLOP" in lines[1]  # 2 * 4 channels * 4 * 4 pixels * 9 taps
     assert "loss: cross_entropy" in lines
-    assert "inner loop: 3 steps, second order, 6 parameters adapt" in lines
+    assert "inner loop: 3 steps, second order; adapting: 6 parameters" in lines
     assert any(line.startswith("executor: generic on cpu") for line in lines)
     assert any(line.startswith("form: ") and "estimated" in line for line in lines)
 
@@ -71,8 +71,8 @@ def test_it_names_the_form_that_is_chosen(form: str, force_form) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"first_order": True}, "inner loop: 1 steps, first order, 4 parameters adapt"),
-        ({"adapt": "2"}, "inner loop: 1 steps, second order, 2 parameters adapt"),
+        ({"first_order": True}, "inner loop: 1 step, first order; adapting: 4 parameters"),
+        ({"adapt": "2"}, "inner loop: 1 step, second order; adapting: 2 parameters"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "label_smoothing=0.1"),
         ({"loss_fn": lambda y, t: F.cross_entropy(y, t)}, "loss: cross_entropy"),
         ({"loss_fn": lambda y, t: y.exp().mean()}, "loss: not a standard one"),
@@ -121,7 +121,7 @@ def test_it_says_of_each_group_of_ragged_tasks_how_it_is_computed() -> None:
 
     # Batch norm mixes examples, so tasks can't be padded to one size.
     text = fastmeta.explain(_convolutional(), pairs(3, 4, 4), pairs(5, 5, 5))
-    assert "form for 1 tasks of 3 + 5 examples: " in text
+    assert "form for 1 task of 3 + 5 examples: " in text
     assert "form for 2 tasks of 4 + 5 examples: " in text
 
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastmeta.wording import a_kind
+
 _PLAIN = frozenset((Tensor, nn.Parameter))
 
 
@@ -49,7 +51,7 @@ def in_memory(tensor: Tensor, name: str) -> Tensor:
     """
     if overrides(tensor):
         raise TypeError(
-            f"{name}: a {type(tensor).__name__}, whose memory compiled code can't read; pass a "
+            f"{name}: {a_kind(tensor)}, whose memory compiled code can't read; pass a "
             "plain tensor, or executor='generic', which calls its operators"
         )
     if tensor._is_zerotensor():

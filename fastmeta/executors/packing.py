@@ -13,6 +13,7 @@ from torch.utils._device import DeviceContext
 from fastmeta.executors import rates
 from fastmeta.executors.addresses import check_storage, overrides
 from fastmeta.executors.problem import Problem
+from fastmeta.wording import a_kind
 
 
 class Norm(Protocol):
@@ -85,7 +86,7 @@ def declines(problem: Problem, used: Iterable[str]) -> str | None:
     given = [leaf for examples in problem.tasks.sets() for leaf in examples.leaves()]
     for tensor in (*named.values(), *given):
         if overrides(tensor):
-            return f"a tensor is a {type(tensor).__name__}, whose operators are its own"
+            return f"a tensor is {a_kind(tensor)}, whose operators are its own"
     if any(name not in named for name in names):
         return "a layer's weight is a buffer"
     dtype = named[names[0]].dtype

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from fastmeta.executors.problem import StatelessModel, same_random_numbers
 from fastmeta.plan.complaint import naming_layers
 from fastmeta.tasks import TaskBatch, map_tensors
+from fastmeta.wording import a_kind
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor):
-        raise TypeError(f"loss_fn: gave a {type(loss).__name__}; it must give a tensor")
+        raise TypeError(f"loss_fn: gave {a_kind(loss)}; it must give a tensor")
     if loss.dim() != 0:
         raise ValueError(
             f"loss_fn: gave shape {list(loss.shape)}; it must give a 0-d mean over the examples"

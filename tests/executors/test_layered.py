@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fastmeta
 from fastmeta.executors.layered.passes import Pass
+from fastmeta.wording import counted
 
 CLASSES = 3
 
@@ -342,4 +343,4 @@ def test_explain_shows_what_each_layer_keeps() -> None:
     # The last one adapts: 3 numbers, their gradient and the tangents of both, at each of 2 steps.
     assert kept[-1] == 3 * (2 * 3 + 4) * 4 * CLASSES * 8
     assert f"workspace: about {sum(kept):,} bytes" in "\n".join(lines)
-    assert f"{nodes - 1} layers run once" in "\n".join(lines)
+    assert f"{counted(nodes - 1, 'layer')} run once" in "\n".join(lines)

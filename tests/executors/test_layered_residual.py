@@ -26,6 +26,7 @@ from convolutional import (
 from torch import Tensor, nn
 
 import fastmeta
+from fastmeta.wording import counted
 
 extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -223,7 +224,7 @@ def test_bodies_end_where_one_value_crosses(case: str, first_order: bool) -> Non
     gradients = torch.autograd.grad(out.loss, list(model.parameters()))
     assert apart(gradients, expected.gradients) < TOLERANCE
     plan = fastmeta.explain(model, *data, **options)
-    assert f"{blocks} blocks run once" in plan
+    assert f"{counted(blocks, 'block')} run once" in plan
 
 
 def test_explain_counts_the_body_once() -> None:

@@ -253,7 +253,8 @@ def _followed(block: Block, node: Node, shape: tuple[int, ...]) -> Block:
         return replace(block, window=_window(node))
     if _is_mean(node, shape):
         return replace(block, mean=True)
-    raise Declined(f"{node.name} is a {type(layer).__name__} that the kernels can't take there")
+    kind = type(layer).__name__
+    raise Declined(f"layer {node.name!r} ({kind}) stands where the compiled step can't take it")
 
 
 def _slope_below(layer: Activation) -> float:
