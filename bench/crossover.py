@@ -1,4 +1,6 @@
-"""Loop or vmap: both measured on a grid of problems, beside what the cost model picks.
+"""Loop, vmap or the layers' rules: measured on a grid of problems, beside what is picked.
+
+Picked by the cost model's estimates alone, and as `auto` does it, by timing some tasks once.
 
 python -m bench.crossover
 """
@@ -6,15 +8,19 @@ python -m bench.crossover
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import replace
+from unittest import mock
 
 import torch
+from torch import nn
 
 from bench import measure
 from bench.workloads import WORKLOADS, StridedConv4, Workload, conv4, mlp
 from fastmeta.arguments import plan_step
-from fastmeta.executors import generic
-from fastmeta.plan import cost
+from fastmeta.executors import generic, layered
+from fastmeta.plan import cost, timing
+from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import snapshot
 
 
@@ -40,46 +46,80 @@ def grid() -> list[Workload]:
         replace(image, name="strided conv4, 16 filters, T=32", tasks=32, query=5,
                 network=lambda: StridedConv4(5, 16)),
     ]  # fmt: skip
+    rows += [
+        replace(image, name=f"conv4 {filters} filters, {norm}, T={tasks}, K={steps}",
+                network=lambda filters=filters, norm=norm: _normalised(filters, norm),
+                tasks=tasks, steps=steps, query=15)
+        for norm, filters, tasks, steps in [
+            ("group norm", 8, 4, 5), ("group norm", 8, 32, 1), ("group norm", 32, 4, 1),
+            ("group norm", 32, 4, 5), ("group norm", 32, 32, 1), ("group norm", 64, 4, 1),
+            ("no norm, ELU", 32, 4, 1), ("no norm, ELU", 32, 32, 1),
+        ]
+    ]  # fmt: skip
     return [WORKLOADS[name] for name in ("W1", "W1b", "W2", "W2b", "W3", "W4", "W5s")] + rows
+
+
+def _normalised(filters: int, norm: str) -> nn.Sequential:
+    """`conv4` with group norm in place of its batch norm, or with none and a smooth activation."""
+    layers: list[nn.Module] = []
+    for layer in conv4(1, filters, 28, 5):
+        if isinstance(layer, nn.BatchNorm2d):
+            layers += [nn.GroupNorm(8, filters)] if norm == "group norm" else []
+        else:
+            layers.append(nn.ELU() if isinstance(layer, nn.ReLU) and "ELU" in norm else layer)
+    return nn.Sequential(*layers)
+
+
+def _planned(workload: Workload, timed: bool) -> tuple[Planned, float]:
+    """The plan of a network's step, by the clock or by the estimates, and its seconds."""
+    model, support, query = workload.make()
+    options = {
+        "inner_lr": workload.inner_lr, "inner_steps": workload.steps, "loss_fn": workload.loss_fn,
+    }  # fmt: skip
+    start = time.perf_counter()
+    with mock.patch.object(timing, "may_time", return_value=timed):
+        for executor in ("auto", "generic"):  # what the kernels serve is not the question here
+            step = plan_step(model, snapshot(model), support, query, executor=executor, **options)
+            planned = step.groups[0][1]
+            if planned.chosen.executor in ("generic", "layered-torch"):
+                break
+    return planned, time.perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.5)
-    parser.add_argument("--chunks", action="store_true", help="also vmap in smaller chunks")
+    parser.add_argument("--every", type=int, default=1, help="take one problem in so many")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| problem | loop, ms | vmap, ms | model: loop | model: vmap | picked | lost |")
-    print("|---|---|---|---|---|---|---|")
-    for workload in grid():
-        model, support, query = workload.make()
-        step = plan_step(
-            model, snapshot(model), support, query, inner_lr=workload.inner_lr,
-            inner_steps=workload.steps, loss_fn=workload.loss_fn,
-        )  # fmt: skip
-        planned = step.groups[0][1]
-        chunk = cost.chunk_size(planned.chosen.plan.profile, planned.chosen.sizes)
-        chunks = {"vmap": chunk}
-        if args.chunks:
-            chunks |= {f"vmap {c}": c for c in (4, 8, 16) if c < chunk}
-        times = measure.interleaved(
-            {
-                "loop": lambda: generic.run(planned.problem, "loop", 1),  # noqa: B023
-                **{
-                    name: lambda c=c: generic.run(planned.problem, "vmap", c)  # noqa: B023
-                    for name, c in chunks.items()
-                },
-            },
-            args.seconds,
-            least=3,
-        )
-        loop, vmap = cost.seconds(planned.chosen.plan.profile, planned.chosen.sizes, chunk)
-        picked = planned.chosen.choice.form
-        lost = times[picked] / min(times["loop"], times["vmap"])
-        extra = {k: round(v, 2) for k, v in times.items() if k not in ("loop", "vmap")}
+    print(
+        "| problem | loop, ms | vmap, ms | rules, ms | estimated: loop | vmap | by estimate | lost "
+        "| by the clock | lost | more to plan, ms |"
+    )
+    print("|---" * 11 + "|")
+    for workload in grid()[:: args.every]:
+        estimated, plain = _planned(workload, timed=False)
+        timed, longer = _planned(workload, timed=True)
+        chosen, problem = estimated.chosen, estimated.problem
+        chunk = cost.chunk_size(chosen.plan.profile, chosen.sizes)
+        ways = {
+            "loop": lambda: generic.run(problem, "loop", 1),  # noqa: B023
+            "vmap": lambda: generic.run(problem, "vmap", chunk),  # noqa: B023
+        }
+        way = chosen.way
+        if isinstance(way, layered.Program):
+            ways["layered"] = lambda: layered.run(problem, way)  # noqa: B023
+        times = measure.interleaved(ways, args.seconds, least=3, clock=time.process_time)
+        picks = [
+            f"{form} | {times[form] / min(times.values()):.2f}x"
+            for form in (chosen.choice.form, timed.chosen.choice.form)
+        ]
+        loop, vmap = cost.seconds(chosen.plan.profile, chosen.sizes, chunk)
+        rules = f"{times['layered']:.2f}" if "layered" in times else ""
         print(
-            f"| {workload.name} | {times['loop']:.2f} | {times['vmap']:.2f} | {1e3 * loop:.2f} "
-            f"| {1e3 * vmap:.2f} | {picked} | {lost:.2f}x | {extra or ''}",
+            f"| {workload.name} | {times['loop']:.2f} | {times['vmap']:.2f} | {rules} "
+            f"| {1e3 * loop:.2f} | {1e3 * vmap:.2f} | {picks[0]} | {picks[1]} "
+            f"| {1e3 * (longer - plain):.0f} |",
             flush=True,
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fastmeta.executors import fused, generic, layered
 from fastmeta.executors.problem import Problem
 from fastmeta.plan import chosen as kernels
-from fastmeta.plan import cost, trial
+from fastmeta.plan import cost, timing, trial
 from fastmeta.plan.chosen import Chosen
 from fastmeta.plan.plan import Plan
 
@@ -21,6 +21,8 @@ class Entry:
     features: dict[str, str] = field(default_factory=dict)
     """Of each form, why it does not run once what stands in front of the adapting parameters;
     empty where it does."""
+    factors: tuple[tuple[str, float], ...] | None = None
+    """Of each form that was timed, its seconds over those estimated; None before any was."""
 
 
 def choose(
@@ -43,6 +45,7 @@ def choose(
         problem.differentiate and not inner.first_order,
         low_memory,
         kernel.group if kernel else (0, 0, 0.0),
+        factors=entry.factors or (),
     )
     while True:
         unavailable = entry.plan.unavailable
@@ -68,6 +71,12 @@ def choose(
         else:
             out = {form: reason for form, reason in why.items() if reason}
             choice = cost.choose(entry.plan.profile, sizes, {**unavailable, **out})
+            if entry.factors is None and _worth_timing(problem, choice, sizes, unavailable):
+                rules = way if sizes.rules and isinstance(way, layered.Program) else None
+                given = Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel, rules)
+                entry.factors = _timed(entry, problem, given)
+                sizes = replace(sizes, factors=entry.factors)
+                continue
         chosen = Chosen(entry.plan, choice, sizes, not_fused, not_layered, kernel, way)
         form = chosen.executor if chosen.layered else choice.form
         tried = chosen.executor if chosen.fused else form
@@ -78,6 +87,46 @@ def choose(
             entry.trusted.add(tried)
         else:
             entry.plan = entry.plan.without(form, reason)
+
+
+def _worth_timing(
+    problem: Problem, choice: cost.Choice, sizes: cost.Sizes, unavailable: dict[str, str]
+) -> bool:
+    """Report that the estimates leave open which form is the fastest."""
+    if sizes.low_memory or not timing.may_time(problem):
+        return False
+    if choice.form == "layered":
+        return not sizes.compiled
+    return choice.form in ("loop", "vmap") and "vmap" not in unavailable and sizes.tasks > 1
+
+
+def _timed(entry: Entry, problem: Problem, given: Chosen) -> tuple[tuple[str, float], ...]:
+    """The factors of the loop, and of what passes its trial beside it."""
+    profile, sizes = entry.plan.profile, given.sizes
+    forms = {"loop": 1}
+    if sizes.tasks > 1 and "vmap" not in entry.plan.unavailable and cost.close(profile, sizes):
+        forms["vmap"] = cost.chunk_size(profile, sizes)
+    if isinstance(given.way, layered.Program):
+        forms["layered"] = given.way.chunk
+    factors: list[tuple[str, float]] = []
+    for form, chunk in forms.items() if len(forms) > 1 else ():
+        tried = replace(given, plan=entry.plan, choice=cost.Choice(form, chunk, ""))
+        name = tried.executor if form == "layered" else form
+        reason = None
+        if form != "loop" and name not in entry.trusted:
+            reason = trial.failure(problem, tried, low_memory=False)
+        if reason is not None:
+            entry.plan = entry.plan.without(name, reason)
+            continue
+        entry.trusted.add(name)
+        if form != "layered":
+            _keeping(entry, problem, tried)
+
+        def way(small: Problem, plan: Plan) -> layered.Way:
+            return kernels.way(small, plan, "its rules are timed", low_memory=False)
+
+        factors.append((form, timing.factor(problem, tried, way)))
+    return tuple(factors)
 
 
 def _keeping(entry: Entry, problem: Problem, chosen: Chosen) -> Chosen:

@@ -49,7 +49,9 @@ class Sizes:
     compiled: bool = False
     """Whether the layered executor's compiled step can serve."""
     rules: bool = False
-    """Whether the layers' rules were measured to be no slower than autograd on such a network."""
+    """Whether the layers' rules may be faster than autograd on such a network."""
+    factors: tuple[tuple[str, float], ...] = ()
+    """Of each form that was timed, its seconds over those estimated."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
     chunk = chunk_size(profile, sizes)
     if "layered" not in unavailable and sizes.compiled:
         return Choice("layered", sizes.tasks, "convolutions, all tasks in one call")
-    if "layered" not in unavailable and sizes.rules and not sizes.low_memory:
+    rules = "layered" not in unavailable and sizes.rules and not sizes.low_memory
+    if rules and not sizes.factors:
         return Choice("layered", sizes.tasks, "convolutions, layer by layer")
     if "fused" not in unavailable:
         fused = FUSED_CALL + sizes.group[2]
@@ -79,16 +82,67 @@ def choose(profile: Profile, sizes: Sizes, unavailable: dict[str, str]) -> Choic
             )
     if sizes.low_memory:
         return _flat(unavailable)
+    times = _times(profile, sizes, unavailable, chunk, rules)
+    if len(times) > 1:
+        return _by_time(profile, sizes, chunk, times)
     if "vmap" in unavailable:
         return Choice("loop", 1, f"vmap can't serve: {unavailable['vmap']}")
     if sizes.tasks == 1:
         return Choice("loop", 1, "there is one task, so nothing to map over")
     loop, vmap = seconds(profile, sizes, chunk)
-    estimate = f"estimated {1e3 * loop:.1f} ms in the loop, {1e3 * vmap:.1f} ms under vmap"
-    # Where they are close, the loop: it needs less memory, and its estimate is the surer one.
-    if vmap < 0.9 * loop:
-        return Choice("vmap", chunk, estimate)
-    return Choice("loop", 1, estimate)
+    said = f"estimated {1e3 * loop:.1f} ms in the loop, {1e3 * vmap:.1f} ms under vmap"
+    form = _estimated(profile, sizes, chunk)
+    return Choice(form, chunk if form == "vmap" else 1, said)
+
+
+def _estimated(profile: Profile, sizes: Sizes, chunk: int) -> str:
+    """Loop or `vmap`; where they are close the loop, which needs less memory."""
+    loop, vmap = seconds(profile, sizes, chunk)
+    return "vmap" if vmap < 0.9 * loop else "loop"
+
+
+def _times(
+    profile: Profile, sizes: Sizes, unavailable: dict[str, str], chunk: int, rules: bool
+) -> dict[str, float]:
+    """Seconds of the forms that were timed and can serve."""
+    mapped = "vmap" not in unavailable and sizes.tasks > 1
+    serving = {"loop": True, "vmap": mapped, "layered": rules}
+    return {
+        form: factor * estimate(form, profile, sizes, chunk)
+        for form, factor in sizes.factors
+        if serving[form]
+    }
+
+
+def _by_time(profile: Profile, sizes: Sizes, chunk: int, times: dict[str, float]) -> Choice:
+    """The fastest of the forms that were timed."""
+    estimated = _estimated(profile, sizes, chunk) if "vmap" in times else "loop"
+    # A run beside other processes is a surer sign of much than of little.
+    handicap = {"loop": _MUCH, "vmap": _MUCH, "layered": _LITTLE, estimated: 1.0}
+    form = min(times, key=lambda form: times[form] * handicap[form])
+    said = ", ".join(f"{1e3 * seconds:.1f} ms {_WHERE[form]}" for form, seconds in times.items())
+    chunks = {"loop": 1, "vmap": chunk, "layered": sizes.tasks}
+    return Choice(form, chunks[form], f"timed on some tasks: {said}")
+
+
+_MUCH, _LITTLE = 1.2, 1.05
+_WHERE = {"loop": "in the loop", "vmap": "under vmap", "layered": "layer by layer"}
+
+
+def close(profile: Profile, sizes: Sizes) -> bool:
+    """Report that loop and `vmap` are closer than the estimates are sure of."""
+    loop, vmap = seconds(profile, sizes, chunk_size(profile, sizes))
+    return 1 / _UNSURE < loop / vmap < _UNSURE
+
+
+_UNSURE = 5.0
+"""How far off the estimates were found to be."""
+
+
+def estimate(form: str, profile: Profile, sizes: Sizes, chunk: int) -> float:
+    """Seconds of a form; of the layers' rules, those of the loop."""
+    loop, vmap = seconds(profile, sizes, chunk)
+    return vmap if form == "vmap" else loop
 
 
 def chunk_size(profile: Profile, sizes: Sizes) -> int:
