@@ -101,8 +101,8 @@ def test_a_wrong_form_is_caught_on_first_use(monkeypatch) -> None:
     """Should torch's `vmap(grad(grad))` ever turn wrong, the loop takes over and says why."""
     right = vmap_form.run
 
-    def wrong(problem, chunk):
-        outcome = right(problem, chunk)
+    def wrong(problem, chunk, body=None):
+        outcome = right(problem, chunk, body)
         outcome.gradients = [(leaf, g if g is None else g * 1.1) for leaf, g in outcome.gradients]
         return outcome
 
