@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -139,16 +138,16 @@ class Problem:
     unread: frozenset[str] = frozenset()
     """Parameters that no layer reads, where the layers are known: an auxiliary head's."""
 
-    @cached_property
+    @property
     def read(self) -> Problem:
         """The same where nothing adapts that no layer reads."""
-        if self.unread.isdisjoint(self.inner.adapted):
+        if not self.unread or self.unread.isdisjoint(self.inner.adapted):
             return self
         return replace(self, inner=self.inner.without(self.unread))
 
     def completed(self, outcome: Outcome) -> Outcome:
         """The outcome of `read`, with what no layer reads as it was."""
-        if self.keep_adapted:
+        if self.keep_adapted and self.unread:
             named, tasks = self.model.parameters(), self.tasks.tasks
             for name in self.unread.intersection(self.inner.adapted):
                 value = named[name].detach()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -16,28 +16,43 @@ _ENTRY = 4 << 10
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
+class _Entry:
+    value: Any
+    size: int
+    used: int
+
+
 class Cache:
     """A dictionary whose least recently used entries go when it has grown too large."""
 
     def __init__(self, most: int = _MOST) -> None:
-        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._entries: dict[Hashable, _Entry] = {}
         self._most = most
-        self._bytes = 0
+        self._bytes = self._now = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def find(self, key: Hashable, make: Callable[[], T]) -> T:
         """The entry for `key`, made if there is none."""
+        self._now += 1
         entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-            return entry[0]
+        if entry is not None:  # a key is hashed once: it may be a deep tuple
+            entry.used = self._now
+            return entry.value
         value = make()
         size = _ENTRY + (value.nbytes if isinstance(value, Tensor) else 0)
-        self._entries[key] = value, size
         self._bytes += size
-        while self._bytes > self._most and len(self._entries) > 1:
-            _, (_, gone) = self._entries.popitem(last=False)
-            self._bytes -= gone
+        if self._bytes > self._most:
+            self._forget()
+        self._entries[key] = _Entry(value, size, self._now)
         return value
+
+    def _forget(self) -> None:
+        """Drops the entries that were used least recently, down to half of the memory."""
+        for key, entry in sorted(self._entries.items(), key=lambda item: item[1].used):
+            if self._bytes <= self._most // 2:
+                break
+            del self._entries[key]
+            self._bytes -= entry.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Loss:
                 f"{label}: {target.dtype}, but {self.kind} needs floating-point targets"
             )
 
+    @cached_property
     def structure(self) -> Hashable:
         """What a plan depends on: the kind, and the options' forms; their values may change."""
         forms = (

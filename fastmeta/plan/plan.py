@@ -55,7 +55,7 @@ class Plan:
 
     def is_at(self, loss: Loss | None, constants: Mapping[str, float]) -> bool:
         """Tell whether it has these options of its loss and its activations."""
-        same = self.loss is None or loss is None or self.loss.equals(loss)
+        same = self.loss is loss or self.loss is None or loss is None or self.loss.equals(loss)
         return same and self.constants == constants
 
     def at(self, loss: Loss | None, constants: Mapping[str, float]) -> Plan:

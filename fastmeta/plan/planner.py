@@ -86,11 +86,14 @@ def prepare(
     """
     loss = recognise(loss_fn)
     device = task_weights.device.type
+    environment, on_cpu = seen.known(
+        ("environment", device), lambda: (fused.environment(), fused.on_cpu(task_weights.device))
+    )
     asked = (
-        (loss.structure() if loss else identity(loss_fn), seen.signs()),
+        (loss.structure if loss else identity(loss_fn), seen.signs()),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         task_weights.dtype, inner.signature, differentiate, low_memory, executor,
-        packing.watched(), seen.known(("environment",), fused.environment),
+        packing.watched(), environment,
     )  # fmt: skip
 
     def problem(plan: Plan) -> Problem:
@@ -122,12 +125,15 @@ def prepare(
         return found
 
     # A GPU's kernels are launched for so many tasks.
-    count = tasks.rounded if fused.on_cpu(task_weights.device) else tasks.tasks
-    sizes = tasks.signature, count
-    chosen = find() if tasks.signature is None else seen.known((*sizes, asked), find)
+    count = tasks.rounded if on_cpu else tasks.tasks
+    signature = tasks.signature
+    latest = (
+        [find()] if signature is None else seen.known((signature, count, asked), lambda: [find()])
+    )
+    chosen = latest[0]
     if not chosen.plan.is_at(loss, seen.constants):
         plan = chosen.plan.at(loss, seen.constants)
-        chosen = _at(chosen, problem(plan), plan, low_memory)
+        latest[0] = chosen = _at(chosen, problem(plan), plan, low_memory)
     if chosen.executor in ("generic", "layered-torch"):  # a kernel looks at the labels itself
         _check_targets(loss, tasks, chosen.plan.profile.prediction)
     return Planned(problem(chosen.plan), chosen)

@@ -47,6 +47,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "smooth_l1_loss": {"beta": 1.0},
     "l1_loss": {},
 }
+_PLAIN = {function: Loss(kind, {}) for function, kind in _FUNCTIONS.items()}
 _FORWARDS = {kind: kind.forward for kind in _MODULES}
 _CALL = nn.Module.__call__
 
@@ -62,8 +63,7 @@ def recognise(loss_fn: Callable[..., Any]) -> Loss | None:
         return _build(inner.kind, loss_fn.keywords)
     if not isinstance(loss_fn, types.FunctionType):
         return None
-    kind = _FUNCTIONS.get(loss_fn)
-    return _from_function(loss_fn) if kind is None else _build(kind, {})
+    return _PLAIN.get(loss_fn) or _from_function(loss_fn)
 
 
 def identity(loss_fn: Callable[..., Any]) -> Hashable:
@@ -228,7 +228,7 @@ def _is_known(value: Any) -> bool:
         return True
     if isinstance(value, types.BuiltinFunctionType):
         return True
-    return isinstance(value, types.FunctionType) and value in _FUNCTIONS
+    return isinstance(value, types.FunctionType) and value in _PLAIN
 
 
 class _Keyed:

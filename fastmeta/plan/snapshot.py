@@ -129,6 +129,8 @@ class Snapshot:
 
     def signs(self) -> Hashable:
         """What a plan depends on of the constants."""
+        if not self.constants:
+            return ()
         return tuple((value > 0) - (value < 0) for value in self.constants.values())
 
     def known(self, key: Hashable, find: Callable[[], T]) -> T:

@@ -15,24 +15,24 @@ from fastmeta.plan.snapshot import snapshot
 
 
 def test_the_least_recently_used_go_first() -> None:
-    cache, made = Cache(most=3 * (4 << 10)), list[str]()
+    cache, made = Cache(most=4 * (4 << 10)), list[str]()
 
     def find(key: str) -> str:
         return cache.find(key, lambda: made.append(key) or key)
 
-    for key in "abcad":  # d takes the place of b, because a was asked for again
+    for key in "abcdae":  # there is no room for e: others go than a, which was asked for again
         assert find(key) == key
-    assert made == ["a", "b", "c", "d"]
-    find("a")
-    find("b")
-    assert made == ["a", "b", "c", "d", "b"]
+    assert made == ["a", "b", "c", "d", "e"]
+    for key in "aeb":
+        find(key)
+    assert made == ["a", "b", "c", "d", "e", "b"]
 
 
 def test_tensors_count_by_their_bytes() -> None:
     cache = Cache(most=1 << 20)
     for key in range(8):
         cache.find(key, lambda: torch.zeros(1 << 16))  # 256 KB
-    assert len(cache) == 3
+        assert 1 <= len(cache) <= 3
     cache.find("large", lambda: torch.zeros(1 << 20))
     assert len(cache) == 1
 
