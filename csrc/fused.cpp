@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/pool.h"
 #include "cpu/step.h"
 #include "described.h"
 #include "network.h"
@@ -19,9 +20,6 @@ namespace {
 namespace py = pybind11;
 
 using Address = uintptr_t;
-
-// A step that takes about as long as waking and awaiting a thread may, on a busy machine.
-constexpr double kTooShort = 200e-6;
 
 class FusedStep {
  public:
@@ -71,7 +69,7 @@ class FusedStep {
         !are_classes(query[2], tasks * network_.query)) {
       return false;
     }
-    if (seconds_ < kTooShort) threads = 1;
+    if (seconds_ < cpu::kWorthThreads) threads = 1;
     const auto of = [&](const auto& kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,

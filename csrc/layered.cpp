@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/conv/conv_step.h"
+#include "cpu/pool.h"
 #include "cpu/step.h"
 #include "signals.h"
 
@@ -59,13 +60,16 @@ class ConvStep {
     network_.differentiate = differentiate, network_.first_order = first_order;
     network_.elementwise_rates = elementwise_rates, network_.learned_rates = learned_rates;
     network_.prox = prox;
-    layout_ = conv::lay_out(network_, is_double ? kernels_.of_double.lanes : kernels_.of_float.lanes);
+    const int lanes = is_double ? kernels_.of_double.lanes : kernels_.of_float.lanes;
+    layout_ = conv::lay_out(network_, lanes);
+    task_seconds_ = conv::seconds(network_, layout_, lanes);
   }
 
   int64_t gradients() const { return conv::gradient_size(network_); }
   int64_t storage_bytes() const { return layout_.size * (is_double_ ? 8 : 4); }
   std::string instruction_set() const { return set_; }
   int body() const { return layout_.body; }
+  double task_seconds() const { return task_seconds_; }
 
   // False, and nothing is computed, where a label is no class.
   bool run(int64_t tasks, const std::vector<Address>& parameters,
@@ -79,6 +83,7 @@ class ConvStep {
         !are_classes(query[2], tasks * network_.query)) {
       return false;
     }
+    if (tasks * task_seconds_ < cpu::kWorthThreads) threads = 1;
     const auto of = [&](auto kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates, task_weights,
              support, query, support_losses, step_losses, query_outputs, gradient, threads);
@@ -93,6 +98,7 @@ class ConvStep {
   bool is_double_;
   conv::Network network_{};
   conv::Layout layout_;
+  double task_seconds_;
 
   bool are_classes(Address address, int64_t count) const {
     if (address == 0) return true;
@@ -150,6 +156,7 @@ void bind_layered(py::module_& module) {
       .def_property_readonly("storage_bytes", &ConvStep::storage_bytes)
       .def_property_readonly("instruction_set", &ConvStep::instruction_set)
       .def_property_readonly("body", &ConvStep::body)
+      .def_property_readonly("task_seconds", &ConvStep::task_seconds)
       .def("run", &ConvStep::run);
 }
 

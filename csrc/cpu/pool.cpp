@@ -21,7 +21,7 @@ namespace fastmeta::cpu {
 namespace {
 
 constexpr int64_t kIndexBudget = 1 << 14;  // what an index takes at least, for the clock
-constexpr int kYields = 200;               // tens of microseconds
+constexpr int kSpins = 20000;              // tens of microseconds
 constexpr std::chrono::milliseconds kWait{20};
 
 struct Loop {
@@ -62,7 +62,9 @@ struct Loop {
     }
   }
   void wait() {
-    for (int i = 0; i < kYields && unfinished > 0; ++i) std::this_thread::yield();
+    // Not by yielding: on a busy core that would give others their whole slice of time.
+    for (int i = 0; i < kSpins && unfinished > 0; ++i) {
+    }
     while (unfinished > 0) {
       try {
         check_if_due();

@@ -26,6 +26,18 @@ Kernels kernels(const std::string& instruction_set) {
   return instruction_set == "plain" ? plain() : baseline();
 }
 
+double seconds(const Network& n, const Layout& layout, int lanes) {
+  constexpr double kMultiplyAdd = 0.3e-9;  // of vectors, on whole steps
+  const double inner = sweeps(n) && !n.first_order ? 9 : 3, outer = n.differentiate ? 3 : 1;
+  double multiplies = 0;
+  for (int l = 0; l < int(n.blocks.size()); ++l) {
+    const Shape& s = layout.shapes[l];
+    const double steps = l < layout.body ? n.steps > 0 : n.steps;
+    multiplies += double(s.pixels()) * s.depth() * s.out * (inner * steps * n.support + outer * n.query);
+  }
+  return kMultiplyAdd * multiplies / lanes;
+}
+
 template <class T>
 void run(const Kernel<T>& kernel, const Network& n, const Layout& layout, Call<T> call,
          const Addresses<T>& addresses, int threads) {
