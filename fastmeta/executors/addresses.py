@@ -27,20 +27,24 @@ class Addresses:
         return self.each((tensor,), (name,))[0]
 
     def each(self, tensors: Iterable[Tensor | None], names: Sequence[str | None]) -> list[int]:
-        """The address of each."""
+        """The address of each, named by what is at its place in `names`."""
         found: list[int] = []
-        for tensor, name in zip(tensors, names, strict=True):
+        for tensor in tensors:
             if tensor is None:
                 found.append(0)
-                continue
-            if type(tensor) in _PLAIN and tensor.is_contiguous() and not tensor.is_neg():
-                address, offset = tensor.data_ptr(), tensor.storage_offset()
-                rest = tensor.untyped_storage().nbytes() - tensor.nbytes if address else -1
-                if rest >= 0 and (offset == 0 or rest >= offset * tensor.itemsize):
-                    found.append(address)
-                    continue
-            self._kept.append(in_memory(tensor, name or "a tensor"))
-            found.append(self._kept[-1].data_ptr())
+            elif (
+                type(tensor) in _PLAIN
+                and (address := tensor.data_ptr())
+                and (rest := tensor.untyped_storage().nbytes() - tensor.nbytes) >= 0
+                and tensor.is_contiguous()
+                and not tensor.is_neg()
+                and (not (offset := tensor.storage_offset()) or rest >= offset * tensor.itemsize)
+            ):
+                found.append(address)
+            else:
+                plain = in_memory(tensor, names[len(found)] or "a tensor")
+                self._kept.append(plain)
+                found.append(plain.data_ptr())
         return found
 
 

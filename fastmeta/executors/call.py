@@ -72,10 +72,11 @@ class Call:
     def read(self, at: Addresses, kernel: Compiled) -> tuple[list[int], list[int], list[int]]:
         """The addresses of parameters, of where adapted ones go if asked for, of statistics."""
         adapted = [self.adapted.get(name or "") for name in kernel.names] if self.adapted else []
-        statistics = [n for norm in kernel.norms for n in _statistics(norm)]
+        norms = kernel.norms if any(kernel.norms) else ()
+        statistics = [name for norm in norms for name in _statistics(norm)]
         return (
             at.each(self.parameters, kernel.names),
-            at.each(adapted, kernel.names if adapted else ()),
+            at.each(adapted, kernel.names),
             at.each(self.statistics, statistics),
         )
 
@@ -109,13 +110,14 @@ def run(
     """
     call, step, at = Call(problem, kernel), kernel.step, Addresses()
     gradient = problem.task_weights.new_empty(step.gradients if problem.differentiate else 0)
+    rate, weights = at.each((rates, problem.task_weights), ("inner_lr", "task_weights"))
     computed = step.run(
         problem.tasks.tasks,
         *call.read(at, kernel),
-        at.of(rates, "inner_lr"),
+        rate,
         problem.inner.step_weights,
         kernel.evaluates,
-        at.of(problem.task_weights, "task_weights"),
+        weights,
         at.each(support, SUPPORT),
         at.each(query, QUERY),
         *call.written(),
