@@ -1,6 +1,8 @@
 // Products of small matrices held in registers, on which every convolution here rests.
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
@@ -91,22 +93,28 @@ struct Pairs {
   int64_t count[3], a[3], b[3];
 };
 
+// Pairs that are summed before they go to C: one long sum's rounding grows with its length.
+constexpr int64_t kPairsTogether = 64;
+
 // C [R, V vectors] += A' B over pairs of rows; C's rows `cols` apart, those before `skip` left
 // alone.
 template <int R, int V, class T>
 void outer_tile(const Pairs& pairs, const T* a, const T* b, T* c, int64_t cols, int skip) {
   constexpr int L = lanes<T>;
-  Num<T> sums[R][V];
+  const int64_t lines = pairs.count[0] * pairs.count[1], length = pairs.count[2];
+  const int64_t together = std::max<int64_t>(1, kPairsTogether / length);
+  int64_t n = 0, m = 0;
+  for (int64_t line = 0; line < lines;) {
+    Num<T> sums[R][V];
 #pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < V; ++j) sums[i][j] = Num<T>{};
-  }
-  for (int64_t n = 0; n < pairs.count[0]; ++n) {
-    for (int64_t m = 0; m < pairs.count[1]; ++m) {
+      for (int j = 0; j < V; ++j) sums[i][j] = Num<T>{};
+    }
+    for (const int64_t end = line + together < lines ? line + together : lines; line < end; ++line) {
       const T* left = a + n * pairs.a[0] + m * pairs.a[1];
       const T* right = b + n * pairs.b[0] + m * pairs.b[1];
-      for (int64_t p = 0; p < pairs.count[2]; ++p) {
+      for (int64_t p = 0; p < length; ++p) {
         Num<T> row[V];
 #pragma GCC unroll 4
         for (int j = 0; j < V; ++j) row[j] = load(right + j * L);
@@ -119,15 +127,16 @@ void outer_tile(const Pairs& pairs, const T* a, const T* b, T* c, int64_t cols, 
         left += pairs.a[2];
         right += pairs.b[2];
       }
+      if (++m == pairs.count[1]) m = 0, ++n;
     }
-  }
 #pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-    if (i < skip) continue;
+    for (int i = 0; i < R; ++i) {
+      if (i < skip) continue;
 #pragma GCC unroll 4
-    for (int j = 0; j < V; ++j) {
-      T* at = c + i * cols + j * L;
-      store(at, load(at) + sums[i][j]);
+      for (int j = 0; j < V; ++j) {
+        T* at = c + i * cols + j * L;
+        store(at, load(at) + sums[i][j]);
+      }
     }
   }
 }

@@ -1,6 +1,8 @@
 // One task's meta-step: K inner steps forward, then the reverse sweep. Equations: docs/design.md.
 #pragma once
 
+#include <algorithm>
+
 #include "blocks.h"
 #include "conv_loss.h"
 
@@ -136,15 +138,19 @@ class TaskStep {
   }
 
   // Channels last, in a frame of zeros. Where batch statistics take away what all patches have in
-  // common, each channel's level is taken already here, and its digits with it.
+  // common, each channel's level is taken already here, and its digits with it: that of a blank
+  // background, which becomes zero, so that what rounding makes of all its pixels alike has no
+  // weight; else the mean.
   const T* placed(const T* x, int64_t examples, T* to) const {
     const fastmeta::conv::Block& b = n.blocks[0];
     const int top = layout.frame[0], left = layout.frame[1];
     const int64_t plane = int64_t(b.height) * b.width, across = b.width + 2 * left;
     T* const level = numbers + (layout.centres ? layout.pulls : layout.zero);
-    for (int c = 0; layout.centres && c < b.channels; ++c) {
+    for (int c = 0; layout.centres && examples > 0 && c < b.channels; ++c) {
+      const T* const channel = x + c * plane;
+      if (is_blank(channel, examples, b.channels * plane, plane, level[c])) continue;
       double sum = 0;
-      for (int64_t e = 0; e < examples; ++e) sum += total(x + (e * b.channels + c) * plane, plane);
+      for (int64_t e = 0; e < examples; ++e) sum += total(channel + e * b.channels * plane, plane);
       level[c] = T(sum / double(examples * plane));
     }
     T* at = to;
@@ -165,6 +171,21 @@ class TaskStep {
       pad(top * across);
     }
     return to;
+  }
+  // Whether of some pixels of a channel, whose images lie `pitch` apart, a third are equal to their
+  // median, `level`. They are sorted by insertion: NaN only leaves them out of order.
+  static bool is_blank(const T* x, int64_t examples, int64_t pitch, int64_t plane, T& level) {
+    constexpr int kSample = 63;
+    T sorted[kSample];
+    for (int i = 0; i < kSample; ++i) {
+      const int64_t at = examples * plane * i / kSample;
+      const T one = x[at / plane * pitch + at % plane];
+      int j = i;
+      for (; j > 0 && sorted[j - 1] > one; --j) sorted[j] = sorted[j - 1];
+      sorted[j] = one;
+    }
+    level = sorted[kSample / 2];
+    return std::count(sorted, sorted + kSample, level) >= kSample / 3;
   }
   static T total(const T* from, int64_t count) {
     Num<T> sum{};
