@@ -110,13 +110,17 @@ class Snapshot:
         for part, names in self._parts:
             module: Any = part()
             own = module.__dict__
-            parameters, buffers, modules, *hooks = _tables(own)
+            parameters, buffers, modules, *hooks = _tables(own)  # most of them empty
             values.append(type(module))
             values += map(own.get, names)
-            values += parameters.values()
-            values += buffers.values()
-            values += map(len, hooks)
-            children += map(id, modules.values())
+            if parameters:
+                values += parameters.values()
+            if buffers:
+                values += buffers.values()
+            if modules:
+                children += map(id, modules.values())
+            if any(hooks):
+                values += map(len, hooks)
         return values, children
 
     def _read_constants(self) -> bool:
