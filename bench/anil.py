@@ -132,7 +132,7 @@ def contenders(
     data = examples(WAYS), examples(3 * WAYS)
 
     def before() -> Tensor:
-        with mock.patch.object(generic, "keeps_features", return_value=False):
+        with mock.patch.object(generic, "worth_keeping", return_value=False):
             return step(model, *data, steps)
 
     def by_hand() -> Tensor:

@@ -117,7 +117,9 @@ def _tasks(seen: Snapshot, support: Any, query: Any, by_default: bool) -> TaskBa
     if batch is None or batch.signature is None:
         tasks = _checked_tasks(seen, support, query)
         if by_default:
-            seen.known("targets", lambda: mistakes.refuse_regression(tasks))
+            first = tasks.support.targets if isinstance(tasks, TaskBatch) else tasks.support[0][1]
+            kinds = tuple((leaf.dtype, leaf.shape[-1:]) for leaf in pytree.tree_leaves(first))
+            seen.known(("targets", kinds), lambda: mistakes.refuse_regression(tasks))
         return tasks
 
     def check() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +25,6 @@ class Slots:
         """(dictionary, key, name); tied tensors go by the first of their names."""
         self.empty: list[tuple[dict[str, Any], str]] = []
         self.buffers: set[str] = set()
-        self.keeps_features: set[Hashable] = set()
-        """The adapted parameters and the form for which keeping features has been verified."""
         for prefix, part in module.named_modules(remove_duplicate=False):
             for tensors in (part._parameters, part._buffers):
                 for key, tensor in tensors.items():
@@ -58,7 +56,6 @@ class StatelessModel:
         self.module = module
         self.written = written
         self._slots = Slots(module) if slots is None else slots
-        self.keeps_features = self._slots.keeps_features
         self.may_write = self._slots.buffers.difference(written)
 
     def parameters(self) -> dict[str, Tensor]:
@@ -137,6 +134,8 @@ class Problem:
     """Whether a forward pass calls `scaled_dot_product_attention`."""
     unread: frozenset[str] = frozenset()
     """Parameters that no layer reads, where the layers are known: an auxiliary head's."""
+    keeps_features: bool = False
+    """Whether running once what stands in front of the adapting parameters has been verified."""
 
     @property
     def read(self) -> Problem:

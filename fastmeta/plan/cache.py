@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class _Entry:
+class Entry:
+    """Something kept, with its bytes and the time when it was last asked for."""
+
     value: Any
     size: int
     used: int
@@ -27,15 +29,25 @@ class Cache:
     """A dictionary whose least recently used entries go when it has grown too large."""
 
     def __init__(self, most: int = _MOST) -> None:
-        self._entries: dict[Hashable, _Entry] = {}
+        self._entries: dict[Hashable, Entry] = {}
         self._most = most
         self._bytes = self._now = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    def token(self, key: Hashable) -> Entry:
+        """A short key in place of a long one, which lasts as long as something is found by it."""
+        self.find(key, lambda: None)
+        return self._entries[key]
+
+    def find_for(self, token: Entry, key: Hashable, make: Callable[[], T]) -> T:
+        """What belongs to a token, made if there is none."""
+        token.used = self._now
+        return self.find((token, key), make)
+
     def find(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The entry for `key`, made if there is none."""
+        """What belongs to `key`, made if there is none."""
         self._now += 1
         entry = self._entries.get(key)
         if entry is not None:  # a key is hashed once: it may be a deep tuple
@@ -46,7 +58,7 @@ class Cache:
         self._bytes += size
         if self._bytes > self._most:
             self._forget()
-        self._entries[key] = _Entry(value, size, self._now)
+        self._entries[key] = Entry(value, size, self._now)
         return value
 
     def _forget(self) -> None:

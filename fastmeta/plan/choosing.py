@@ -25,16 +25,14 @@ class Entry:
     """Of each form that was timed, its seconds over those estimated; None before any was."""
 
 
-def choose(
-    entry: Entry, problem: Problem, unpinned: str, low_memory: bool, executor: str
-) -> Chosen:
+def choose(entry: Entry, problem: Problem, unseen: str, low_memory: bool, executor: str) -> Chosen:
     """Tries what is estimated to be the fastest until one passes its trial.
 
     **Raises** `ValueError` where the executor that was asked for can't serve.
     """
     plan, tasks, inner = entry.plan, problem.tasks, problem.inner
-    not_fused = _not_fused(problem, plan, unpinned, low_memory, executor)
-    not_layered = _not_layered(problem, plan, unpinned, executor)
+    not_fused = _not_fused(problem, plan, unseen, low_memory, executor)
+    not_layered = _not_layered(problem, plan, unseen, executor)
     kernel = None if not_fused else kernels.kernel(problem, plan, low_memory)
     not_compiled = kernels.not_compiled(problem, plan, low_memory) if not not_layered else ""
     sizes = cost.Sizes(
@@ -120,12 +118,8 @@ def _timed(entry: Entry, problem: Problem, given: Chosen) -> tuple[tuple[str, fl
             continue
         entry.trusted.add(name)
         if form != "layered":
-            _keeping(entry, problem, tried)
-
-        def way(small: Problem, plan: Plan) -> layered.Way:
-            return kernels.way(small, plan, "its rules are timed", low_memory=False)
-
-        factors.append((form, timing.factor(problem, tried, way)))
+            tried = _keeping(entry, problem, tried)
+        factors.append((form, timing.factor(problem, tried)))
     return tuple(factors)
 
 
@@ -137,27 +131,22 @@ def _keeping(entry: Entry, problem: Problem, chosen: Chosen) -> Chosen:
     if form not in entry.features:
         reason = trial.keeping_fails(problem, form, chosen.choice.chunk)
         entry.features[form] = reason or ""
-    verified, key = problem.model.keeps_features, (problem.inner.adapted, form)
-    if entry.features[form]:
-        verified.discard(key)  # another shape of the data may have passed
-    else:
-        verified.add(key)
     return replace(chosen, features=entry.features[form])
 
 
 def _not_fused(
-    problem: Problem, plan: Plan, unpinned: str, low_memory: bool, executor: str
+    problem: Problem, plan: Plan, unseen: str, low_memory: bool, executor: str
 ) -> str | None:
     if executor in ("generic", "layered"):
         return f"executor={executor!r} was asked for"
     if isinstance(plan.recipe, str):
         return plan.recipe
-    return fused.declines(problem, plan.recipe, low_memory) or unpinned or None
+    return fused.declines(problem, plan.recipe, low_memory) or unseen or None
 
 
-def _not_layered(problem: Problem, plan: Plan, unpinned: str, executor: str) -> str | None:
+def _not_layered(problem: Problem, plan: Plan, unseen: str, executor: str) -> str | None:
     if executor in ("generic", "fused"):
         return f"executor={executor!r} was asked for"
     if isinstance(plan.layers, str):
         return plan.layers
-    return layered.declines(problem, plan.layers) or unpinned or None
+    return layered.declines(problem, plan.layers) or unseen or None

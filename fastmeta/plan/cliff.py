@@ -7,6 +7,7 @@ import weakref
 from torch import nn
 
 from fastmeta.plan.chosen import Chosen
+from fastmeta.plan.guards import is_torchs
 from fastmeta.warning import warn
 
 _SERVED = (
@@ -51,9 +52,5 @@ def cause(chosen: Chosen) -> str | None:
 def _is_served(model: nn.Module) -> bool:
     """Tell whether a model is made of what the kernels know, and maybe of own code."""
     owners = [module for module in model.modules() if module._parameters]
-    known = all(isinstance(m, _SERVED) or not _is_torchs(m) for m in owners)
+    known = all(isinstance(m, _SERVED) or not is_torchs(type(m)) for m in owners)
     return known and any(isinstance(m, (nn.Linear, nn.Conv2d)) for m in owners)
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.")

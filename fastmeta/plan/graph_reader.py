@@ -205,7 +205,8 @@ class GraphReader:
         if given.pop("return_indices", False):
             raise Unreadable(f"{node.name} returns its indices")
         source = given.pop("input")
-        return self._append(make(kind, tuple(given.items())), [source], node.name)
+        # No module's name: the options of modules alone are arguments of a step.
+        return self._append(make(kind, tuple(given.items())), [source], f"{node.name}()")
 
     def _call(self, node: Any, kind: str) -> int:
         """A layer whose options, or tensors, stand in the call itself."""

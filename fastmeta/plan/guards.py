@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from fastmeta.plan import vocabulary as words
 
@@ -36,13 +35,6 @@ ENTRIES = ("__call__", "_call_impl", "__getattr__", "__getattribute__", "__iter_
 """Methods that run before a `forward`, or find what it reads."""
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of a module that torch never binds anew."""
-
-GLOBAL_HOOKS = (
-    torch_module._global_forward_hooks,
-    torch_module._global_forward_pre_hooks,
-    torch_module._global_backward_hooks,
-    torch_module._global_backward_pre_hooks,
-)
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 _inside = attrgetter("__code__", "__defaults__", "__kwdefaults__")

@@ -86,17 +86,15 @@ def prepare(
     """
     loss = recognise(loss_fn)
     device = task_weights.device.type
-    environment, on_cpu = seen.known(
-        ("environment", device), lambda: (fused.environment(), fused.on_cpu(task_weights.device))
-    )
+    on_cpu = seen.known(("on cpu", device), lambda: fused.on_cpu(task_weights.device))
     asked = (
         (loss.structure if loss else identity(loss_fn), seen.signs()),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         task_weights.dtype, inner.signature, differentiate, low_memory, executor,
-        packing.watched(), environment,
+        packing.watched(),
     )  # fmt: skip
 
-    def problem(plan: Plan) -> Problem:
+    def problem(plan: Plan, keeps_features: bool = False) -> Problem:
         return Problem(
             model=StatelessModel(model, plan.profile.written_buffers, seen.slots),
             objective=objective(loss_fn, loss),
@@ -109,6 +107,7 @@ def prepare(
             keep_adapted=tasks.query is None,
             has_attention=plan.profile.has_attention,
             unread=plan.unread,
+            keeps_features=keeps_features,
         )
 
     def find() -> Chosen:
@@ -136,13 +135,15 @@ def prepare(
         latest[0] = chosen = _at(chosen, problem(plan), plan, low_memory)
     if chosen.executor in ("generic", "layered-torch"):  # a kernel looks at the labels itself
         _check_targets(loss, tasks, chosen.plan.profile.prediction)
-    return Planned(problem(chosen.plan), chosen)
+    return Planned(problem(chosen.plan, chosen.features == ""), chosen)
 
 
 def _at(chosen: Chosen, problem: Problem, plan: Plan, low_memory: bool) -> Chosen:
     """The same choice for a plan that differs in options alone."""
     by = chosen.fused or chosen.layered
-    like = by and kernels.like(problem, plan, by, low_memory)
+    if by is None:
+        return replace(chosen, plan=plan)
+    like = kernels.like(problem, plan, by, low_memory)
     if chosen.fused:
         return replace(chosen, plan=plan, kernel=like)
     return replace(chosen, plan=plan, way=like)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.executors.problem import StatelessModel
+from fastmeta.hooks import GLOBAL_HOOKS, has_hooks
 from fastmeta.plan.graph_reader import GraphReader, Unreadable
-from fastmeta.plan.guards import GLOBAL_HOOKS, is_torchs
+from fastmeta.plan.guards import is_torchs
 from fastmeta.plan.layers import Network
 from fastmeta.plan.tracing import trace
 
@@ -64,12 +65,7 @@ def _refuse_altered_modules(model: nn.Module) -> None:
         raise Unreadable("hooks on every module are set")
     for name, module in model.named_modules():
         label = name or type(module).__name__
-        if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-        ):
+        if has_hooks(module):
             raise Unreadable(f"layer {label!r} has hooks; remove them")
         if hasattr(module, "parametrizations"):
             raise Unreadable(f"layer {label!r} is parametrized")

@@ -13,6 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmeta.hooks import has_hooks
 from fastmeta.plan.guards import by_value, is_plain
 from fastmeta.plan.losses import Loss
 from fastmeta.plan.tracing import trace
@@ -47,7 +48,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "smooth_l1_loss": {"beta": 1.0},
     "l1_loss": {},
 }
-_PLAIN = {function: Loss(kind, {}) for function, kind in _FUNCTIONS.items()}
+_DEFAULT = {kind: Loss(kind, {}) for kind in _OPTIONS}
+_STANDARD = {function: _DEFAULT[kind] for function, kind in _FUNCTIONS.items()}
 _FORWARDS = {kind: kind.forward for kind in _MODULES}
 _CALL = nn.Module.__call__
 
@@ -63,7 +65,7 @@ def recognise(loss_fn: Callable[..., Any]) -> Loss | None:
         return _build(inner.kind, loss_fn.keywords)
     if not isinstance(loss_fn, types.FunctionType):
         return None
-    return _PLAIN.get(loss_fn) or _from_function(loss_fn)
+    return _STANDARD.get(loss_fn) or _from_function(loss_fn)
 
 
 def identity(loss_fn: Callable[..., Any]) -> Hashable:
@@ -108,7 +110,7 @@ def _build(kind: str, keywords: Mapping[str, Any]) -> Loss | None:
             return None  # torch says what is wrong with it
         elif value != defaults[name]:
             options[name] = value
-    return Loss(kind, options)
+    return Loss(kind, options) if options else _DEFAULT[kind]
 
 
 def _in_range(name: str, value: float) -> bool:
@@ -120,7 +122,7 @@ def _in_range(name: str, value: float) -> bool:
 def _from_module(module: nn.Module) -> Loss | None:
     kind = type(module)
     entry = _MODULES.get(kind)
-    if entry is None or _hooked(module) or "forward" in vars(module):
+    if entry is None or has_hooks(module) or "forward" in vars(module):
         return None
     function, names = entry
     name = _FUNCTIONS[function]
@@ -130,15 +132,6 @@ def _from_module(module: nn.Module) -> Loss | None:
     if nn.Module.__call__ is not _CALL:
         return None
     return _build(name, {option: getattr(module, option) for option in names})
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _from_function(function: types.FunctionType) -> Loss | None:
@@ -228,7 +221,7 @@ def _is_known(value: Any) -> bool:
         return True
     if isinstance(value, types.BuiltinFunctionType):
         return True
-    return isinstance(value, types.FunctionType) and value in _PLAIN
+    return isinstance(value, types.FunctionType) and value in _STANDARD
 
 
 class _Keyed:

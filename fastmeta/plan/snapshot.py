@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from fastmeta.executors.problem import Slots
+from fastmeta.hooks import GLOBAL_HOOKS
 from fastmeta.plan.cache import Cache
 from fastmeta.plan.complaint import refuse_scripted
-from fastmeta.plan.guards import GLOBAL_HOOKS, INTERNAL, Guards, by_value, is_plain, is_torchs
+from fastmeta.plan.guards import INTERNAL, Guards, by_value, is_plain, is_torchs
 from fastmeta.plan.vocabulary import ACTIVATION_MODULES
 
 T = TypeVar("T")
@@ -78,7 +79,8 @@ class Snapshot:
         states, hooks = tuple(self._states), tuple(self._hooks)
         # Models that are alike by value share what was found.
         key = (tuple(values), _places(model), states, hooks, guards.key(), self.unseen)
-        self._cache, self._token = cache, cache.find(("snapshot", key), object)
+        self._cache, self._token = cache, cache.token(key)
+        self._read_constants()
 
     def holds(self) -> bool:
         """Tell whether the model is still the one that was looked at."""
@@ -139,7 +141,7 @@ class Snapshot:
 
     def known(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` gives for `key`, found once."""
-        return self._cache.find((self._token, key), find)
+        return self._cache.find_for(self._token, key, find)
 
 
 def _is_kept(value: Any, guards: Guards) -> bool:
@@ -175,7 +177,6 @@ def snapshot(model: nn.Module) -> Snapshot:
         return kept[0]
     cache = Cache() if kept is None else kept[1]
     taken = Snapshot(model, cache)
-    taken._read_constants()
     _snapshots[model] = taken, cache
     return taken
 

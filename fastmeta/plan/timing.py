@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from fastmeta.executors import layered
 from fastmeta.executors.problem import Problem
 from fastmeta.plan import cost
-from fastmeta.plan.chosen import Chosen, run
-from fastmeta.plan.plan import Plan
+from fastmeta.plan.chosen import Chosen, run, way
 
 _ENOUGH = 0.02
 """Seconds after which a form is not run again; the shortest of its runs counts."""
@@ -34,11 +31,13 @@ def sample(problem: Problem, tasks: int) -> Problem:
     )
 
 
-def factor(problem: Problem, chosen: Chosen, way: Callable[[Problem, Plan], layered.Way]) -> float:
+def factor(problem: Problem, chosen: Chosen) -> float:
     """Seconds of a form over its estimate, on a sample: one chunk of tasks, or two in the loop."""
     form = chosen.choice.form
     small = sample(problem, 2 if form == "loop" else chosen.choice.chunk)
-    by = way(small, chosen.plan) if form == "layered" else None
+    small = replace(small, keeps_features=chosen.features == "")
+    rules = "its rules are timed"
+    by = way(small, chosen.plan, rules, low_memory=False) if form == "layered" else None
     sizes = replace(chosen.sizes, tasks=small.tasks.tasks, steps=small.inner.steps)
 
     device = small.task_weights.device

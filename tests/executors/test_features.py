@@ -267,7 +267,7 @@ def test_dropout_draws_at_every_pass(where: str, form: str, force_form, monkeypa
     for _ in range(CALLS):
         found = gradients()
     runs = len(RUNS)
-    monkeypatch.setattr("fastmeta.executors.generic.keeps_features", lambda problem, form: False)
+    monkeypatch.setattr("fastmeta.executors.generic.worth_keeping", lambda problem, form: False)
     torch.testing.assert_close(found, gradients(), rtol=1e-9, atol=1e-12)
     kept = 2 * TASKS
     assert (runs == kept) == (where == "head"), runs

@@ -30,7 +30,7 @@ def run(problem: Problem, form: str, chunk: int, keep: bool | None = None) -> Ou
     """
     if keep is not None:
         return _run(problem, form, chunk, Body(problem) if keep else None)
-    if keeps_features(problem, form):
+    if problem.keeps_features and worth_keeping(problem, form):
         device = problem.task_weights.device
         drawn = generators(device)
         try:
@@ -39,12 +39,6 @@ def run(problem: Problem, form: str, chunk: int, keep: bool | None = None) -> Ou
             # On other data than it was verified on; an error of the model's own comes again.
             set_generators(drawn, device)
     return _run(problem, form, chunk, None)
-
-
-def keeps_features(problem: Problem, form: str) -> bool:
-    """Report that the body is run once a task and set: worth it, and verified."""
-    verified = problem.model.keeps_features
-    return (problem.inner.adapted, form) in verified and worth_keeping(problem, form)
 
 
 def _run(problem: Problem, form: str, chunk: int, body: Body | None) -> Outcome:
@@ -65,4 +59,4 @@ def _run(problem: Problem, form: str, chunk: int, body: Body | None) -> Outcome:
         return sweep.run(problem, body)
 
 
-__all__ = ["FORMS", "NotKept", "keeps_features", "run", "worth_keeping"]
+__all__ = ["FORMS", "NotKept", "run", "worth_keeping"]

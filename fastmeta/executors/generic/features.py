@@ -30,6 +30,7 @@ from fastmeta.executors.generic.calls import (
     set_generators,
 )
 from fastmeta.executors.problem import Problem, StatelessModel, private
+from fastmeta.hooks import GLOBAL_HOOKS, has_hooks
 from fastmeta.tasks import Tree
 
 
@@ -57,12 +58,7 @@ def body(module: nn.Module, adapted: Collection[int]) -> list[nn.Module]:
         parts = [part for child in module.children() for part in body(child, adapted)]
         return [*{id(part): part for part in parts}.values()]
     for part in module.modules():
-        if (
-            part._forward_hooks
-            or part._forward_pre_hooks
-            or part._backward_hooks
-            or part._backward_pre_hooks
-        ):
+        if has_hooks(part) or any(GLOBAL_HOOKS):
             raise NotKept(f"{type(part).__name__} has hooks")
     return [module]
 
