@@ -101,15 +101,22 @@ class Guards:
             for name in sorted(self.names):
                 if name in words.CALLED:  # as a method
                     self._watch(held[Tensor], name)
+                known = any(hasattr(kind, name) for kind in (Tensor, nn.Module, *kinds))
                 for owner in (*self._modules, *self._functions):
                     if name in vars(owner):
+                        known = True
                         self._watch(vars(owner), name)
                         self._value(name, vars(owner)[name])
+                    elif hasattr(type(owner), name) and not hasattr(types.ModuleType, name):
+                        self._refuse(f"its forward reads {name} of a module, a property")
                 for part in parts:  # whose attributes the snapshot watches
+                    known = known or hasattr(part, name)
                     if name in vars(part) and name not in INTERNAL:
                         self._value(name, vars(part)[name])
                 for kind in self._kinds:
                     self._member(name, kind, held)
+                if not known:
+                    self._refuse(f"its forward reads {name}, which was not found")
             for function in [*self._functions]:
                 self._function(function)
 
@@ -118,11 +125,9 @@ class Guards:
         own = [held[base] for base in kind.__mro__ if base not in nn.Module.__mro__]
         names = ["forward"]
         for name in names:
-            for place in (*own, vars(F), vars(torch)) if name in words.CALLED else own:
-                value = place.get(name)
-                if isinstance(value, _FUNCTIONS):
+            for place in own:
+                if isinstance(value := place.get(name), types.FunctionType):
                     self._watch(place, name)
-                if isinstance(value, types.FunctionType):
                     names += _names(value.__code__).difference(names)
 
     def _member(self, name: str, kind: type, held: Mapping[type, Mapping[str, Any]]) -> None:
@@ -161,9 +166,15 @@ class Guards:
 
     def _watch(self, place: Mapping[str, Any], name: str) -> None:
         """Guard an entry of a dictionary, or that there is none; a function's inside too."""
+        if (id(place), name) in self._places:
+            return
         self._places[id(place), name] = place.get, name
         if isinstance(value := place.get(name), types.FunctionType):
             self._insides[value] = None
+            # What torch's own calls to compute, it finds by name.
+            for called in words.CALLED & _names(value.__code__) if is_torchs(value) else ():
+                self._watch(vars(F), called)
+                self._watch(vars(torch), called)
 
     def _refuse(self, reason: str) -> None:
         self.unseen = self.unseen or reason

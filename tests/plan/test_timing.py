@@ -27,7 +27,7 @@ def seconds(monkeypatch) -> dict[str, float]:
     """The factor that each form's timing is to give; one that was timed is noted in `timed`."""
     factors: dict[str, Any] = {"timed": []}
 
-    def factor(problem, chosen, way) -> float:
+    def factor(problem, chosen) -> float:
         form = chosen.choice.form
         factors["timed"].append(form)
         return factors[form]
