@@ -113,7 +113,7 @@ class AdaptedTasks:
         return {**self._private(), **{name: value[task] for name, value in self.parameters.items()}}
 
     def _private(self) -> dict[str, Tensor]:
-        """What the tasks share, for a pass that may write it."""
+        """The tensors that the tasks share, for a pass that may write them."""
         return {name: private(tensor) for name, tensor in self._shared.items()}
 
 

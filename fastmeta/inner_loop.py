@@ -180,7 +180,7 @@ def _chosen(
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether it can be called with two arguments, as far as Python tells."""
+    """Return whether it can be called with two arguments, as far as Python tells."""
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:

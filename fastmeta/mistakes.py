@@ -16,7 +16,7 @@ from fastmeta.tasks import RaggedTasks, TaskBatch, Tree
 from fastmeta.warning import warn
 
 _ROUNDING = 0.005
-"""Of each class's probability: they may be written with two digits, or in bfloat16."""
+"""The error of each class's probability: it may be written with two digits, or in bfloat16."""
 _INSTEAD = "for regression write loss_fn=torch.nn.functional.mse_loss"
 
 
@@ -67,7 +67,7 @@ _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def may_lack_tasks(tasks: TaskBatch) -> bool:
-    """Whether `[T, N, ...]` may be `[N, features, ...]`, of which the latter are equally many."""
+    """Return whether `[T, N, ...]` may be `[N, features, ...]`, with equally many of the latter."""
     count, query = tasks.support.count, tasks.query
     if tasks.tasks == 1 or (query is not None and query.count != count):
         return False
@@ -101,7 +101,7 @@ def warn_of_missing_tasks(
 
 
 def _takes(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y: Tensor) -> bool:
-    """Whether model and loss can be run on one task, `x [N, ...]` and `y [N, ...]`."""
+    """Return whether model and loss run on one task, `x [N, ...]` and `y [N, ...]`."""
     with torch.no_grad(), same_random_numbers(x.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Using a target size")
@@ -113,5 +113,5 @@ def _takes(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y
 
 
 def is_default(loss_fn: Any) -> bool:
-    """Whether it is the loss of those who name none."""
+    """Return whether it is the loss of those who name none."""
     return loss_fn is F.cross_entropy

@@ -88,7 +88,7 @@ def check_storage(tensor: Tensor, name: str) -> None:
 
 
 def overrides(tensor: Any) -> bool:
-    """Whether its class has operators of its own."""
+    """Return whether a tensor's class has operators of its own."""
     kind, plain = type(tensor), cast("Any", Tensor)
     if kind.__torch_dispatch__ is not plain.__torch_dispatch__:
         return True

@@ -135,7 +135,7 @@ class Problem:
     unread: frozenset[str] = frozenset()
     """Parameters that no layer reads, where the layers are known: an auxiliary head's."""
     keeps_features: bool = False
-    """Whether running once what stands in front of the adapting parameters has been verified."""
+    """True where running once what stands in front of the adapting parameters has been verified."""
 
     @property
     def read(self) -> Problem:

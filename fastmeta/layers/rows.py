@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 _BYTES = 2 << 20
-"""Of the rows that go at once on a CPU. On a core with 1 MB of second-level cache, 1 to 4 MB took
-the same time, 256 kB and everything at once up to half as much again."""
+"""Bytes of the rows that go at once on a CPU. On a core with 1 MB of second-level cache, 1 to 4 MB
+took the same time, 256 kB and everything at once up to half as much again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Rows:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Of the rows, `[T, 1, C]`."""
+    """The rows' own, `[T, 1, C]`."""
     return values.mean(1, keepdim=True)
 
 

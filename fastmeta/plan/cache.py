@@ -42,12 +42,12 @@ class Cache:
         return self._entries[key]
 
     def find_for(self, token: Entry, key: Hashable, make: Callable[[], T]) -> T:
-        """What belongs to a token, made if there is none."""
+        """The result that belongs to a token, made if there is none."""
         token.used = self._now
         return self.find((token, key), make)
 
     def find(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What belongs to `key`, made if there is none."""
+        """The result that belongs to `key`, made if there is none."""
         self._now += 1
         entry = self._entries.get(key)
         if entry is not None:  # a key is hashed once: it may be a deep tuple

@@ -19,10 +19,10 @@ class Entry:
     plan: Plan
     trusted: set[str]
     features: dict[str, str] = field(default_factory=dict)
-    """Of each form, why it does not run once what stands in front of the adapting parameters;
+    """By form, why it does not run once what stands in front of the adapting parameters;
     empty where it does."""
     factors: tuple[tuple[str, float], ...] | None = None
-    """Of each form that was timed, its seconds over those estimated; None before any was."""
+    """By form that was timed, its seconds over those estimated; None before any was."""
 
 
 def choose(entry: Entry, problem: Problem, unseen: str, low_memory: bool, executor: str) -> Chosen:
@@ -90,7 +90,7 @@ def choose(entry: Entry, problem: Problem, unseen: str, low_memory: bool, execut
 def _worth_timing(
     problem: Problem, choice: cost.Choice, sizes: cost.Sizes, unavailable: dict[str, str]
 ) -> bool:
-    """Report that the estimates leave open which form is the fastest."""
+    """Return whether the estimates leave open which form is the fastest."""
     if sizes.low_memory or not timing.may_time(problem):
         return False
     if choice.form == "layered":

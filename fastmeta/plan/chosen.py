@@ -27,7 +27,7 @@ class Chosen:
     way: layered.Way | None
     """That of the layered executor, where it can serve."""
     features: str | None = None
-    """Of the general path, why it runs what stands in front of the adapting parameters at every
+    """The reason why the general path runs what stands in front of the adapting parameters at every
     pass; empty where once a task and set, None where all adapts or there is a single pass."""
 
     @cached_property
@@ -76,7 +76,7 @@ def way(
 def like(
     problem: Problem, plan: Plan, other: fused.Kernel | layered.Way, low_memory: bool
 ) -> fused.Kernel | layered.Way:
-    """What computes a plan that differs in numbers alone from the one that another computes."""
+    """The kernel or program for a plan that differs from another's in scalar constants only."""
     if isinstance(other, fused.Kernel):
         assert isinstance(plan.recipe, fused.Recipe)
         return fused.like(problem, plan.recipe, low_memory, other)

@@ -50,7 +50,7 @@ def cause(chosen: Chosen) -> str | None:
 
 
 def _is_served(model: nn.Module) -> bool:
-    """Tell whether a model is made of what the kernels know, and maybe of own code."""
+    """Return whether a model is made of what the kernels know, and maybe of own code."""
     owners = [module for module in model.modules() if module._parameters]
     known = all(isinstance(m, _SERVED) or not is_torchs(type(m)) for m in owners)
     return known and any(isinstance(m, (nn.Linear, nn.Conv2d)) for m in owners)

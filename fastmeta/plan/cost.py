@@ -49,9 +49,9 @@ class Sizes:
     compiled: bool = False
     """Whether the layered executor's compiled step can serve."""
     rules: bool = False
-    """Whether the layers' rules may be faster than autograd on such a network."""
+    """True where the layers' rules may be faster than autograd on such a network."""
     factors: tuple[tuple[str, float], ...] = ()
-    """Of each form that was timed, its seconds over those estimated."""
+    """By form that was timed, its seconds over those estimated."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ _WHERE = {"loop": "in the loop", "vmap": "under vmap", "layered": "layer by laye
 
 
 def close(profile: Profile, sizes: Sizes) -> bool:
-    """Report that loop and `vmap` are closer than the estimates are sure of."""
+    """Return whether loop and `vmap` are closer than the estimates are sure of."""
     loop, vmap = seconds(profile, sizes, chunk_size(profile, sizes))
     return 1 / _UNSURE < loop / vmap < _UNSURE
 
 
 _UNSURE = 5.0
-"""How far off the estimates were found to be."""
+"""The factor by which estimates were found to be off."""
 
 
 def estimate(form: str, profile: Profile, sizes: Sizes, chunk: int) -> float:

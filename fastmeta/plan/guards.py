@@ -62,7 +62,7 @@ class Guards:
         self._expected = self._values()
 
     def hold(self) -> bool:
-        """Tell whether every value is still the same."""
+        """Return whether every value is still the same."""
         try:
             return all(map(is_, self._values(), self._expected))
         except ValueError:  # an empty cell
@@ -197,7 +197,7 @@ class Guards:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is a constant, or a tuple of such."""
+    """Return whether a value is a constant, or a tuple of such."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
     return isinstance(value, PLAIN)
@@ -222,7 +222,7 @@ def _of_arguments() -> frozenset[Any]:
 
 
 def is_torchs(value: Any) -> bool:
-    """Tell whether it is a function or a class of torch, or of a module that only computes."""
+    """Return whether it is a function or a class of torch, or of a module that only computes."""
     if isinstance(value, types.BuiltinFunctionType):  # bound to an object it may read that
         owner = value.__self__
         if not isinstance(owner, types.ModuleType):

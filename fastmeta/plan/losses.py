@@ -60,7 +60,7 @@ class Loss:
 
     @cached_property
     def structure(self) -> Hashable:
-        """What a plan depends on: the kind, and the options' forms; their values may change."""
+        """The part that a plan depends on: the kind, and the forms of the options, not values."""
         forms = (
             (v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v == 0
             for v in self.options.values()
@@ -68,7 +68,7 @@ class Loss:
         return self.kind, *self.options, *forms
 
     def equals(self, other: Loss) -> bool:
-        """Tell whether a loss of the same structure has the same options: tensors by identity."""
+        """Return whether a loss of the same structure has the same options: tensors by identity."""
         return all(
             value is there or (not isinstance(value, Tensor) and value == there)
             for value, there in zip(self.options.values(), other.options.values(), strict=True)

@@ -54,7 +54,7 @@ class Plan:
         )
 
     def is_at(self, loss: Loss | None, constants: Mapping[str, float]) -> bool:
-        """Tell whether it has these options of its loss and its activations."""
+        """Return whether it has these options of its loss and its activations."""
         same = self.loss is loss or self.loss is None or loss is None or self.loss.equals(loss)
         return same and self.constants == constants
 
@@ -97,7 +97,7 @@ def objective(
 
 
 def _or_why(make: Callable[[], R]) -> R | str:
-    """What it makes, or why it declines."""
+    """The result, or why it declines."""
     try:
         return make()
     except Declined as reason:

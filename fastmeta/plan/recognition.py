@@ -225,7 +225,7 @@ def _is_known(value: Any) -> bool:
 
 
 class _Keyed:
-    """What a function reads, equal to that of another of the same code and constants."""
+    """A function's values as a key, equal to that of another of the same code and constants."""
 
     def __init__(self, reads: _Reads, marked: frozenset[int]) -> None:
         self.reads, self.marked = reads, marked

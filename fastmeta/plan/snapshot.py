@@ -38,7 +38,7 @@ class Snapshot:
     def __init__(self, model: nn.Module, cache: Cache) -> None:
         self._guards = guards = Guards(model)
         self.unseen = guards.unseen
-        """What its Python reads that no guard can watch; empty where there is no such thing."""
+        """The first thing that its Python reads and no guard can watch; empty if none."""
         # The model's own life must not depend on what is kept of it.
         self._parts: list[tuple[weakref.ref[nn.Module], list[str]]] = []
         self._constants: list[tuple[weakref.ref[nn.Module], str, str]] = []
@@ -83,7 +83,7 @@ class Snapshot:
         self._read_constants()
 
     def holds(self) -> bool:
-        """Tell whether the model is still the one that was looked at."""
+        """Return whether the model is still the one that was looked at."""
         try:
             values, children = self._values()
         except AttributeError:  # a part is gone
@@ -134,18 +134,18 @@ class Snapshot:
         return True
 
     def signs(self) -> Hashable:
-        """What a plan depends on of the constants."""
+        """The signs of the constants, which a plan depends on."""
         if not self.constants:
             return ()
         return tuple((value > 0) - (value < 0) for value in self.constants.values())
 
     def known(self, key: Hashable, find: Callable[[], T]) -> T:
-        """What `find` gives for `key`, found once."""
+        """The result of `find` for `key`, found once."""
         return self._cache.find_for(self._token, key, find)
 
 
 def _is_kept(value: Any, guards: Guards) -> bool:
-    """Tell whether an attribute may be kept: a constant or a function, which holds no module."""
+    """Return whether an attribute may be kept: a constant or a function, which holds no module."""
     own = isinstance(value, FunctionType) and not guards.unseen
     return own or is_plain(value) or is_torchs(value)
 

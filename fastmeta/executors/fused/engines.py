@@ -85,7 +85,7 @@ def _run(problem: Problem, kernel: Kernel) -> Outcome:
 
 
 def on_cpu(device: torch.device) -> bool:
-    """Tell whether tensors there are for the kernels of this processor."""
+    """Return whether tensors there are for the kernels of this processor."""
     return device.type == "cpu" and not cuda.on_host() and not triton_device.on_host()
 
 

@@ -18,7 +18,7 @@ class Call:
         self._tensors = [(tensor, tensor._version) for tensor in tensors]
 
     def holds(self) -> bool:
-        """Report that nothing was written to them since."""
+        """Return whether nothing was written to them since."""
         return all(tensor._version == version for tensor, version in self._tensors)
 
     @property
@@ -54,7 +54,7 @@ class Opaque(Exception):
 
 
 def key_of(value: Any, tensors: list[Tensor]) -> Any:
-    """What tells arguments apart: tensors by identity, numbers by value; gathers the tensors."""
+    """A key of arguments: tensors by identity, numbers by value; gathers the tensors."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return Tensor, id(value)
@@ -90,7 +90,7 @@ def generators(device: torch.device) -> list[Tensor]:
 
 
 def have_moved(before: list[Tensor], device: torch.device) -> bool:
-    """Report that something has been drawn since."""
+    """Return whether something has been drawn since."""
     now = generators(device)
     # `torch.equal` takes ten times as long.
     return any(a.numpy().tobytes() != b.numpy().tobytes() for a, b in zip(before, now, strict=True))

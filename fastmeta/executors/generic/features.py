@@ -39,7 +39,7 @@ class NotKept(Exception):
 
 
 def worth_keeping(problem: Problem, form: str) -> bool:
-    """Report that some parameter does not adapt, and that a set is seen more than once."""
+    """Return whether some parameter does not adapt, and that a set is seen more than once."""
     inner = problem.inner
     if len(inner.adapted) == len(problem.model.all_parameters()):
         return False
@@ -253,7 +253,7 @@ class Kept(TorchFunctionMode):
         return self._root_of.get(id(leaf), leaf)
 
     def _feature(self, leaf: Tensor) -> Tensor:
-        """What other code is given in place of a result."""
+        """The tensor that other code is given in place of a result."""
         if not leaf.requires_grad or id(leaf) in self._leaves:
             return leaf
         if not self._cut:

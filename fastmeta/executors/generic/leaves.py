@@ -37,7 +37,7 @@ class SharedLeaves:
         self._own_sums: set[int] = set()
 
     def models(self, sets: int, own: list[Tensor], body: Body | None) -> list[Model]:
-        """What one task's passes over each of its sets call."""
+        """The models that one task's passes over each of its sets call."""
         if body is None:
             return [self._model] * sets
         return [Kept(body, [*self._staying, *own], cut=True) for _ in range(sets)]

@@ -155,7 +155,7 @@ def _task_function(
 def _models(
     problem: Problem, body: Body | None, theta: dict[str, Tensor], moved: Iterable[Tensor]
 ) -> tuple[Model, Model]:
-    """What the passes over support and query set call."""
+    """The models that the passes over support and query set call."""
     if body is None:
         return problem.model, problem.model
     adapted = set(problem.inner.adapted)
