@@ -38,7 +38,7 @@ class Rows:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The rows' own, `[T, 1, C]`."""
+    """The mean over the rows, `[T, 1, C]`."""
     return values.mean(1, keepdim=True)
 
 
