@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,10 @@ class Slots:
                             self.trainable[name] = tensor
 
 
+swapping = threading.RLock()
+"""Held while a module has other tensors than its own: two models may share it, in two threads."""
+
+
 class StatelessModel:
     """A module as a function of its parameters: a pass leaves the module as it was.
 
@@ -74,27 +79,41 @@ class StatelessModel:
         self, tensors: Mapping[str, Tensor], inputs: Tree, scratch: Mapping[str, Tensor]
     ) -> Any:
         """The prediction with these parameters and buffers in place of the module's own."""
+        with swapping:
+            before = [place[key] for place, key, _ in self._slots.filled]
+            try:
+                try:
+                    return self._with(tensors, inputs, scratch)
+                finally:
+                    self._put_back(before)
+            except BaseException:
+                # Once more, because an interrupt may have come while it was put back.
+                self._put_back(before)
+                raise
+
+    def _with(
+        self, tensors: Mapping[str, Tensor], inputs: Tree, scratch: Mapping[str, Tensor]
+    ) -> Any:
         filled, may_write = self._slots.filled, self.may_write
-        before = [place[key] for place, key, _ in filled]
-        try:
-            for place, key, name in filled:
-                if name in scratch:
-                    place[key] = scratch[name].clone()
-                elif name in tensors:
-                    place[key] = tensors[name]
-                elif name in may_write:
-                    place[key] = private(place[key])
-            if isinstance(inputs, Mapping):
-                return self.module(**inputs)
-            if isinstance(inputs, (tuple, list)):
-                return self.module(*inputs)
-            return self.module(inputs)
-        finally:
-            # Of every tensor, because a forward may also have bound a buffer anew.
-            for (place, key, _), tensor in zip(filled, before, strict=True):
-                place[key] = tensor
-            for place, key in self._slots.empty:
-                place[key] = None
+        for place, key, name in filled:
+            if name in scratch:
+                place[key] = scratch[name].clone()
+            elif name in tensors:
+                place[key] = tensors[name]
+            elif name in may_write:
+                place[key] = private(place[key])
+        if isinstance(inputs, Mapping):
+            return self.module(**inputs)
+        if isinstance(inputs, (tuple, list)):
+            return self.module(*inputs)
+        return self.module(inputs)
+
+    def _put_back(self, before: list[Tensor]) -> None:
+        # Every tensor, because a forward may also have bound a buffer anew.
+        for (place, key, _), tensor in zip(self._slots.filled, before, strict=True):
+            place[key] = tensor
+        for place, key in self._slots.empty:
+            place[key] = None
 
 
 _SMALL = 1 << 14

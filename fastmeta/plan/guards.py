@@ -162,7 +162,10 @@ class Guards:
         for name in loaded:
             self._watch(place, name)
             self._value(name, place.get(name, vars(builtins).get(name)))
-        self.names |= _names(code) - loaded
+        for name in _names(code) - loaded:
+            if name in INTERNAL or (name.startswith("__") and name.endswith("__")):
+                self._refuse(f"its forward reads {name}, through which anything can be read")
+            self.names.add(name)
 
     def _watch(self, place: Mapping[str, Any], name: str) -> None:
         """Guard an entry of a dictionary, or that there is none; a function's inside too."""
@@ -186,7 +189,7 @@ class Guards:
                 self._refuse(f"its forward reads the module {value.__name__}")
             self._modules[value] = None
         elif is_torchs(value):
-            if isinstance(value, _FUNCTIONS) and value not in _of_arguments():
+            if not is_of_arguments(value):
                 self._refuse(f"its forward calls {name}, whose answer may change unseen")
         elif isinstance(value, types.FunctionType):
             self._functions[value] = None
@@ -208,6 +211,13 @@ def by_value(value: Any) -> Hashable:
     if is_plain(value):
         return type(value), repr(value)
     return value if isinstance(value, Hashable) else id(value)
+
+
+def is_of_arguments(value: Any) -> bool:
+    """Return whether a function's result depends on its arguments alone; classes' does."""
+    if value in (operator.attrgetter, operator.methodcaller):
+        return False  # of any attribute
+    return not isinstance(value, _FUNCTIONS) or value in _of_arguments()
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from fastmeta.executors.problem import (
     Problem,
     StatelessModel,
     same_random_numbers,
+    swapping,
 )
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import chosen as kernels
@@ -51,7 +52,8 @@ def stepping(model: nn.Module) -> Generator[Snapshot, None, None]:
         if lock is None:
             lock = _model_locks[model] = threading.RLock()
     with lock:
-        seen = snapshot(model)
+        with swapping:
+            seen = snapshot(model)
         if not seen.compiled:
             yield seen
             return

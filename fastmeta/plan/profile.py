@@ -107,7 +107,7 @@ def _shape_on_query(
     if tasks.query is None:
         return None
     inputs = map_tensors(lambda leaf: leaf.detach()[0].clone(), tasks.first(1).sets()[1].inputs)
-    with torch.no_grad():
+    with torch.enable_grad():  # a forward may differentiate by itself
         output = StatelessModel(model)(tensors, inputs, {})
     return tuple(output.shape[1:]) if isinstance(output, Tensor) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import math
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmeta.hooks import has_hooks
-from fastmeta.plan.guards import by_value, is_plain
+from fastmeta.plan.guards import by_value, is_of_arguments, is_plain, is_torchs
 from fastmeta.plan.losses import Loss
 from fastmeta.plan.tracing import trace
 
@@ -141,9 +142,9 @@ def _from_function(function: types.FunctionType) -> Loss | None:
         return None
     # Numbers and tensors may change from call to call, so they are told by where they stand.
     places = frozenset(i for i, value in enumerate(reads.values) if _varies(value))
-    found = _traced(_Keyed(reads, places))
+    found = _traced(reads, places)
     if found is None and places and not any(isinstance(v, Tensor) for v in reads.values):
-        found = _traced(_Keyed(reads, frozenset()))
+        found = _traced(reads, frozenset())
     if found is None:
         return None
     kind, options = found
@@ -170,11 +171,9 @@ def _refuse(*_: Any) -> Any:
     raise TypeError("a constant of the loss is computed with")
 
 
-for _name in vars(float):
-    if isinstance(vars(float)[_name], types.WrapperDescriptorType) and _name not in (
-        "__getattribute__", "__hash__", "__repr__",
-    ):  # fmt: skip
-        setattr(_Mark, _name, _refuse)
+for _name, _value in vars(float).items():
+    if _name not in ("__new__", "__getattribute__", "__hash__", "__repr__", "__doc__"):
+        setattr(_Mark, _name, _refuse if callable(_value) else property(_refuse))
 
 
 class _Reads:
@@ -191,9 +190,20 @@ class _Reads:
         modules = [value for value in self.values if isinstance(value, types.ModuleType)]
         self.called = [vars(m)[n] for m in modules for n in code.co_names if n in vars(m)]
         """Functions of torch, which may be replaced."""
+        bare = set(code.co_names) - named.keys()
+        builtin = [vars(builtins)[name] for name in bare & vars(builtins).keys()]
         # A function inside it reads what it likes.
         self.known = not any(isinstance(constant, types.CodeType) for constant in code.co_consts)
         self.known = self.known and all(map(_is_known, self.values))
+        self.known = self.known and all(map(is_of_arguments, (*self.called, *builtin)))
+
+    def key(self, marked: frozenset[int]) -> Hashable:
+        """What tells its trace from others, without the values that are marked."""
+        values = [
+            type(value) if place in marked else by_value(value)
+            for place, value in enumerate(self.values)
+        ]
+        return (self.function.__code__, marked, *values, *self.called)
 
     def with_marks(self, places: frozenset[int]) -> types.FunctionType:
         """The function with marks in place of some of its values."""
@@ -220,33 +230,28 @@ def _is_known(value: Any) -> bool:
     if isinstance(value, Tensor) or is_plain(value):
         return True
     if isinstance(value, types.BuiltinFunctionType):
-        return True
+        return is_torchs(value) and is_of_arguments(value)
     return isinstance(value, types.FunctionType) and value in _STANDARD
 
 
-class _Keyed:
-    """A function's values as a key, equal to that of another of the same code and constants."""
-
-    def __init__(self, reads: _Reads, marked: frozenset[int]) -> None:
-        self.reads, self.marked = reads, marked
-        values = [
-            type(value) if place in marked else by_value(value)
-            for place, value in enumerate(reads.values)
-        ]
-        self._key = (reads.function.__code__, *values, *reads.called)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+_Traced = tuple[str, dict[str, Any]] | None
+_traces: dict[Hashable, _Traced] = {}
+"""By what a function reads, but for marked values: these may hold a graph, or a model."""
 
 
-@functools.lru_cache(maxsize=256)
-def _traced(keyed: _Keyed) -> tuple[str, dict[str, Any]] | None:
+def _traced(reads: _Reads, marked: frozenset[int]) -> _Traced:
     """The kind of the loss that a function calls, and its options, marks among them."""
-    function = keyed.reads.with_marks(keyed.marked)
-    if len(inspect.signature(function).parameters) != 2:
+    key = reads.key(marked)
+    if key not in _traces:
+        while len(_traces) >= 256:
+            _traces.pop(next(iter(_traces)), None)
+        _traces[key] = _trace(reads.with_marks(marked), marked)
+    return _traces[key]
+
+
+def _trace(function: types.FunctionType, marked: frozenset[int]) -> _Traced:
+    arguments = inspect.signature(function).parameters.values()
+    if sum(argument.default is inspect.Parameter.empty for argument in arguments) != 2:
         return None
     try:
         graph = trace(_TwoArguments(function))
@@ -265,7 +270,7 @@ def _traced(keyed: _Keyed) -> tuple[str, dict[str, Any]] | None:
     marks = frozenset(value.place for value in options.values() if isinstance(value, _Mark))
     numbers = [v for v in options.values() if isinstance(v, float) and not isinstance(v, _Mark)]
     # One that is missing may have decided something.
-    return None if marks != keyed.marked or any(map(math.isnan, numbers)) else (kind, options)
+    return None if marks != marked or any(map(math.isnan, numbers)) else (kind, options)
 
 
 class _TwoArguments(nn.Module):

@@ -38,6 +38,8 @@ def _bind_defaults(model: nn.Module) -> None:
 
 
 class _ThisThreadsTracer(fx.Tracer):
+    proxy_buffer_attributes = True  # so that a forward which branches on one can't be traced
+
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.get_ident()
