@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import fastmeta
 from fastmeta.executors.addresses import Addresses
+from fastmeta.executors.fused import cuda
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -33,7 +34,8 @@ def convolutional() -> tuple[nn.Module, Pair]:
     return model.eval(), (torch.randn(4, 5, 1, 6, 6), torch.randn(4, 5, 1))
 
 
-NETWORKS = {"fused-cpu": dense, "layered-cpu": convolutional}
+FUSED = "fused-cuda-on-host" if cuda.on_host() else "fused-cpu"
+NETWORKS = {FUSED: dense, "layered-cpu": convolutional}
 
 
 def step(model: nn.Module, support: Pair, query: Pair, **options: Any) -> fastmeta.MetaStep:

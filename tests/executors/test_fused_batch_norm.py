@@ -357,17 +357,20 @@ class Recorded(nn.Module):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), "0 is a BatchNorm that"),
+        (
+            nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
+            "layer '0' (BatchNorm) does not follow a Linear",
+        ),
         (
             nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.BatchNorm1d(2)),
-            "2 is a BatchNorm that does not follow a Linear",
+            "layer '2' (BatchNorm) does not follow a Linear",
         ),
         (
             nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2)),
-            "2 is a BatchNorm that does not follow a Linear",
+            "layer '2' (BatchNorm) does not follow a Linear",
         ),
         (nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), "layer '1' (LayerNorm)"),
-        (Recorded(), "a forward pass writes buffers"),
+        (Recorded(), "something that is no layer's output"),
     ],
     ids=["first", "after-activation", "twice", "layer-norm", "buffer"],
 )
