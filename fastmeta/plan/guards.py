@@ -46,6 +46,8 @@ class Guards:
     def __init__(self, model: nn.Module) -> None:
         self.names = {"forward", *ENTRIES[:2]}
         """The names of attributes that its code reads."""
+        self.of_torchs: dict[type, list[str]] = {}
+        """The names that each class of torch's reads."""
         self.unseen = ""
         """The first thing that it reads and no guard can watch; empty where there is none."""
         self._modules: dict[types.ModuleType, None] = {}
@@ -123,7 +125,7 @@ class Guards:
     def _torchs_own(self, kind: type, held: Mapping[type, Mapping[str, Any]]) -> None:
         """Watch what a layer of torch's runs: its forward, and the functions that this calls."""
         own = [held[base] for base in kind.__mro__ if base not in nn.Module.__mro__]
-        names = ["forward"]
+        names = self.of_torchs[kind] = ["forward"]
         for name in names:
             for place in own:
                 if isinstance(value := place.get(name), types.FunctionType):

@@ -52,9 +52,10 @@ class Snapshot:
             self._constants += [
                 (part, f"{name}.{option}".lstrip("."), option) for option in options
             ]
-            # Of a layer of torch's all attributes, of others those that code reads: also such that
-            # are not there, because they would hide a method.
-            read = {*own, "forward"} if is_torchs(type(module)) else guards.names
+            # Attributes that code reads: also such that are not there, as they would hide a method.
+            read = guards.names
+            if (kind := type(module)) in guards.of_torchs:
+                read = {n for n in guards.of_torchs[kind] if n in own or hasattr(kind, n)}
             read = read - INTERNAL - {*options}
             read = {name for name in read if name not in own or _is_kept(own[name], guards)}
             self._parts.append((part, sorted(read)))

@@ -195,6 +195,15 @@ def test_an_attribute_that_forward_does_not_read_changes_nothing(plans: list[int
     assert len(plans) == 1
 
 
+def test_nor_does_one_of_a_layer_of_torchs(plans: list[int]) -> None:
+    model = _mlp()
+    data = _data(model)
+    for step in range(4):
+        model.step = model[0].step = step  # pyright: ignore
+        fastmeta.maml_step(model, *data)
+    assert len(plans) == 1
+
+
 def test_constants_that_decide_are_no_arguments() -> None:
     def branching(number: float) -> Loss:
         return lambda p, t: (
