@@ -11,7 +11,8 @@ the body's graph; one backward through that graph ends the task (docs/design.md,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from fastmeta.executors.generic.calls import (
     reads_parameters,
     set_generators,
 )
-from fastmeta.executors.problem import Problem, StatelessModel, private
+from fastmeta.executors.problem import Problem, StatelessModel, private, swapping
 from fastmeta.hooks import GLOBAL_HOOKS, has_hooks
 from fastmeta.tasks import Tree
 
@@ -79,6 +80,29 @@ class Body:
             for name, part in model.module.named_modules()
             if isinstance(part, nn.modules.batchnorm._NormBase)
         }
+
+    @contextmanager
+    def led_to(self, called: Callable[..., Any]) -> Generator[None, None, None]:
+        """Lead calls of the modules to `called(module, forward, ...)`, for a time."""
+        before = [module.__dict__.get("forward") for module, _ in self.modules]
+
+        def put_back() -> None:
+            for (module, _), own in zip(self.modules, before, strict=True):
+                if own is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = own
+
+        try:
+            try:
+                for module, forward in self.modules:
+                    module.__dict__["forward"] = partial(called, module, forward)
+                yield
+            finally:
+                put_back()
+        except BaseException:
+            put_back()  # once more, because an interrupt may have come while it was
+            raise
 
     def buffers(self) -> dict[str, Tensor]:
         """A copy of every buffer, but of those written behind the version counter's back."""
@@ -134,17 +158,12 @@ class Kept(TorchFunctionMode):
             self._buffers = self._body.buffers()
         # Under vmap, which has no access to them, what was planned has to do.
         drawn = generators(self._body.device) if self._recording and self._cut else []
-        before = self._watch_modules()
-        try:
-            with self:
-                prediction = model({**tensors, **self._buffers}, inputs, scratch)
-        finally:
-            first, self._recording = self._recording, False
-            for (module, _), own in zip(self._body.modules, before, strict=True):
-                if own is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = own
+        with swapping, self._body.led_to(self._module_called):
+            try:
+                with self:
+                    prediction = model({**tensors, **self._buffers}, inputs, scratch)
+            finally:
+                first, self._recording = self._recording, False
         if first and not self._found_parameters:
             raise NotKept("no parameter is read in front of those that adapt")
         if drawn and not self._body.draws and have_moved(drawn, self._body.device):
@@ -168,14 +187,6 @@ class Kept(TorchFunctionMode):
             if known is not None:
                 return known[0]
         return func(*args, **(kwargs or {}))
-
-    def _watch_modules(self) -> list[Any]:
-        """Lead the modules' calls here; gives what is to be put back."""
-        modules = self._body.modules
-        before = [module.__dict__.get("forward") for module, _ in modules]
-        for module, forward in modules:
-            module.__dict__["forward"] = partial(self._module_called, module, forward)
-        return before
 
     def _module_called(
         self, module: nn.Module, forward: Callable[..., Any], /, *args: Any, **kwargs: Any
