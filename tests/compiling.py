@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ _X86 = COMPILER is not None and subprocess.check_output(
 _ALWAYS = ("-std=c++17", "-Wno-psabi", "-pthread", *(("-DFASTMETA_X86",) if _X86 else ()))
 
 
+@functools.cache
 def instruction_flags() -> dict[str, list[str]]:
     """By unit, read from setup.py without running it: `{"lanes_avx2": ["-mavx2", ...], ...}`."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
@@ -40,7 +42,9 @@ def compile_unit(source: Path, folder: Path, *flags: str) -> Path:
 
 def compile_units(folder: Path, *flags: str) -> list[Path]:
     """All of csrc/ but its Python face and csrc/cuda, several at a time."""
-    left_out = {*PYTHON_FACE, *(() if _X86 else instruction_flags())}
+    # Read before threads start: CPython 3.11 can't make two syntax trees at a time.
+    known = instruction_flags()
+    left_out = {*PYTHON_FACE, *(() if _X86 else known)}
     sources = [
         source
         for source in sorted(CSRC.rglob("*.cpp"))
