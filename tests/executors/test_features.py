@@ -376,7 +376,7 @@ def test_a_body_that_is_no_function_runs_at_every_pass(
         model, support, query, adapt="head", inner_lr=RATE, inner_steps=STEPS,
         step_weights=[0.1, 0.2, 0.3, 0.4], executor="generic",
     )  # fmt: skip
-    assert f"run at every pass: {why}" in text or why in text.partition("at every pass: ")[2]
+    assert why in text.partition("run at every pass: ")[2]
 
 
 def test_a_hook_runs_at_every_pass() -> None:
@@ -384,6 +384,7 @@ def test_a_hook_runs_at_every_pass() -> None:
     model.body.inner[0].register_forward_hook(lambda module, args, output: seen.append(1))
     _agrees(model, _data(), _data(6))
     assert len(RUNS) > 2 * TASKS
+    assert len(seen) >= len(RUNS)
 
 
 def test_what_changes_after_the_trial_is_run_as_it_stands() -> None:

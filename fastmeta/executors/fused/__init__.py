@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastmeta.executors.fused.engines import (
     Kernel,
     declines,
-    environment,
     kernel_for,
     like,
     on_cpu,
@@ -14,5 +13,5 @@ from fastmeta.executors.fused.engines import (
 from fastmeta.executors.fused.recipe import Recipe, recipe
 
 __all__ = [
-    "Kernel", "Recipe", "declines", "environment", "kernel_for", "like", "on_cpu", "recipe", "run",
+    "Kernel", "Recipe", "declines", "kernel_for", "like", "on_cpu", "recipe", "run",
 ]  # fmt: skip

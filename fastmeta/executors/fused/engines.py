@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from fastmeta.executors import triton_device
@@ -16,11 +14,6 @@ from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Outcome, Problem
 
 Kernel = cpu.Kernel | on_triton.TritonKernel
-
-
-def environment() -> tuple[str, ...]:
-    """What beside its arguments a step's kernel is chosen by; looked at once a model."""
-    return (*cpu.environment(), os.environ.get("FASTMETA_TRITON_ON_HOST", ""))
 
 
 def declines(problem: Problem, recipe: Recipe, low_memory: bool = False) -> str | None:
