@@ -203,3 +203,12 @@ def test_a_loss_that_broadcasts_takes_nothing() -> None:
     sets = [(torch.randint(7, (10, 1)), torch.randn(10, 1)) for _ in "sq"]
     model = nn.Sequential(nn.Embedding(7, 1), nn.Flatten(0))
     fastmeta.maml_step(model, *sets, loss_fn=F.mse_loss)
+
+
+def test_ragged_targets_of_another_kind_are_looked_at_too() -> None:
+    model = nn.Linear(3, 4)
+    labels = [(torch.randn(n, 3), torch.randint(4, (n,))) for n in (4, 5)]
+    fastmeta.maml_step(model, labels, labels)
+    numbers = [(x, torch.randn(len(x), 4)) for x, _ in labels]
+    with pytest.raises(ValueError, match="no class probabilities"):
+        fastmeta.maml_step(model, numbers, numbers)

@@ -387,6 +387,26 @@ def test_a_hook_runs_at_every_pass() -> None:
     assert len(seen) >= len(RUNS)
 
 
+def test_features_are_kept_again_after_eval_and_back() -> None:
+    model, data = Sequential().double(), (_data(), _data(6))
+
+    def bodies() -> int:
+        """The bodies that run in a step, once it is planned."""
+        for _ in range(CALLS):
+            RUNS.clear()
+            fastmeta.maml_step(
+                model, *data, adapt="head", inner_lr=RATE, inner_steps=STEPS, executor="generic"
+            )
+        return len(RUNS)
+
+    model.body.inner[1].num_batches_tracked.add_(1)
+    training = bodies()
+    model.eval()
+    evaluating = bodies()
+    model.train()
+    assert training == evaluating == bodies() <= 2 * TASKS
+
+
 def test_what_changes_after_the_trial_is_run_as_it_stands() -> None:
     """The way is verified on the first tasks; later data may lead the forward elsewhere."""
 
