@@ -35,7 +35,7 @@ Call = Callable[[], Any]
 
 
 class Calls(NamedTuple):
-    """What is timed: whole meta-steps, backward included; each returns a `MetaStep` or a loss."""
+    """The timed calls: whole meta-steps, backward included; each returns a `MetaStep` or a loss."""
 
     steady: Call
     changed: Call
@@ -49,9 +49,9 @@ class Line:
     target: float
     make: Callable[[], Calls]
     calls: int | None = None
-    """How many calls, where there are only so many."""
+    """The number of calls, where there are only so many."""
     same: bool = True
-    """Whether both compute the same loss, which is then checked."""
+    """True where both compute the same loss, which is then checked."""
 
 
 IMAGES = replace(WORKLOADS["W5"], name="conv4")
@@ -203,7 +203,7 @@ def fastest(calls: dict[str, Call], auto: Call) -> Calls:
 
 
 def group_norm() -> Calls:
-    """What `auto` takes beside the faster of the two executors that serve."""
+    """The time of `auto` beside the faster of the two executors that serve."""
     workload = replace(IMAGES, network=lambda: with_group_norm(IMAGES.network()))
     executors = {name: made(workload, executor=name)[1] for name in ("generic", "layered")}
     return fastest(executors, made(workload)[1])
@@ -227,7 +227,7 @@ def forced(form: str) -> Iterator[None]:
 
 
 def forms(workload: Workload) -> Calls:
-    """What the general path takes beside the faster of loop and vmap."""
+    """The general path's time beside the faster of loop and vmap."""
     calls: dict[str, Call] = {}
     for form in ("loop", "vmap"):
         calls[form] = made(workload, executor="generic")[1]

@@ -1,4 +1,4 @@
-"""How much slower a step gets by what should cost nothing.
+"""The time that a step loses by what should cost nothing.
 
 python -m bench.cliffs                              all lines
 python -m bench.cliffs --only annealed --json FILE  those with that in their names

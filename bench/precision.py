@@ -33,9 +33,9 @@ from bench.workloads import Pair, StridedConv4, conv4
 
 LOOP, RULES, COMPILED = "plain loop", "layers' rules", "compiled"
 EXECUTORS = {"generic": ("generic",), RULES: ("layered",), COMPILED: ("layered", "fused")}
-"""What is asked for; `RULES` is the layered executor kept from the compiled step."""
+"""The executor asked for; `RULES` is the layered executor kept from the compiled step."""
 MOST = 3.0
-"""What a median error may be, times the plain loop's."""
+"""The largest median error, in multiples of the plain loop's."""
 
 
 @dataclass(frozen=True)

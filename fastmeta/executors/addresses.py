@@ -20,7 +20,7 @@ class Addresses:
         self._kept: list[Tensor] = []
 
     def of(self, tensor: Tensor | None, name: str) -> int:
-        """The address of a tensor's elements, of a copy where they lie in no order; 0 of None.
+        """The address of a tensor's elements, of a copy where they are not contiguous; 0 of None.
 
         **Raises** `RuntimeError` or `TypeError` naming it, where it has no such memory.
         """

@@ -22,7 +22,7 @@ class WrongLabel(Exception):
 
 
 class Compiled(Protocol):
-    """What the kernels of compiled steps have in common."""
+    """The attributes that the kernels of compiled steps have in common."""
 
     @property
     def step(self) -> Any:
@@ -31,7 +31,7 @@ class Compiled(Protocol):
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        """Of its tensors: weight, bias, scale and shift of each layer."""
+        """The names of its tensors: weight, bias, scale and shift of each layer."""
         ...
 
     @property
@@ -41,12 +41,12 @@ class Compiled(Protocol):
 
     @property
     def outputs(self) -> int:
-        """How many numbers it predicts for an example."""
+        """The number of outputs for an example."""
         ...
 
     @property
     def evaluates(self) -> tuple[bool, ...]:
-        """Whether the query loss after each number of steps is asked for."""
+        """By number of steps, True where the query loss after them is asked for."""
         ...
 
 
@@ -85,7 +85,7 @@ class Call:
         return self.support_losses.data_ptr(), self.step_losses.data_ptr(), self.outputs.data_ptr()
 
     def outcome(self, problem: Problem, kernel: Compiled, gradient: Tensor) -> Outcome:
-        """What the step has left, `gradient` being the packed meta-gradient."""
+        """The results of the step, `gradient` being the packed meta-gradient."""
         outcome = Outcome(
             self.step_losses,
             self.support_losses,

@@ -16,7 +16,7 @@ _ENOUGH = 0.02
 
 
 def may_time(problem: Problem) -> bool:
-    """Return whether a form may be chosen by the clock: no number that is drawn depends on it."""
+    """Return whether a form may be chosen by the clock: random numbers do not depend on it."""
     return not problem.draws_random and not torch.are_deterministic_algorithms_enabled()
 
 

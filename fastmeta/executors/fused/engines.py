@@ -1,4 +1,4 @@
-"""Who computes a fused step: the C++ of this processor; on a GPU the CUDA kernels, or Triton's."""
+"""The choice of a fused step's engine: the C++ of this processor; on a GPU the CUDA kernels, or Triton's."""
 
 from __future__ import annotations
 
