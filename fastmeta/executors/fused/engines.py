@@ -1,4 +1,4 @@
-"""The choice of a fused step's engine: the C++ of this processor; on a GPU the CUDA kernels, or Triton's."""
+"""The choice of a fused step's engine: this processor's C++; on a GPU CUDA kernels or Triton's."""
 
 from __future__ import annotations
 
