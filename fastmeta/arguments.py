@@ -17,7 +17,7 @@ from fastmeta import mistakes
 from fastmeta.executors import packing
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.plan import planner
-from fastmeta.plan.complaint import refuse_scripted
+from fastmeta.plan.complaint import refuse_unready
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import Snapshot
 from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch
@@ -193,7 +193,7 @@ def plain_module(model: Any) -> nn.Module:
     """The module itself, out of `torch.compile`; **raises** where it can't be stepped."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {a_kind(model)}; it must be an nn.Module")
-    refuse_scripted(model, "model")
+    refuse_unready(model)
     if "_orig_mod" in model._modules:  # getattr would make an error's message first
         model = model._modules["_orig_mod"]
     if isinstance(model, nn.parallel.DistributedDataParallel):

@@ -32,13 +32,23 @@ def naming_layers(model: nn.Module) -> Generator[None, None, None]:
         raise RuntimeError(f"{where} can't take its input: {error}") from error
 
 
-def refuse_scripted(module: nn.Module, label: str) -> None:
-    """**Raises** `TypeError` for a module of TorchScript, which holds its parameters fast."""
+def refuse_unready(module: nn.Module, name: str = "") -> None:
+    """Refuse a part of the model whose parameters can't be exchanged for adapted ones.
+
+    **Raises** `TypeError` for a module of TorchScript, which holds its parameters fast, and
+    `ValueError` for a lazy one that has none yet.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
-            f"{label}: scripted or traced by torch.jit, whose parameters can't be exchanged for "
-            "adapted ones; step the module that it was made of"
+            f"{f'model: {name}' if name else 'model'}: scripted or traced by torch.jit, whose "
+            "parameters can't be exchanged for adapted ones; step the module that it was made of"
         )
+    for own, parameter in module._parameters.items():
+        if parameter is not None and nn.parameter.is_lazy(parameter):
+            raise ValueError(
+                f"model: {f'{name}.{own}'.lstrip('.')} is not initialised yet (a lazy module); "
+                "run the model once first"
+            )
 
 
 _BAGS = {"sum": "sum(-2)", "mean": "mean(-2)", "max": "amax(-2)"}
