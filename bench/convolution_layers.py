@@ -22,8 +22,8 @@ from pathlib import Path
 from bench import cores, measure, table
 from bench.growth import floor, steps
 from bench.workloads import WORKLOADS
-from fastmeta.executors.layered.blocks import Block
-from fastmeta.executors.layered.cpu import Kernel
+from fastmeta.executors.convolutional.blocks import Block
+from fastmeta.executors.convolutional.cpu import Kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi")

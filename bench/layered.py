@@ -89,7 +89,7 @@ def step(
     """A meta-step by the layers' rules, even where the compiled step could serve, or otherwise."""
     options = {"loss_fn": workload.loss_fn, "executor": EXECUTORS[contender], **options}
     options |= {"inner_lr": workload.inner_lr, "inner_steps": workload.steps}
-    asked = mock.patch("fastmeta.executors.layered.not_compiled", return_value="asked for")
+    asked = mock.patch("fastmeta.executors.layers.not_compiled", return_value="asked for")
 
     def run() -> Tensor:
         with asked if contender == RULES else nullcontext():

@@ -168,7 +168,7 @@ def gradient(case: Case, contender: str, model: nn.Module, data: list[Pair]) -> 
 
 def step(case: Case, contender: str, model: nn.Module, data: list[Pair]) -> bool:
     """A meta-step, its gradient left in `.grad`; False where the contender does not serve."""
-    rules = mock.patch("fastmeta.executors.layered.not_compiled", return_value="asked for")
+    rules = mock.patch("fastmeta.executors.layers.not_compiled", return_value="asked for")
     for executor in EXECUTORS[contender]:
         with rules if contender == RULES else nullcontext():
             try:

@@ -22,7 +22,7 @@ import fastmeta
 from bench import convolutions, table
 from bench.gpu import floor
 from bench.workloads import WORKLOADS, Workload
-from fastmeta.executors.layered import program
+from fastmeta.executors.layers import program
 from fastmeta.plan import choosing
 
 HEADER = (

@@ -18,7 +18,7 @@ from bench import operations, table
 from bench.workloads import WORKLOADS, Workload
 from fastmeta.executors.fused.operations import sweep
 from fastmeta.executors.fused.operations.layout import Layout, Sizes
-from fastmeta.executors.fused.recipe import Dense, Recipe
+from fastmeta.executors.fused.lowering import Dense, Recipe
 from fastmeta.executors.kernel_loss import KernelLoss
 
 HEADER = (

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fastmeta.arguments import outside_inference, plain_module, plan_step, refuse_cached
-from fastmeta.executors.problem import StatelessModel, private
 from fastmeta.inner_loop import Adapt, Rates
+from fastmeta.network.stateless import StatelessModel, private
 from fastmeta.plan import planner
 from fastmeta.task_arguments import check_inputs
 from fastmeta.tasks import Tree, stacked, unstack

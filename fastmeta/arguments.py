@@ -16,8 +16,8 @@ from fastmeta import inner_loop as loops
 from fastmeta import mistakes
 from fastmeta.executors import packing
 from fastmeta.inner_loop import InnerLoop
+from fastmeta.network.errors import refuse_unready
 from fastmeta.plan import planner
-from fastmeta.plan.complaint import refuse_unready
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import Snapshot
 from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch

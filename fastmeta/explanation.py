@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastmeta.arguments import PlannedStep, plain_module, plan_step
-from fastmeta.executors.layered import Kernel, Program
+from fastmeta.executors.layers import Kernel, Program
 from fastmeta.plan import cost, planner
 from fastmeta.plan.chosen import Chosen
 from fastmeta.wording import counted

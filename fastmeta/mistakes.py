@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.executors.problem import StatelessModel, same_random_numbers
+from fastmeta.network.random_state import same_random_numbers
+from fastmeta.network.stateless import StatelessModel
 from fastmeta.tasks import RaggedTasks, TaskBatch, Tree
 from fastmeta.warning import warn
 

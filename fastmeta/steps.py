@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fastmeta.arguments import PlannedStep, outside_inference, plain_module, plan_step
 from fastmeta.executors.problem import Outcome
 from fastmeta.inner_loop import Adapt, Rates
+from fastmeta.network.errors import refuse_second_derivative
 from fastmeta.plan import planner
-from fastmeta.plan.complaint import refuse_second_derivative
 from fastmeta.plan.planner import Planned
 from fastmeta.tasks import TaskBatch, Tree
 

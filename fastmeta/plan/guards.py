@@ -11,8 +11,6 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
-import math
-import operator
 import types
 from collections.abc import Callable, Hashable
 from itertools import chain
@@ -23,14 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.plan import vocabulary as words
+from fastmeta.network import vocabulary as words
+from fastmeta.network.provenance import MODULES, by_value, is_of_arguments, is_plain, is_torchs
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_MODULES = ("torch", "math", "operator", "typing")
-_BUILTINS = frozenset([
-    abs, all, any, bool, enumerate, float, int, isinstance, iter, len, list, map, max, min, next,
-    print, range, reversed, round, sorted, str, sum, super, tuple, zip,
-])  # fmt: skip
 ENTRIES = ("__call__", "_call_impl", "__getattr__", "__getattribute__", "__iter__", "__getitem__")
 """Methods that run before a `forward`, or find what it reads."""
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
@@ -174,7 +167,7 @@ class Guards:
     def _value(self, name: str, value: Any) -> None:
         """Accept a value that the code reads, and read on in a function of the user's."""
         if isinstance(value, types.ModuleType):
-            if value.__name__.split(".")[0] not in _MODULES:
+            if value.__name__.split(".")[0] not in MODULES:
                 self._refuse(f"its forward reads the module {value.__name__}")
             self._owners[value] = None
         elif is_torchs(value):
@@ -185,55 +178,6 @@ class Guards:
         elif not is_plain(value):
             kind = type(value).__name__
             self._refuse(f"its forward reads {name} ({kind}) which may change unseen")
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether a value is a constant, or a tuple of such."""
-    if isinstance(value, tuple):
-        return all(map(is_plain, value))
-    return isinstance(value, PLAIN)
-
-
-def by_value(value: Any) -> Hashable:
-    """A key that equal constants share (but not 1, 1.0 and True), and no other objects."""
-    if is_plain(value):
-        return type(value), repr(value)
-    return value if isinstance(value, Hashable) else id(value)
-
-
-def is_of_arguments(value: Any) -> bool:
-    """Return whether a function's result depends on its arguments alone; classes' does."""
-    if value in (operator.attrgetter, operator.methodcaller):
-        return False  # of any attribute
-    function = isinstance(value, (types.FunctionType, types.BuiltinFunctionType))
-    return not function or value in _of_arguments()
-
-
-@functools.cache
-def _of_arguments() -> frozenset[Any]:
-    """The functions whose result depends on their arguments alone, in one process."""
-    settled = (torch.jit.is_scripting, torch.jit.is_tracing, torch.compiler.is_compiling)
-    computing = (value for module in (math, operator) for value in vars(module).values())
-    return frozenset([
-        *torch.overrides.get_testing_overrides(), *words.ACTIVATION_FUNCTIONS, *words.FUNCTIONS,
-        *filter(callable, computing), *settled, *_BUILTINS,
-    ])  # fmt: skip
-
-
-def is_torchs(value: Any) -> bool:
-    """Return whether it is a function or a class of torch, or of a module that only computes."""
-    if isinstance(value, types.BuiltinFunctionType):  # bound to an object it may read that
-        owner = value.__self__
-        if not isinstance(owner, types.ModuleType):
-            return owner is None or is_torchs(owner)
-        home = owner.__name__
-    elif isinstance(value, types.FunctionType):
-        home = value.__globals__.get("__name__", "")  # `wraps` copies __module__
-    elif isinstance(value, type):
-        home = value.__module__
-    else:
-        return isinstance(value, (types.MethodDescriptorType, types.WrapperDescriptorType))
-    return home.split(".")[0] in (*_MODULES, "_operator", "builtins")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fastmeta.executors.problem import Slots
-from fastmeta.hooks import GLOBAL_HOOKS
+from fastmeta.network.errors import refuse_unready
+from fastmeta.network.hooks import GLOBAL_HOOKS
+from fastmeta.network.provenance import by_value, is_plain, is_torchs
+from fastmeta.network.stateless import Slots
+from fastmeta.network.vocabulary import ACTIVATION_MODULES
 from fastmeta.plan.cache import Cache
-from fastmeta.plan.complaint import refuse_unready
-from fastmeta.plan.guards import INTERNAL, Guards, by_value, is_plain, is_torchs
-from fastmeta.plan.vocabulary import ACTIVATION_MODULES
+from fastmeta.plan.guards import INTERNAL, Guards
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.executors.layered.passes import Pass
+from fastmeta.executors.layers.passes import Pass
 from fastmeta.wording import counted
 
 CLASSES = 3
@@ -24,7 +24,7 @@ CLASSES = 3
 @pytest.fixture(autouse=True)
 def rules_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled step has tests of its own."""
-    monkeypatch.setattr("fastmeta.executors.layered.not_compiled", lambda *_: "rules are tested")
+    monkeypatch.setattr("fastmeta.executors.layers.not_compiled", lambda *_: "rules are tested")
 
 
 def norm(kind: str, channels: int, side: int) -> nn.Module:
@@ -228,7 +228,7 @@ def test_losses(name: str) -> None:
 
 
 def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", 1)
+    monkeypatch.setattr("fastmeta.executors.layers.program._LARGEST", 1)
     inner_lr = rates.by_kind("per-step", 2, {})
     agrees(
         conv4().double(), two_sets(5), leaves=(inner_lr,), inner_lr=inner_lr,
@@ -238,7 +238,7 @@ def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any moment no more passes are alive than one task needs."""
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", 1)
+    monkeypatch.setattr("fastmeta.executors.layers.program._LARGEST", 1)
     alive: weakref.WeakSet[Pass] = weakref.WeakSet()
     most: dict[int, int] = {}
     make = Pass.__init__

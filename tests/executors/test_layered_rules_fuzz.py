@@ -126,8 +126,8 @@ def image(case: Case) -> tuple[int, int, int]:
 def test_drawn_graphs_agree_with_the_oracle(
     case: Case, drawn: list[Any], tasks: int, low: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmeta.executors.layered.not_compiled", lambda *_: "rules are tested")
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", chunk)
+    monkeypatch.setattr("fastmeta.executors.layers.not_compiled", lambda *_: "rules are tested")
+    monkeypatch.setattr("fastmeta.executors.layers.program._LARGEST", chunk)
     case = replace(
         case, widths=[case.widths[0], CLASSES], norm="batch", tasks=tasks, steps=case.steps % 4
     )

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 import fastmeta
-from fastmeta.executors.layered import on_triton
-from fastmeta.layers.triton_conv2d import TritonConv2d
+from fastmeta.executors.layers import on_triton
+from fastmeta.network.layers.triton_conv2d import TritonConv2d
 from fastmeta.plan import choosing
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")

@@ -8,7 +8,7 @@ from mlps import ACTIVATIONS
 from torch import Tensor, nn
 from triton_on_host import TASKS, Machine
 
-from fastmeta.executors.fused.recipe import Dense
+from fastmeta.executors.fused.lowering import Dense
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 

@@ -9,8 +9,8 @@ from triton_on_host import TASKS, Machine
 
 from fastmeta.executors.fused.operations.layers import Layer
 from fastmeta.executors.fused.operations.layout import Tangent, Trace
-from fastmeta.executors.fused.recipe import Dense
-from fastmeta.plan.layers import BatchNorm
+from fastmeta.executors.fused.lowering import Dense
+from fastmeta.network.graph import BatchNorm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),

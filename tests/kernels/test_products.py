@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from triton_on_host import TASKS, Machine
 
-from fastmeta.executors.fused.recipe import Dense
+from fastmeta.executors.fused.lowering import Dense
 
 SIZES = [(1, 1, 1), (5, 33, 40), (33, 3, 65)]
 """Rows, columns and depth: tiles are 32."""

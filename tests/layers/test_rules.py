@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import jvp
 
-from fastmeta import layers
-from fastmeta.layers import Batch, Layer, State, Wanted
+from fastmeta.network import layers
+from fastmeta.network.layers import Batch, Layer, State, Wanted
 
 CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -282,7 +282,7 @@ def test_batch_norm_a_row_at_a_time(
     case: Case, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As large sets go on a CPU, in parts; others at once."""
-    monkeypatch.setattr("fastmeta.layers.rows._BYTES", 1)
+    monkeypatch.setattr("fastmeta.network.layers.rows._BYTES", 1)
     agree(draw(case, 3, max(count, 2 if len(case.inputs[0]) == 1 else 1), False), 3)
 
 

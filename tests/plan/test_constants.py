@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastmeta
 from fastmeta.plan import planner
-from fastmeta.plan.recognition import recognise
+from fastmeta.network.losses.recognition import recognise
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 

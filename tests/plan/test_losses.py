@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmeta.plan.recognition import recognise
+from fastmeta.network.losses.recognition import recognise
 
 EPS = 0.1
 WEIGHT = torch.tensor([1.0, 2.0, 3.0])

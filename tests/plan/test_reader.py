@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.plan import layers
-from fastmeta.plan.reader import Unreadable, read
+from fastmeta.network import graph as layers
+from fastmeta.network.reader import Unreadable, read
 
 ROWS = torch.randn(4, 6)
 IMAGES = torch.randn(4, 2, 8, 8)

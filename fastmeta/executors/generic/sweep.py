@@ -6,8 +6,7 @@ products, each step's graph built and freed on its own (docs/design.md, equation
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from fastmeta.executors.generic.features import Body, Model, features_of, through_body
 from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, over_tasks
 from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.network.random_state import generators, same_random_numbers
 from fastmeta.tasks import Tree, detached, stacked
 
 
@@ -81,7 +81,7 @@ class _Task:
         self._path.append(start)
         for step in range(inner.steps):
             here = self._path[-1]
-            self._random.append(_generator_state(self._problem))
+            self._random.append(generators(self._problem.task_weights.device))
             point = {name: value.detach().requires_grad_() for name, value in here.items()}
             loss = self._loss(point, 0)
             self.support_losses.append(loss.detach())
@@ -152,7 +152,7 @@ class _Task:
         if not vectors or (inner.first_order and not shared.learned):
             return
         point = {name: value.detach().requires_grad_() for name, value in here.items()}
-        with _replayed(self._problem, self._random[step]):
+        with same_random_numbers(self._problem.task_weights.device, self._random[step]):
             if inner.first_order:
                 loss = self._loss(point, 0)
                 others: list[Tensor] = []
@@ -297,20 +297,3 @@ def _hessian_product(
 
 def _detached(rate: Any) -> Any:
     return rate.detach() if isinstance(rate, Tensor) else rate
-
-
-def _generator_state(problem: Problem) -> Any:
-    device = problem.task_weights.device
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
-
-
-@contextmanager
-def _replayed(problem: Problem, state: Any) -> Generator[None, None, None]:
-    """Draws the numbers drawn at `state` again, and leaves the generator where it was."""
-    device = problem.task_weights.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], device)
-        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.executors.fused.recipe import Recipe
+from fastmeta.executors.fused.lowering import Recipe
 from fastmeta.tasks import Examples
 
 

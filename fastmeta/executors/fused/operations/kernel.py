@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fastmeta.executors import packing, rates
+from fastmeta.executors.fused.lowering import Recipe
 from fastmeta.executors.fused.operations import data
 from fastmeta.executors.fused.operations.layout import Layout, Sizes
 from fastmeta.executors.fused.operations.sweep import table
 from fastmeta.executors.fused.operations.views import View
-from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.executors.triton_device import on_host
 from fastmeta.inner_loop import SHARED, InnerLoop

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastmeta.executors.fused.lowering import Dense
 from fastmeta.executors.fused.operations.layout import Tangent, Trace
 from fastmeta.executors.fused.operations.table import Table
 from fastmeta.executors.fused.operations.views import View
-from fastmeta.executors.fused.recipe import Dense
 
 Tensors = list[View | None]
 """Weight, bias, scale and shift; None what a layer does not have."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastmeta.executors.fused.lowering import Recipe
 from fastmeta.executors.fused.operations.views import Space, View
-from fastmeta.executors.fused.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fastmeta.executors.fused.lowering import Recipe
 from fastmeta.executors.fused.operations.kernel import kernel
-from fastmeta.executors.fused.recipe import Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.executors.triton_device import missing, too_old
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.executors.fused.lowering import Dense
 from fastmeta.executors.fused.operations.views import View
-from fastmeta.executors.fused.recipe import Dense
 
 
 class Table:

@@ -1,0 +1,28 @@
+"""The options of a meta-step, as the caller gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmeta.inner_loop import Adapt, Rates
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Options:
+    """Everything about a meta-step but its model and its data; documented in `maml_step`."""
+
+    inner_lr: Rates = 0.01
+    inner_steps: int = 1
+    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy
+    first_order: bool = False
+    adapt: Adapt = None
+    step_weights: Any = None
+    task_weights: Any = None
+    prox: float = 0.0
+    memory: str = "auto"
+    executor: str = "auto"
