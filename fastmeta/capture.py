@@ -106,10 +106,8 @@ def _declines(planned: Planned) -> str | None:
     device, chosen = planned.problem.task_weights.device, planned.chosen
     if not cuda.takes(device):
         return f"tensors are on {device}"
-    if isinstance(chosen.fused, cuda.CudaKernel):
-        return None
     if chosen.fused:
-        return "a graph would not keep the table of Triton's step alive"
+        return None
     if not isinstance(chosen.layered, layered.Program):
         return f"the fused kernels don't serve: {chosen.not_fused or 'estimated slower'}"
     if chosen.layered.not_triton:

@@ -30,7 +30,7 @@ def missing() -> tuple[str, str | None] | None:
     triton: Any = importlib.import_module("triton")
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
         return f"Triton {triton.__version__} is older than 3.6", "install a newer torch and Triton"
-    interpreted = importlib.import_module("fastmeta.kernels.step").INTERPRETED
+    interpreted = importlib.import_module("fastmeta.kernels.convolutions").INTERPRETED
     if on_host() and interpreted:
         return None
     if on_host():

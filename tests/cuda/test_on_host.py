@@ -18,7 +18,7 @@ from torch import nn
 import fastmeta
 from bench.workloads import WORKLOADS
 from fastmeta.executors.fused import cuda
-from fastmeta.plan import snapshot
+from fastmeta.plan import choosing, snapshot
 
 pytestmark = pytest.mark.skipif(compiling.COMPILER is None, reason="there is no C++ compiler here")
 
@@ -34,9 +34,7 @@ def test_the_oracle_suite_passes() -> None:
     host_cuda.build()
     tests = Path(__file__).parent.parent / "executors"
     of_chains = [
-        str(file)
-        for file in sorted(tests.glob("test_*.py"))
-        if "layered" not in file.name and "triton" not in file.name
+        str(file) for file in sorted(tests.glob("test_*.py")) if "layered" not in file.name
     ]
     # -P: the package under test, not the source tree beside the tests.
     run = subprocess.run(
@@ -120,7 +118,7 @@ def test_without_a_driver_the_next_executor_serves(on_host, monkeypatch) -> None
     monkeypatch.setenv("FASTMETA_CUDA_FAIL", "driver")
     model = mlp(3, 5, 2, activation=nn.Tanh())
     data = [examples(3, n, model, True) for n in (4, 5)]
-    assert fastmeta.maml_step(model, *data).executor == "generic"
+    assert fastmeta.maml_step(model, *data).executor == "layered-torch"
     assert "CUDA driver version is insufficient" in fastmeta.explain(model, *data)
 
 
@@ -192,3 +190,37 @@ def test_several_tasks_a_block_and_every_size_of_it(on_host, monkeypatch) -> Non
     for found in losses:
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def not_built(monkeypatch) -> None:
+    """The host plays a GPU for which no CUDA kernels were built."""
+    monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")
+    monkeypatch.setattr(cuda, "extension", lambda: None)
+
+
+def test_without_the_cuda_kernels_the_layers_rules_serve_perceptrons(not_built) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    words = fastmeta.explain(model, *data)
+    assert "kernel: torch's operators" in words
+    assert "not fused: the CUDA kernels are not there; `python -m fastmeta info` says why" in words
+    out = fastmeta.maml_step(model, *data, inner_lr=0.1, inner_steps=2)
+    assert out.executor == "layered-torch"
+    loop = fastmeta.maml_step(model, *data, inner_lr=0.1, inner_steps=2, executor="generic")
+    leaves = list(model.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(out.loss, leaves), torch.autograd.grad(loop.loss, leaves)
+    )
+
+
+def test_asked_for_the_missing_cuda_kernels_are_named(not_built) -> None:
+    with pytest.raises(ValueError, match="'fused' can't serve: the CUDA kernels are not there"):
+        step(mlp(3, 5, 2, activation=nn.Tanh()))
+
+
+def test_what_the_layers_rules_fail_at_goes_to_the_general_path(not_built, monkeypatch) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    monkeypatch.setattr(choosing.trial, "failure", lambda *_: "it disagrees with autograd")
+    assert fastmeta.maml_step(model, *data).executor == "generic"

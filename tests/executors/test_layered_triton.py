@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import oracle
@@ -220,6 +223,29 @@ def test_without_a_convolution_torch_serves() -> None:
     assert out.executor == "layered-torch"
 
 
-def test_backends_tell_that_it_is_live() -> None:
+def test_backends_tell_that_it_is_live_or_what_is_missing(monkeypatch) -> None:
     assert fastmeta.backends()["layered-triton"].live
     assert on_triton.name() == NAME
+    monkeypatch.delenv("FASTMETA_TRITON_ON_HOST")
+    if torch.version.cuda is None:
+        assert fastmeta.backends()["layered-triton"].detail == "this torch has no CUDA"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    missing = fastmeta.backends()["layered-triton"]
+    assert missing.detail == "Triton is not installed"
+    assert not missing.live
+    assert missing.remedy
+
+
+def test_without_triton_the_package_is_whole(tmp_path) -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, fastmeta\n"
+        "data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in 'sq']\n"
+        "assert fastmeta.maml_step(torch.nn.Linear(3, 2), *data).executor\n"
+        "assert not fastmeta.backends()['layered-triton'].live"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "FASTMETA_TRITON_ON_HOST"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
