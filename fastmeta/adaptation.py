@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fastmeta.arguments import outside_inference, plain_module, plan_step, refuse_cached
-from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.network.stateless import StatelessModel, private
+from fastmeta.options import Adapt, Options, Rates
 from fastmeta.plan import planner
 from fastmeta.task_arguments import check_inputs
 from fastmeta.tasks import Tree, stacked, unstack
@@ -138,19 +138,15 @@ def adapt(
     """
     model = plain_module(model)
     with torch.inference_mode(False), torch.no_grad(), planner.stepping(model) as seen:
-        step = plan_step(
-            model,
-            seen,
-            outside_inference(support),
-            None,
+        options = Options(
             inner_lr=inner_lr,
             inner_steps=inner_steps,
             loss_fn=loss_fn,
             adapt=adapt,
             prox=prox,
             executor=executor,
-            differentiate=False,
         )
+        step = plan_step(model, seen, outside_inference(support), None, options, False)
         outcomes = [planner.compute(planned) for _, planned in step.groups]
         order = [i for indices, _ in step.groups for i in indices]
         places = torch.tensor(order, device="cpu").argsort().to(step.task_weights.device)
@@ -165,5 +161,5 @@ def adapt(
         }
         support_losses = in_order([outcome.support_losses for outcome in outcomes], 1)
     first = step.groups[0][1]
-    batched = first.chosen.choice.form in ("vmap", "fused")
+    batched = first.selected.offer.at_a_time > 1
     return AdaptedTasks(first.problem.model, parameters, support_losses, batched)

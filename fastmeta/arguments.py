@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from fastmeta import mistakes
 from fastmeta.executors import packing
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.network.errors import refuse_unready
+from fastmeta.options import Options
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import Snapshot
@@ -45,51 +45,32 @@ def plan_step(
     seen: Snapshot,
     support: Any,
     query: Any,
-    *,
-    inner_lr: Any,
-    inner_steps: int,
-    loss_fn: Callable[[Any, Any], Tensor],
-    adapt: Any = None,
-    first_order: bool = False,
-    step_weights: Any = None,
-    task_weights: Any = None,
-    prox: float = 0.0,
-    memory: str = "auto",
-    executor: str = "auto",
-    differentiate: bool = True,
+    options: Options,
+    differentiate: bool,
 ) -> PlannedStep:
-    """Checks the arguments of `maml_step` and plans it; without a `query`, the inner loop alone.
+    """Check the arguments of `maml_step` and plan it; without a `query`, the inner loop alone.
 
     **Raises** `TypeError` or `ValueError` naming the argument; nothing is changed then.
     """
-    _check_choices(loss_fn, memory, executor)
+    _check_choices(options)
     refuse_cached(model)
     _refuse_meta(seen)
     if forward_ad._current_level >= 0:
         _check_tangents({"support": support, "query": query, "model": seen.parameters})
-    by_default = mistakes.is_default(loss_fn)
+    by_default = mistakes.is_default(options.loss_fn)
     tasks = _tasks(seen, support, query, by_default)
-    inner = _inner_loop(seen, inner_lr, inner_steps, adapt, step_weights, prox, first_order)
-    weights = _weights(seen, task_weights, tasks.tasks)
+    inner = _inner_loop(seen, options)
+    weights = _weights(seen, options.task_weights, tasks.tasks)
 
     def prepare(indices: list[int], batch: TaskBatch) -> Planned:
         if not isinstance(tasks, TaskBatch):
             for label, examples in zip(("support", "query"), batch.sets(), strict=False):
                 check_model_dtype(examples, label, seen.parameters)
-        whole = len(indices) == tasks.tasks
-        planned = planner.prepare(
-            model,
-            seen,
-            loss_fn,
-            batch,
-            inner,
-            weights.detach() if whole else weights.detach()[indices],
-            differentiate=differentiate,
-            low_memory=memory == "low",
-            executor=executor,
-        )
+        fixed = weights.detach()
+        some = fixed if len(indices) == tasks.tasks else fixed[indices]
+        planned = planner.prepare(model, seen, options, batch, inner, some, differentiate)
         if by_default:
-            mistakes.refuse_one_output(planned.chosen.plan.profile.prediction)
+            mistakes.refuse_one_output(planned.selected.reading.profile.prediction)
         return planned
 
     everyone = list(range(tasks.tasks))
@@ -97,13 +78,14 @@ def plan_step(
         planned = prepare(everyone, tasks)
         if mistakes.may_lack_tasks(tasks):
             look = mistakes.warn_of_missing_tasks
-            seen.known(("no tasks", tasks.signature), lambda: look(model, loss_fn, tasks))
+            seen.known(("no tasks", tasks.signature), lambda: look(model, options.loss_fn, tasks))
         return PlannedStep(tasks, inner, weights, [(everyone, planned)])
     groups = [(indices, prepare(indices, batch)) for indices, batch in tasks.by_size()]
-    if len(groups) > 1 and groups[0][1].chosen.plan.maskable and planner.still_reads(groups[0][1]):
+    first = groups[0][1]
+    if len(groups) > 1 and first.selected.reading.maskable and planner.still_reads(first):
         padded = prepare(everyone, tasks.padded())
         # Only a batched form gains from padding; the loop takes each task at its own size.
-        if padded.chosen.choice.form in ("vmap", "fused", "layered"):
+        if padded.selected.offer.at_a_time > 1:
             groups = [(everyone, padded)]
     return PlannedStep(tasks, inner, weights, groups)
 
@@ -139,24 +121,15 @@ def _checked_tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | Ragg
     return tasks
 
 
-def _inner_loop(
-    seen: Snapshot, inner_lr: Any, inner_steps: Any, adapt: Any, step_weights: Any, *rest: Any
-) -> InnerLoop:
-    def find() -> InnerLoop:
-        prox, first_order = rest
-        return loops.inner_loop(
-            seen.parameters,
-            inner_lr,
-            inner_steps,
-            adapt=adapt,
-            step_weights=step_weights,
-            prox=prox,
-            first_order=first_order,
-        )
-
-    plain = (inner_lr, inner_steps, adapt, step_weights, *rest)
-    kinds = tuple(map(type, plain))
-    return seen.known((kinds, plain), find) if _PLAIN.issuperset(kinds) else find()
+def _inner_loop(seen: Snapshot, options: Options) -> InnerLoop:
+    given = (
+        options.inner_lr, options.inner_steps, options.adapt, options.step_weights, options.prox,
+        options.first_order,
+    )  # fmt: skip
+    kinds = tuple(map(type, given))
+    if not _PLAIN.issuperset(kinds):
+        return loops.inner_loop(seen.parameters, options)
+    return seen.known((kinds, given), lambda: loops.inner_loop(seen.parameters, options))
 
 
 def _weights(seen: Snapshot, weights: Any, tasks: int) -> Tensor:
@@ -224,13 +197,17 @@ def _check_tangents(given: dict[str, Any]) -> None:
                 )
 
 
-def _check_choices(loss_fn: Any, memory: str, executor: str) -> None:
+def _check_choices(options: Options) -> None:
+    loss_fn = options.loss_fn
     if isinstance(loss_fn, type):
         name = loss_fn.__name__
         call = f"nn.{name}()" if getattr(nn, name, None) is loss_fn else f"{name}(...)"
         raise TypeError(f"loss_fn: the class {name}, not an instance of it; write {call}")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn: {a_kind(loss_fn)}; it must be callable")
-    for label, value, known in (("memory", memory, _MEMORY), ("executor", executor, _EXECUTORS)):
+    for label, value, known in (
+        ("memory", options.memory, _MEMORY),
+        ("executor", options.executor, _EXECUTORS),
+    ):
         if value not in known:
             raise ValueError(f"{label}: {value!r}; it must be one of {', '.join(map(repr, known))}")

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.options import Adapt, Options
 from fastmeta.wording import a_kind
-
-Adapt = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
-Rates = float | Tensor | Mapping[str, Any]
 
 SHARED = ""
 """The key of a learning rate that every adapted parameter shares."""
@@ -104,27 +102,21 @@ class InnerLoop:
         )
 
 
-def inner_loop(
-    parameters: Mapping[str, nn.Parameter],
-    inner_lr: Rates,
-    inner_steps: int,
-    *,
-    adapt: Adapt = None,
-    step_weights: Any = None,
-    prox: float = 0.0,
-    first_order: Any = False,
-) -> InnerLoop:
-    """Checks the inner loop's arguments against the model's parameters (name to parameter).
+def inner_loop(parameters: Mapping[str, nn.Parameter], options: Options) -> InnerLoop:
+    """Check the options of the inner loop against the model's parameters (name to parameter).
 
     **Raises** `TypeError` or `ValueError` that names the argument.
     """
-    steps = _steps(inner_steps)
-    adapted = adapted_names(parameters, adapt)
-    rates, per_step = _rates(inner_lr, {name: parameters[name] for name in adapted}, steps)
-    weights, learned = _step_weights(step_weights, steps)
+    steps = _steps(options.inner_steps)
+    adapted = adapted_names(parameters, options.adapt)
+    moving = {name: parameters[name] for name in adapted}
+    rates, per_step = _rates(options.inner_lr, moving, steps)
+    weights, learned = _step_weights(options.step_weights, steps)
+    prox: Any = options.prox
+    first_order: Any = options.first_order
     if isinstance(prox, bool) or not isinstance(prox, Real):
         raise TypeError(f"prox: {a_kind(prox)}; it must be a number")
-    if not 0 <= prox < float("inf"):
+    if not 0 <= float(prox) < float("inf"):
         raise ValueError(f"prox: {prox}; it must not be negative, and finite")
     if not isinstance(first_order, bool):
         raise TypeError(f"first_order: {first_order!r}; it must be True or False")

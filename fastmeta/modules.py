@@ -13,7 +13,8 @@ from fastmeta import adaptation
 from fastmeta.adaptation import AdaptedTasks
 from fastmeta.arguments import plain_module
 from fastmeta.capture import Captured
-from fastmeta.inner_loop import Adapt, Rates, adapted_names, check_rate
+from fastmeta.inner_loop import adapted_names, check_rate
+from fastmeta.options import Adapt, Options, Rates
 from fastmeta.plan import planner
 from fastmeta.steps import MetaStep, take_step
 from fastmeta.wording import a_kind
@@ -92,19 +93,19 @@ class MAML(nn.Module):
         self, support: Any, query: Any, *, task_weights: Any = None, inner_steps: int | None = None
     ) -> MetaStep:
         """`maml_step` on one batch of tasks; `inner_steps` overrides the module's own."""
-        options = {
-            "inner_lr": self.inner_lr,
-            "inner_steps": self.inner_steps if inner_steps is None else inner_steps,
-            "loss_fn": self.loss_fn,
-            "first_order": self.first_order,
-            "adapt": self.adapts,
-            "step_weights": self.step_weights,
-            "task_weights": task_weights,
-            "prox": self.prox,
-            "memory": self.memory,
-            "executor": self.executor,
-        }
-        return take_step(self.model, support, query, self._compute, options)
+        options = Options(
+            inner_lr=self.inner_lr,
+            inner_steps=self.inner_steps if inner_steps is None else inner_steps,
+            loss_fn=self.loss_fn,
+            first_order=self.first_order,
+            adapt=self.adapts,
+            step_weights=self.step_weights,
+            task_weights=task_weights,
+            prox=self.prox,
+            memory=self.memory,
+            executor=self.executor,
+        )
+        return take_step(self.model, support, query, options, self._compute)
 
     def adapt(self, support: Any, *, inner_steps: int | None = None) -> AdaptedTasks:
         """`fastmeta.adapt` with this module's options."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastmeta.inner_loop import Adapt, Rates
+Adapt = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
+Rates = float | Tensor | Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fastmeta.arguments import PlannedStep, outside_inference, plain_module, plan_step
 from fastmeta.executors.problem import Outcome
-from fastmeta.inner_loop import Adapt, Rates
 from fastmeta.network.errors import refuse_second_derivative
+from fastmeta.options import Adapt, Options, Rates
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
 from fastmeta.tasks import TaskBatch, Tree
@@ -105,37 +105,37 @@ def maml_step(
 
     **Source:** Finn, Abbeel and Levine (2017), Model-agnostic meta-learning.
     """
-    options: dict[str, Any] = {
-        "inner_lr": inner_lr,
-        "inner_steps": inner_steps,
-        "loss_fn": loss_fn,
-        "first_order": first_order,
-        "adapt": adapt,
-        "step_weights": step_weights,
-        "task_weights": task_weights,
-        "prox": prox,
-        "memory": memory,
-        "executor": executor,
-    }
-    return take_step(model, support, query, planner.compute, options)
+    options = Options(
+        inner_lr=inner_lr,
+        inner_steps=inner_steps,
+        loss_fn=loss_fn,
+        first_order=first_order,
+        adapt=adapt,
+        step_weights=step_weights,
+        task_weights=task_weights,
+        prox=prox,
+        memory=memory,
+        executor=executor,
+    )
+    return take_step(model, support, query, options)
 
 
 def take_step(
     model: nn.Module,
     support: Any,
     query: Any,
-    compute: Callable[[Planned], Outcome],
-    options: dict[str, Any],
+    options: Options,
+    compute: Callable[[Planned], Outcome] = planner.compute,
 ) -> MetaStep:
     """`maml_step`, of which `compute` makes what was planned."""
     if torch.compiler.is_compiling():
         # A graph break: the inner loop differentiates twice, which no compiled graph can.
         outside: Any = torch.compiler.disable(take_step)
-        return outside(model, support, query, compute, options)
+        return outside(model, support, query, options, compute)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             data = outside_inference(support), outside_inference(query)
-            return take_step(model, *data, compute, options)
+            return take_step(model, *data, options, compute)
     if _in_transform():
         raise RuntimeError(
             "model: stepped inside a transform of torch.func, which sees nothing of a step; call "
@@ -146,7 +146,7 @@ def take_step(
     model = plain_module(model)
     differentiate = torch.is_grad_enabled()
     with planner.stepping(model) as seen:
-        step = plan_step(model, seen, support, query, **options, differentiate=differentiate)
+        step = plan_step(model, seen, support, query, options, differentiate)
         try:
             outcomes = [(indices, compute(planned)) for indices, planned in step.groups]
         except NotImplementedError as error:
@@ -182,7 +182,7 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
             leaves, gradients = zip(*reached, strict=True)
             # A leaf that several groups of tasks reach stands there several times; autograd adds.
             loss = _MetaGradient.apply(loss, gradients, *leaves)
-    executors = sorted({planned.chosen.executor for _, planned in step.groups})
+    executors = sorted({planned.selected.offer.executor for _, planned in step.groups})
     return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(executors))
 
 

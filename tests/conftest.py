@@ -7,15 +7,16 @@ import os
 # Read when Triton is first imported, by whoever that is. 0 leaves its kernels to a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import fused_kernels
 import host_cuda
 import pytest
 import torch
 
 import fastmeta
-from fastmeta.executors.fused import cuda
-from fastmeta.plan import cost, snapshot
+from fastmeta.executors.every import EXECUTORS
+from fastmeta.plan import snapshot
 
-if cuda.on_host():
+if host_cuda.ON_HOST:
     # So much that sizes beyond any device's are tried too.
     os.environ.setdefault("FASTMETA_CUDA_SHARED", str(64 << 20))
     host_cuda.register()
@@ -40,15 +41,28 @@ def _uninitialised_memory_is_nan():
 
 
 @pytest.fixture
-def force_form(monkeypatch):
+def only(monkeypatch):
+    """`only("loop")` leaves that executor alone, and `only("loop", "vmap")` these."""
+
+    def leave(*names: str) -> None:
+        snapshot.clear_cache()
+        left = [executor for executor in EVERY if executor.name in names]
+        assert len(left) == len(names), names
+        monkeypatch.setattr("fastmeta.plan.selection.EXECUTORS", left)
+
+    return leave
+
+
+EVERY = [*EXECUTORS]
+"""As they were before any test took some away."""
+
+
+@pytest.fixture
+def force_form(only, monkeypatch):
     """`force_form("loop")` makes the general path take that form, with chunks of 2 for vmap."""
 
     def force(form: str) -> None:
-        def choose(profile, sizes, unavailable):
-            assert form not in unavailable, unavailable[form]
-            return cost.Choice(form, 2, "forced")
-
-        snapshot.clear_cache()
-        monkeypatch.setattr(cost, "choose", choose)
+        monkeypatch.setattr("fastmeta.executors.generic.cost.chunk_size", lambda *_: 2)
+        only(fused_kernels.FUSED if form == "fused" else form)
 
     return force

@@ -45,6 +45,8 @@ class Offer:
     """How many tasks are computed together."""
     body_flops: int = 0
     """FLOP of one example's forward pass through the layers that run once a task and set."""
+    last_resort: bool = False
+    """Whether it breaks what was asked for (memory), so that any other offer is taken first."""
     timeable: bool = False
     """Whether the estimate leaves open what the time will be, so that measuring pays."""
     may_keep_features: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -14,11 +13,6 @@ OLDEST = (8, 0)
 
 OLDEST_TRITON = (3, 6)
 """The release that the tests compile with."""
-
-
-def on_host() -> bool:
-    """Whether CPU tensors go to Triton's interpreter: for tests."""
-    return os.environ.get("FASTMETA_TRITON_ON_HOST", "") == "1"
 
 
 def missing() -> tuple[str, str | None] | None:
@@ -31,10 +25,6 @@ def missing() -> tuple[str, str | None] | None:
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
         return f"Triton {triton.__version__} is older than 3.6", "install a newer torch and Triton"
     interpreted = importlib.import_module("fastmeta.kernels.convolutions").INTERPRETED
-    if on_host() and interpreted:
-        return None
-    if on_host():
-        return "FASTMETA_TRITON_ON_HOST=1 needs TRITON_INTERPRET=1", "set both or neither"
     if torch.version.hip is not None:
         return "the kernels were never tried on ROCm", None
     if torch.version.cuda is None:
@@ -59,8 +49,6 @@ def state(made_of: str) -> tuple[bool, str, str | None]:
     if nothing_works is not None:
         return False, *nothing_works
     made_of = f"{made_of}; Triton {importlib.import_module('triton').__version__}"
-    if on_host():
-        return True, f"{made_of}, interpreted on the host", None
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     why = [too_old(device) for device in devices]
     if all(why):

@@ -100,7 +100,7 @@ def select(entry: Entry, problem: Problem, asked: str) -> Selected:
 
 def _cheapest(offers: Offers, factors: Mapping[str, float]) -> tuple[Executor, str]:
     """The executor whose offer is the cheapest, by time where that was measured; and why."""
-    best = min(offers, key=lambda executor: offers[executor].seconds)
+    best = min(offers, key=lambda e: (offers[e].last_resort, offers[e].seconds))
     times = {e: factors[e.name] * o.seconds for e, o in offers.items() if e.name in factors}
     if len(times) < 2 or not offers[best].timeable:
         return best, _said("estimated", {e: offer.seconds for e, offer in offers.items()})

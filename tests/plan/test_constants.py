@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.plan import planner
 from fastmeta.network.losses.recognition import recognise
+from fastmeta.plan import planner
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,6 +29,7 @@ class Form(Executor):
     """A form of the general path."""
 
     family = "generic"
+    timeable = True
     differentiates_again = False
     """Whether the reverse pass runs the model once more, also where each step was run once."""
 
@@ -46,7 +48,7 @@ class Form(Executor):
             description=description,
             run=partial(_run, run),
             at_a_time=at_a_time,
-            timeable=not problem.low_memory,
+            timeable=self.timeable,
             may_keep_features=worth_keeping(problem, self.differentiates_again),
             unrecordable="it runs the module itself",
         )
@@ -59,12 +61,9 @@ class Loop(Form):
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
         profile = reading.profile
-        seconds = cost.loop(profile, problem)
-        if problem.low_memory:  # it keeps the graph of all steps: the last resort
-            seconds *= 1e3
-        return self._offer(
-            problem, seconds, cost.task_bytes(profile, problem), "task by task", loop.run
-        )
+        seconds, task_bytes = cost.loop(profile, problem), cost.task_bytes(profile, problem)
+        offer = self._offer(problem, seconds, task_bytes, "task by task", loop.run)
+        return replace(offer, last_resort=problem.low_memory)  # it keeps the graph of all steps
 
 
 class Vmap(Form):
@@ -99,11 +98,10 @@ class Sweep(Form):
     """Task by task, each inner step's graph built and freed on its own."""
 
     name = "sweep"
+    timeable = False  # it is slower than the loop, for memory that may not have been asked for
     differentiates_again = True
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        if not problem.low_memory:
-            raise NotSupported("it is slower than the loop, for memory that was not asked for")
         profile = reading.profile
         return self._offer(
             problem,

@@ -36,22 +36,19 @@ class LayersTorch(NetworkExecutor):
         return self._offer(reading, problem, program.program(problem, recipe))
 
     def _offer(self, reading: Reading, problem: Problem, made: program.Program) -> Offer:
-        seconds = _PRIOR * cost.cheapest(reading.profile, problem)
-        on_cpu = problem.task_weights.device.type == "cpu"
-        if on_cpu and (problem.low_memory or not reading.profile.has_convolution):
-            seconds *= 1e3  # on so little work autograd, or the sweep, is faster
         body = counted(len(made.parts.body), "layer")
         return Offer(
             executor=self.name,
             form="layered",
-            seconds=seconds,
+            seconds=_PRIOR * cost.cheapest(reading.profile, problem),
             workspace_bytes=sum(made.workspaces),
             description=f"{self._computes_by}, {counted(made.chunk, 'task')} at a time, "
             f"{body} run once",
             run=lambda given: program.run(given, made),
             at_a_time=made.chunk,
             body_flops=made.body_flops,
-            timeable=on_cpu,
+            last_resort=problem.low_memory,  # its memory is that of several tasks
+            timeable=True,
             unrecordable=self._unrecordable,
         )
 
