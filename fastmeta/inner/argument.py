@@ -1,0 +1,35 @@
+"""The argument `inner_optimizer`, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastmeta.inner.optimizer import InnerOptimizer
+from fastmeta.inner.sgd import SGD
+from fastmeta.wording import a_kind
+
+
+def inner_optimizer(value: Any) -> InnerOptimizer:
+    """The update rule that an argument stands for; None is plain gradient descent.
+
+    **Raises** `TypeError` for anything that is no instance of `InnerOptimizer`.
+    """
+    if value is None:
+        return SGD()
+    if isinstance(value, InnerOptimizer):
+        return value
+    if isinstance(value, type):
+        instead = f"; write {value.__name__}()" if issubclass(value, InnerOptimizer) else ""
+        raise TypeError(
+            f"inner_optimizer: the class {value.__name__}; it must be an instance of "
+            f"fastmeta.inner.InnerOptimizer{instead}"
+        )
+    instead = ""
+    if isinstance(value, torch.optim.Optimizer):
+        instead = "; those of torch.optim change parameters in place, so that nothing flows back"
+    raise TypeError(
+        f"inner_optimizer: {a_kind(value)}; it must be None, one of fastmeta.inner's, or an "
+        f"instance of your own fastmeta.inner.InnerOptimizer{instead}"
+    )
