@@ -53,7 +53,7 @@ def _dot(one: Tensors, other: Tensors) -> Tensor:
     total: Tensor | None = None
     for name, each in one.items():
         dtype = torch.promote_types(each.dtype, torch.float32)
-        part = (each.to(dtype) * other[name].to(dtype)).flatten(1).sum(1)
+        part = (each.to(dtype) * other[name].to(dtype)).reshape(len(each), -1).sum(1)
         total = part if total is None else total + part
     assert total is not None
     return total

@@ -57,3 +57,8 @@ def norm(label: str, value: Any) -> float | None:
 def is_zero(value: Option) -> bool:
     """Return whether an option is the number 0; a tensor is not, whatever its value."""
     return not isinstance(value, Tensor) and value == 0
+
+
+def as_number(value: Option) -> float:
+    """The value of an option; a GPU is waited for where it is a tensor there."""
+    return value.item() if isinstance(value, Tensor) else value

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmeta.inner.clipping import Clipping
 from fastmeta.inner.kernel_rule import KERNEL_OPTIONS, KernelRule
 from fastmeta.inner.optimizer import InnerOptimizer, Pullback, Rates, Tensors
-from fastmeta.inner.options import Option, is_zero
+from fastmeta.inner.options import Option, as_number, is_zero
 
 State = tuple[Tensor, ...]
 
@@ -161,7 +161,7 @@ class UpdateRule(InnerOptimizer):
         """The rule as plain data; reads the values of tensors among its options."""
         given = {"weight_decay": ("weight_decay", self.weight_decay), **self.kernel_options()}
         options = dict.fromkeys(KERNEL_OPTIONS, 0.0)
-        options |= {option: float(value) for option, (_, value) in given.items()}
+        options |= {option: as_number(value) for option, (_, value) in given.items()}
         options["decoupled"] = float(self.decoupled)
         options["max_grad_norm"] = math.inf if self.max_grad_norm is None else self.max_grad_norm
         names, leaves = {option: leaf for option, (leaf, _) in given.items()}, self.leaves()
