@@ -79,7 +79,11 @@ class _Adam(UpdateRule):
         if "betas[1]" in learned:
             slope = (step + 1) * b2**step / c2
             options["betas[1]"] = (q * (v - g * g)).sum() + slope * (by_root * after.v).sum()
-        return Pulled(d, gamma, (b1 * p, b2 * q), options, still=after.v == 0)
+        return Pulled(d, gamma, (b1 * p, b2 * q), options)
+
+    def squares(self, state: State) -> Tensor:
+        """The second moment."""
+        return state[1]
 
     def kernel_options(self) -> dict[str, tuple[str, Option]]:
         """The betas and both epsilons."""

@@ -55,6 +55,9 @@ class _OneTask(InnerOptimizer):
         of_theta, options = self._rule.pullback_init(_as_tasks(parameters), _as_tasks(cotangent))
         return _alone(of_theta), options
 
+    def still(self, gradients: Tensors, state: Any) -> Tensors:
+        return _alone(self._rule.still(_as_tasks(gradients), _as_tasks(state)))
+
     def leaves(self) -> Tensors:
         return self._rule.leaves()
 

@@ -34,7 +34,7 @@ class Pullback:
     gradients: Tensors
     """Of `g_k`, `gamma`: the vector of the Hessian product; `[T, ...]`."""
     anchored: Tensors
-    """`gamma` of the proximal term: 0 at entries that have not left `theta_0`, else `gamma`."""
+    """`gamma` as the proximal term takes it: 0 where `still`, else `gamma`."""
     rates: Tensors
     """Of the rates asked for by name, in the shape of each rate."""
     options: Tensors
@@ -132,6 +132,15 @@ class InnerOptimizer:
             found = vector_jacobian(state, cotangent, [*theta.values(), *leaves.values()])
         of_theta = dict(zip(theta, found[: len(theta)], strict=True))
         return of_theta, dict(zip(leaves, found[len(theta) :], strict=True))
+
+    def still(self, gradients: Tensors, state: Any) -> Tensors:
+        """Masks by name of entries at which the proximal term has no derivative at this step.
+
+        They have not left `theta_0`, whatever `theta_0` is near where it is: a path that leads
+        through that term cuts it off there, because its two ends cancel, but only to rounding,
+        where a rule divides by an epsilon. Names without such entries are missing.
+        """
+        return {}
 
     def leaves(self) -> Tensors:
         """The tensors of the rule that get meta-gradients, by name."""

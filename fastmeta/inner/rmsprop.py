@@ -94,7 +94,11 @@ class RMSprop(UpdateRule):
             back = (self.alpha * b, *back)
         if "alpha" in learned:
             options["alpha"] = by_alpha.sum()
-        return Pulled(direction, gamma, (self.alpha * q, *back), options, still=means[0] == 0)
+        return Pulled(direction, gamma, (self.alpha * q, *back), options)
+
+    def squares(self, state: State) -> Tensor:
+        """The mean square."""
+        return state[0]
 
     def kernel_options(self) -> dict[str, tuple[str, Option]]:
         """Alpha, epsilon, momentum, and the flag of centering."""

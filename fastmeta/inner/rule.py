@@ -34,8 +34,6 @@ class Pulled:
     """The cotangents of the state before."""
     options: Tensors
     """The gradients of learned options, each 0-d."""
-    still: Tensor | None = None
-    """Where the gradient has been exactly 0 so far; None where the rule does not care."""
 
 
 class UpdateRule(InnerOptimizer):
@@ -74,6 +72,10 @@ class UpdateRule(InnerOptimizer):
     ) -> Pulled:
         """The pullback of `direction`: `delta`, `sigma` are the cotangents of what it returns."""
         raise NotImplementedError
+
+    def squares(self, state: State) -> Tensor | None:
+        """The state that is 0 where all gradients were; None where no step is divided by it."""
+        return None
 
     def kernel_options(self) -> dict[str, tuple[str, Option]]:
         """The rule's own options by their names in kernels: name in `leaves()`, and value."""
@@ -119,7 +121,6 @@ class UpdateRule(InnerOptimizer):
             clipping = Clipping(gradients, self.max_grad_norm)
             gradients = clipping.clipped()
         found = Pullback({}, {}, {}, {}, {}, {})
-        stills: dict[str, Tensor] = {}
         for name, theta in parameters.items():
             lambda_, a = cotangents[0][name], rates[name]
             delta = -a * lambda_
@@ -143,15 +144,22 @@ class UpdateRule(InnerOptimizer):
             found.parameters[name] = lambda_
             found.state[name] = pulled.state
             found.gradients[name] = pulled.gradient
-            if pulled.still is not None and is_zero(decay):
-                stills[name] = pulled.still
-        gammas = found.gradients if clipping is None else clipping.pullback(found.gradients)
-        found.gradients.update(gammas)
-        for name, gamma in gammas.items():
-            found.anchored[name] = gamma
-            if name in stills:
-                found.anchored[name] = torch.where(stills[name], 0.0, gamma)
+        if clipping is not None:
+            found.gradients.update(clipping.pullback(found.gradients))
+        found.anchored.update(found.gradients)
+        for name, still in self.still(gradients, state).items():
+            found.anchored[name] = torch.where(still, 0.0, found.gradients[name])
         return found
+
+    def still(self, gradients: Tensors, state: Any) -> Tensors:
+        """Entries whose gradient has been exactly 0 so far, where a step divides by its root.
+
+        With decay none: where an entry goes then depends on where it starts, also at 0.
+        """
+        if not is_zero(self.weight_decay):
+            return {}
+        pairs = {name: (g, self.squares(state[name])) for name, g in gradients.items()}
+        return {name: (g == 0) & (v == 0) for name, (g, v) in pairs.items() if v is not None}
 
     def pullback_init(self, parameters: Tensors, cotangent: Any) -> tuple[Tensors, Tensors]:
         """Nothing: the first state is 0."""
