@@ -34,7 +34,7 @@ class Pullback:
     gradients: Tensors
     """Of `g_k`, `gamma`: the vector of the Hessian product; `[T, ...]`."""
     anchored: Tensors
-    """`gamma` as the proximal term takes it: 0 where `still`, else `gamma`."""
+    """`gamma` as the proximal term takes it: 0 where `still`, and empty at step 0, (13)."""
     rates: Tensors
     """Of the rates asked for by name, in the shape of each rate."""
     options: Tensors
@@ -115,7 +115,7 @@ class InnerOptimizer:
             parameters=of_theta,
             state=pytree.tree_unflatten(of_state, spec),
             gradients=of_g,
-            anchored=of_g,
+            anchored=of_g if step else {},
             rates={name: next(found) for name in learned_rates},
             options={name: next(found) for name in leaves},
         )

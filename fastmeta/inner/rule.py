@@ -146,9 +146,10 @@ class UpdateRule(InnerOptimizer):
             found.gradients[name] = pulled.gradient
         if clipping is not None:
             found.gradients.update(clipping.pullback(found.gradients))
-        found.anchored.update(found.gradients)
-        for name, still in self.still(gradients, state).items():
-            found.anchored[name] = torch.where(still, 0.0, found.gradients[name])
+        if step:  # (13)
+            found.anchored.update(found.gradients)
+            for name, still in self.still(gradients, state).items():
+                found.anchored[name] = torch.where(still, 0.0, found.gradients[name])
         return found
 
     def still(self, gradients: Tensors, state: Any) -> Tensors:

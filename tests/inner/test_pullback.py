@@ -92,6 +92,9 @@ def test_one_task_is_a_batch_of_one(name):
         close(
             getattr(found, label), pytree.tree_map(lambda x: x[0], getattr(expected, label)), label
         )
+    g, state, _ = given
+    still = one_task(rule).still(*pytree.tree_map(lambda x: x[0], (g, state)))
+    close(still, pytree.tree_map(lambda x: x[0], rule.still(g, state)), "still")
     for label in ("rates", "options"):
         close(getattr(found, label), getattr(expected, label), label)
 
@@ -103,7 +106,9 @@ def test_the_proximal_term_passes_entries_that_have_not_moved(rule):
     state = rule.init(theta)
     sigma = drawn_like(pytree.tree_map(torch.Tensor.clone, state), generator)
     g = drawn(generator, dead=True)
-    found = rule.pullback(g, state, theta, dict.fromkeys(theta, 0.1), 0, (lambda_, sigma))
+    rates = dict.fromkeys(theta, 0.1)
+    assert rule.pullback(g, state, theta, rates, 0, (lambda_, sigma)).anchored == {}
+    found = rule.pullback(g, state, theta, rates, 1, (lambda_, sigma))
     for name in theta:
         still = torch.zeros_like(theta[name], dtype=torch.bool)
         if name in DEAD:
@@ -122,7 +127,8 @@ def test_the_proximal_term_passes_nothing_else(rule):
     state = rule.init(theta)
     g = drawn(generator, dead=True)
     given = (theta, drawn_like(pytree.tree_map(torch.Tensor.clone, state), generator))
-    found = rule.pullback(g, state, theta, dict.fromkeys(theta, 0.1), 0, given)
+    found = rule.pullback(g, state, theta, dict.fromkeys(theta, 0.1), 1, given)
+    assert rule.still(g, state) == {}
     close(found.anchored, found.gradients, "anchored")
 
 

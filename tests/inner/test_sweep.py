@@ -117,9 +117,9 @@ def by_sweep(
         )
         for n, part in zip(NAMES, product, strict=True):
             lambda_[n] = lambda_[n] if part is None else lambda_[n] + part
-            if prox and k:
-                lambda_[n] = lambda_[n] + prox * found.anchored[n]
-                add("anchor", {n: -prox * found.anchored[n]})
+        for n, gamma in found.anchored.items() if prox else ():
+            lambda_[n] = lambda_[n] + prox * gamma
+            add("anchor", {n: -prox * gamma})
     of_theta, of_leaves = rule.pullback_init(anchor, sigma)
     add("option", of_leaves)
     add("anchor", of_theta)
