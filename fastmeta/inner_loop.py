@@ -90,8 +90,12 @@ class InnerLoop:
 
     def rate(self, rates: Mapping[str, Any], name: str, step: int) -> Any:
         """The learning rate of one parameter at one step, out of `rates` (same keys)."""
-        key = SHARED if self.shared else name
+        key = self.key(name)
         return rates[key][step] if key in self.per_step else rates[key]
+
+    def key(self, name: str) -> str:
+        """The key of a parameter's learning rate."""
+        return SHARED if self.shared else name
 
     @cached_property
     def last_step_alone(self) -> bool:
