@@ -58,7 +58,6 @@ def plan_step(
     _refuse_meta(seen)
     if forward_ad._current_level >= 0:
         _check_tangents({"support": support, "query": query, "model": seen.parameters})
-    by_default = mistakes.is_default(options.loss_fn)
     tasks = _tasks(seen, support, query, options)
     inner = _inner_loop(seen, options)
     weights = _weights(seen, options.task_weights, tasks.tasks)
@@ -70,7 +69,7 @@ def plan_step(
         fixed = weights.detach()
         some = fixed if len(indices) == tasks.tasks else fixed[indices]
         planned = planner.prepare(model, seen, options, batch, inner, some, differentiate)
-        if by_default:
+        if any(map(mistakes.is_default, options.losses())):
             mistakes.refuse_one_output(planned.selected.reading.profile.prediction)
         return planned
 
@@ -97,19 +96,19 @@ def _tasks(seen: Snapshot, support: Any, query: Any, options: Options) -> TaskBa
 
     The values of targets are looked at where data of a kind is first seen.
     """
-    by_default = mistakes.is_default(options.loss_fn)
+    by_default = tuple(map(mistakes.is_default, options.losses()))
     batch = None if options.per_step_support else tensor_batch(support, query)
     if batch is None or batch.signature is None:
         tasks = _checked_tasks(seen, support, query, options)
-        if by_default:
+        if any(by_default):
             first = tasks.support.targets if isinstance(tasks, TaskBatch) else tasks.support[0][1]
             kinds = tuple((leaf.dtype, leaf.shape[-1:]) for leaf in pytree.tree_leaves(first))
-            seen.known(("targets", kinds), lambda: mistakes.refuse_regression(tasks))
+            seen.known(("targets", kinds), lambda: mistakes.refuse_regression(tasks, by_default))
         return tasks
 
     def check() -> bool:
         tasks = _checked_tasks(seen, support, query, options)
-        return not by_default or mistakes.refuse_regression(tasks)
+        return mistakes.refuse_regression(tasks, by_default)
 
     autocasts = tuple(map(torch.is_autocast_enabled, seen.devices))
     same = options.query_loss_fn is None

@@ -97,11 +97,15 @@ def prepare(
         packing.watched(),
     )  # fmt: skip
 
+    objectives = [objective(given[0], losses[0])] * 2
+    if options.query_loss_fn is not None:
+        objectives[1] = objective(given[1], losses[1])
+
     def problem(reading: Reading, keeps_features: bool = False) -> Problem:
         return Problem(
             model=StatelessModel(model, reading.profile.written_buffers, seen.slots),
-            objective=objective(given[0], losses[0]),
-            query_objective=objective(given[1], losses[1]),
+            objective=objectives[0],
+            query_objective=objectives[1],
             tasks=tasks,
             inner=inner,
             task_weights=task_weights,

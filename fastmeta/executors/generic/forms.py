@@ -143,7 +143,7 @@ def _in_context(run: Run, problem: Problem, body: Body | None) -> Outcome:
 
 
 def _without_zeros(run: Run, unreached: frozenset[str]) -> Run:
-    """The same with None in place of zeros where autograd gives none: optimizers tell them apart."""
+    """The same with None in place of zeros where autograd gives none: optimizers tell."""
     if not unreached:
         return run
 

@@ -224,20 +224,29 @@ def set_at(problem: Problem, given: tuple[Any, Any, Any], step: int) -> tuple[An
 
 def with_prox(
     problem: Problem,
+    rule: InnerOptimizer,
     gradients: Mapping[str, Tensor | None],
+    state: Any,
     here: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
+    step: int,
 ) -> dict[str, Tensor | None]:
-    """The gradients of one task with those of the proximal term; a constant in first order."""
+    """One task's gradients with those of the proximal term; a constant in first order.
+
+    Where an entry has not left its start the two ends of the term's derivative cancel, and do so
+    exactly only where both are left out: at the first step, and where the rule says so.
+    """
     prox = problem.inner.prox
-    if not prox:
+    if not prox or not step:
         return {**gradients}
-    found: dict[str, Tensor | None] = {}
-    for name, gradient in gradients.items():
-        pull = prox * (here[name] - start[name])
-        pull = pull if problem.second_order else pull.detach()
+    pulls = {name: prox * (here[name] - start[name]) for name in gradients}
+    if not problem.second_order:
+        pulls = {name: pull.detach() for name, pull in pulls.items()}
+    found = {n: pulls[n] if g is None else g + pulls[n] for n, g in gradients.items()}
+    for name, still in rule.still(found, state).items():
+        gradient, pull = gradients[name], torch.where(still, 0.0, pulls[name])
         found[name] = pull if gradient is None else gradient + pull
-    return found
+    return {**found}
 
 
 def stepped(

@@ -174,7 +174,7 @@ class _Task:
             else [None] * len(names)
         )
         gradients = dict(zip(names, found, strict=True))
-        gradients = with_prox(problem, gradients, here, shared.parameters)
+        gradients = with_prox(problem, shared.rule, gradients, state, here, shared.parameters, step)
         rates = problem.inner.rates_at(shared.rates, step)
         there, state = stepped(problem, shared.rule, gradients, state, here, rates, step)
         if not problem.differentiate:

@@ -100,7 +100,9 @@ class _Task:
             loss = self._support_loss(point, step)
             self.support_losses.append(loss.detach())
             found = _gradients(loss, list(point.values()), bool(self._shared.captured))
-            gradients = with_prox(self._problem, dict(zip(point, found, strict=True)), here, start)
+            gradients = with_prox(
+                self._problem, rule, dict(zip(point, found, strict=True)), state, here, start, step
+            )
             with torch.no_grad():
                 there, state = stepped(
                     self._problem, rule, gradients, state, here, inner.rates_at(rates, step), step
@@ -181,10 +183,12 @@ class _Task:
             )
         on_tape = dict(zip(point, found, strict=True))
         gradients = {name: g if g is None else g.detach() for name, g in on_tape.items()}
-        gradients = with_prox(problem, gradients, here, start)
-        zeros = {n: torch.zeros_like(here[n]) for n, g in gradients.items() if g is None}
+        gradients = with_prox(
+            problem, shared.rule, gradients, self._states[step], here, start, step
+        )
+        reached = {n: torch.zeros_like(here[n]) if g is None else g for n, g in gradients.items()}
         pulled = shared.rule.pullback(
-            {name: zeros.get(name, gradients[name]) for name in proxies},
+            {name: reached[name] for name in proxies},
             self._states[step],
             {name: here[name] for name in proxies},
             inner.rates_at({key: _detached(rate) for key, rate in shared.rates.items()}, step),

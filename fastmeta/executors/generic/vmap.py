@@ -103,7 +103,7 @@ def _task_function(
         gradients, loss = grad_and_value(lambda adapted: support_loss({**phi, **adapted}))(here)
         if inner.first_order:
             gradients = _detached(gradients)
-        gradients = with_prox(problem, gradients, here, theta)
+        gradients = with_prox(problem, rule, gradients, state, here, theta, step)
         rates = inner.rates_at(rates, step)
         there, state = stepped(problem, rule, gradients, state, here, rates, step)
         return {**phi, **there}, state, loss
