@@ -49,11 +49,30 @@ struct Loss {
   bool weighted;  // classes have weights, or predictions have a factor of their own
 };
 
+// How the inner loop steps along a gradient. What is no flag is a number of the call.
+enum class RuleKind { sgd, adam, rmsprop };
+struct UpdateRule {
+  RuleKind kind = RuleKind::sgd;
+  bool momentum = false;   // of SGD and RMSprop: whether there is a buffer
+  bool nesterov = false;
+  bool decays = false;     // whether there is weight decay; decoupled: beside the direction
+  bool decoupled = false;
+  bool centered = false;   // RMSprop's
+  bool clips = false;      // whether the gradient is clipped by its norm
+  bool learns[2] = {};     // which of the two options that a rule can learn get a gradient
+};
+// A rule's numbers, in the order in which they are passed. RMSprop's alpha is its second beta.
+enum RuleOption {
+  kMomentum, kDampening, kDecay, kFirstBeta, kSecondBeta, kEps, kEpsRoot, kMaxNorm, kRuleOptions
+};
+constexpr int kMostStates = 3;
+
 struct Options {
   Loss loss;
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
+  UpdateRule rule = {};
   bool dual = false;  // whether the first layer's product is in dual form
   bool reversible = false;  // whether the reverse sweep rebuilds the weights, or finds all K + 1 kept
   int together = 1;   // how many tasks share that form's products with the weight
