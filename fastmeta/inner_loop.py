@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.inner import SGD, InnerOptimizer
 from fastmeta.options import Adapt, Options
 from fastmeta.wording import a_kind
 
@@ -32,6 +33,8 @@ class InnerLoop:
     rates: dict[str, float | Tensor]
     per_step: frozenset[str]
     step_weights: tuple[float, ...]
+    optimizer: InnerOptimizer = field(default_factory=SGD)
+    """The update rule."""
     prox: float = 0.0
     first_order: bool = False
     learned_step_weights: Tensor | None = None
@@ -51,6 +54,7 @@ class InnerLoop:
         return (
             self.steps, self.adapted, tuple(self.rates), shapes, learned, self.per_step,
             self.step_weights, self.prox, self.first_order, self.learned_step_weights is None,
+            self.optimizer.structure, tuple(self.learned_options()),
         )  # fmt: skip
 
     def without(self, names: frozenset[str]) -> InnerLoop:
@@ -66,8 +70,16 @@ class InnerLoop:
             for key, rate in self.rates.items()
             if isinstance(rate, Tensor) and rate.requires_grad
         }
-        reached = learned and any(map(self.counts, range(1, self.steps + 1)))
-        return learned if reached else {}
+        return learned if self._moves_counts else {}
+
+    def learned_options(self) -> dict[str, Tensor]:
+        """The update rule's tensors that ask for a gradient, by name, as `learned_rates`."""
+        return self.optimizer.leaves() if self._moves_counts else {}
+
+    @cached_property
+    def _moves_counts(self) -> bool:
+        """Whether a query loss after some step is differentiated."""
+        return any(map(self.counts, range(1, self.steps + 1)))
 
     def fixed_rates(self) -> dict[str, float | Tensor]:
         """All learning rates, cut off from autograd."""
@@ -85,6 +97,10 @@ class InnerLoop:
     def last_step_alone(self) -> bool:
         """Whether the loss is that after the last step, as it is by default."""
         return self.step_weights[-1] == 1.0 and not any(self.step_weights[:-1])
+
+    def rates_at(self, rates: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """The learning rate of each adapted parameter at one step, out of `rates` (same keys)."""
+        return {name: self.rate(rates, name, step) for name in self.adapted}
 
     def counts(self, step: int) -> bool:
         """Whether the query loss after this many steps is differentiated.
@@ -120,7 +136,21 @@ def inner_loop(parameters: Mapping[str, nn.Parameter], options: Options) -> Inne
         raise ValueError(f"prox: {prox}; it must not be negative, and finite")
     if not isinstance(first_order, bool):
         raise TypeError(f"first_order: {first_order!r}; it must be True or False")
-    return InnerLoop(steps, adapted, rates, per_step, weights, float(prox), first_order, learned)
+    optimizer: Any = options.inner_optimizer
+    if isinstance(optimizer, type):
+        raise TypeError(
+            f"inner_optimizer: the class {optimizer.__name__}, not an instance of it; write "
+            f"{optimizer.__name__}()"
+        )
+    if optimizer is not None and not isinstance(optimizer, InnerOptimizer):
+        raise TypeError(
+            f"inner_optimizer: {a_kind(optimizer)}; it must be one of fastmeta.inner, or derive "
+            "from fastmeta.inner.InnerOptimizer"
+        )
+    optimizer = SGD() if optimizer is None else optimizer
+    return InnerLoop(
+        steps, adapted, rates, per_step, weights, optimizer, float(prox), first_order, learned
+    )
 
 
 def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmeta.inner import InnerOptimizer
+
 Adapt = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
 Rates = float | Tensor | Mapping[str, Any]
 
@@ -19,11 +21,14 @@ class Options:
 
     inner_lr: Rates = 0.01
     inner_steps: int = 1
+    inner_optimizer: InnerOptimizer | None = None
     loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy
+    query_loss_fn: Callable[[Any, Any], Tensor] | None = None
     first_order: bool = False
     adapt: Adapt = None
     step_weights: Any = None
     task_weights: Any = None
     prox: float = 0.0
+    per_step_support: bool = False
     memory: str = "auto"
     executor: str = "auto"

@@ -17,12 +17,13 @@ from fastmeta.tasks import TaskBatch, Tree
 class Problem:
     """One meta-step to compute.
 
-    `objective(prediction, targets, weights)` is the mean loss of one task's examples; `weights`
-    (`[N]` or None) are those of `Examples`. `differentiate` asks for the meta-gradient.
+    `objective(prediction, targets, weights)` is the mean loss of one task's support examples,
+    `query_objective` that of its query examples; `weights` (`[N]` or None) are those of `Examples`. `differentiate` asks for the meta-gradient.
     """
 
     model: StatelessModel
     objective: Callable[[Any, Tree, Tensor | None], Tensor]
+    query_objective: Callable[[Any, Tree, Tensor | None], Tensor]
     tasks: TaskBatch
     inner: InnerLoop
     task_weights: Tensor  # [T], cut off from autograd
@@ -72,7 +73,7 @@ class Problem:
             steps = min(inner.steps, steps)
             weights = ((1.0 if evaluate_all else 0.0),) * steps + (1.0,)
             inner = replace(inner, steps=steps, step_weights=weights, learned_step_weights=None)
-        some = self.tasks.first(tasks)
+        some = self.tasks.first(tasks).of_steps(steps)
         return replace(self, tasks=some, inner=inner, task_weights=self.task_weights[: some.tasks])
 
     def evaluates(self, step: int) -> bool:
