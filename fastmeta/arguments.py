@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fastmeta import inner_loop as loops
 from fastmeta import mistakes
 from fastmeta.executors import packing
+from fastmeta.inner import SGD, Adam, AdamW, RMSprop
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.network.errors import refuse_unready
 from fastmeta.options import Options
@@ -26,7 +27,7 @@ from fastmeta.wording import a_kind
 
 _EXECUTORS = ("auto", "fused", "layered", "generic")
 _MEMORY = ("auto", "low")
-_PLAIN = frozenset((float, int, bool, str, type(None)))
+_PLAIN = frozenset((float, int, bool, str, type(None), SGD, Adam, AdamW, RMSprop))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +58,7 @@ def plan_step(
     _refuse_meta(seen)
     if forward_ad._current_level >= 0:
         _check_tangents({"support": support, "query": query, "model": seen.parameters})
-    by_default = mistakes.is_default(options.loss_fn)
-    tasks = _tasks(seen, support, query, by_default)
+    tasks = _tasks(seen, support, query, options)
     inner = _inner_loop(seen, options)
     weights = _weights(seen, options.task_weights, tasks.tasks)
 
@@ -69,7 +69,7 @@ def plan_step(
         fixed = weights.detach()
         some = fixed if len(indices) == tasks.tasks else fixed[indices]
         planned = planner.prepare(model, seen, options, batch, inner, some, differentiate)
-        if by_default:
+        if any(map(mistakes.is_default, options.losses())):
             mistakes.refuse_one_output(planned.selected.reading.profile.prediction)
         return planned
 
@@ -82,7 +82,8 @@ def plan_step(
         return PlannedStep(tasks, inner, weights, [(everyone, planned)])
     groups = [(indices, prepare(indices, batch)) for indices, batch in tasks.by_size()]
     first = groups[0][1]
-    if len(groups) > 1 and first.selected.reading.maskable and planner.still_reads(first):
+    maskable = not tasks.per_step and first.selected.reading.maskable
+    if len(groups) > 1 and maskable and planner.still_reads(first):
         padded = prepare(everyone, tasks.padded())
         # Only a batched form gains from padding; the loop takes each task at its own size.
         if padded.selected.offer.at_a_time > 1:
@@ -90,31 +91,39 @@ def plan_step(
     return PlannedStep(tasks, inner, weights, groups)
 
 
-def _tasks(seen: Snapshot, support: Any, query: Any, by_default: bool) -> TaskBatch | RaggedTasks:
+def _tasks(seen: Snapshot, support: Any, query: Any, options: Options) -> TaskBatch | RaggedTasks:
     """The data, checked by itself, and where it is one batch against the model and its loss.
 
     The values of targets are looked at where data of a kind is first seen.
     """
-    batch = tensor_batch(support, query)
+    by_default = tuple(map(mistakes.is_default, options.losses()))
+    batch = None if options.per_step_support else tensor_batch(support, query)
     if batch is None or batch.signature is None:
-        tasks = _checked_tasks(seen, support, query)
-        if by_default:
+        tasks = _checked_tasks(seen, support, query, options)
+        if any(by_default):
             first = tasks.support.targets if isinstance(tasks, TaskBatch) else tasks.support[0][1]
             kinds = tuple((leaf.dtype, leaf.shape[-1:]) for leaf in pytree.tree_leaves(first))
-            seen.known(("targets", kinds), lambda: mistakes.refuse_regression(tasks))
+            seen.known(("targets", kinds), lambda: mistakes.refuse_regression(tasks, by_default))
         return tasks
 
     def check() -> bool:
-        tasks = _checked_tasks(seen, support, query)
-        return not by_default or mistakes.refuse_regression(tasks)
+        tasks = _checked_tasks(seen, support, query, options)
+        return mistakes.refuse_regression(tasks, by_default)
 
     autocasts = tuple(map(torch.is_autocast_enabled, seen.devices))
-    seen.known(("data", batch.signature, autocasts, by_default), check)
+    same = options.query_loss_fn is None
+    seen.known(("data", batch.signature, autocasts, by_default, same), check)
     return batch
 
 
-def _checked_tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | RaggedTasks:
-    tasks = support_batch(support) if query is None else task_batch(support, query)
+def _checked_tasks(
+    seen: Snapshot, support: Any, query: Any, options: Options
+) -> TaskBatch | RaggedTasks:
+    steps = options.inner_steps if options.per_step_support else None
+    if query is None:
+        tasks = support_batch(support, steps)
+    else:
+        tasks = task_batch(support, query, steps, same_targets=options.query_loss_fn is None)
     if isinstance(tasks, TaskBatch):
         # Support and query were found to agree.
         check_model_dtype(tasks.support, "support", seen.parameters)
@@ -124,7 +133,7 @@ def _checked_tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | Ragg
 def _inner_loop(seen: Snapshot, options: Options) -> InnerLoop:
     given = (
         options.inner_lr, options.inner_steps, options.adapt, options.step_weights, options.prox,
-        options.first_order,
+        options.first_order, options.inner_optimizer,
     )  # fmt: skip
     kinds = tuple(map(type, given))
     if not _PLAIN.issuperset(kinds):
@@ -198,13 +207,16 @@ def _check_tangents(given: dict[str, Any]) -> None:
 
 
 def _check_choices(options: Options) -> None:
-    loss_fn = options.loss_fn
-    if isinstance(loss_fn, type):
-        name = loss_fn.__name__
-        call = f"nn.{name}()" if getattr(nn, name, None) is loss_fn else f"{name}(...)"
-        raise TypeError(f"loss_fn: the class {name}, not an instance of it; write {call}")
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn: {a_kind(loss_fn)}; it must be callable")
+    for label, loss_fn in zip(("loss_fn", "query_loss_fn"), options.losses(), strict=True):
+        if isinstance(loss_fn, type):
+            name = loss_fn.__name__
+            call = f"nn.{name}()" if getattr(nn, name, None) is loss_fn else f"{name}(...)"
+            raise TypeError(f"{label}: the class {name}, not an instance of it; write {call}")
+        if not callable(loss_fn):
+            raise TypeError(f"{label}: {a_kind(loss_fn)}; it must be callable")
+    given: Any = options.per_step_support
+    if not isinstance(given, bool):
+        raise TypeError(f"per_step_support: {given!r}; it must be True or False")
     for label, value, known in (
         ("memory", options.memory, _MEMORY),
         ("executor", options.executor, _EXECUTORS),

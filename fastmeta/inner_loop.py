@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.inner import SGD, InnerOptimizer
+from fastmeta.inner.argument import inner_optimizer
 from fastmeta.options import Adapt, Options
 from fastmeta.wording import a_kind
 
@@ -90,8 +91,12 @@ class InnerLoop:
 
     def rate(self, rates: Mapping[str, Any], name: str, step: int) -> Any:
         """The learning rate of one parameter at one step, out of `rates` (same keys)."""
-        key = SHARED if self.shared else name
+        key = self.key(name)
         return rates[key][step] if key in self.per_step else rates[key]
+
+    def key(self, name: str) -> str:
+        """The key of a parameter's learning rate."""
+        return SHARED if self.shared else name
 
     @cached_property
     def last_step_alone(self) -> bool:
@@ -136,18 +141,7 @@ def inner_loop(parameters: Mapping[str, nn.Parameter], options: Options) -> Inne
         raise ValueError(f"prox: {prox}; it must not be negative, and finite")
     if not isinstance(first_order, bool):
         raise TypeError(f"first_order: {first_order!r}; it must be True or False")
-    optimizer: Any = options.inner_optimizer
-    if isinstance(optimizer, type):
-        raise TypeError(
-            f"inner_optimizer: the class {optimizer.__name__}, not an instance of it; write "
-            f"{optimizer.__name__}()"
-        )
-    if optimizer is not None and not isinstance(optimizer, InnerOptimizer):
-        raise TypeError(
-            f"inner_optimizer: {a_kind(optimizer)}; it must be one of fastmeta.inner, or derive "
-            "from fastmeta.inner.InnerOptimizer"
-        )
-    optimizer = SGD() if optimizer is None else optimizer
+    optimizer = inner_optimizer(options.inner_optimizer)
     return InnerLoop(
         steps, adapted, rates, per_step, weights, optimizer, float(prox), first_order, learned
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastmeta.inner import InnerOptimizer
 
 Adapt = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
+Loss = Callable[[Any, Any], Tensor]
 Rates = float | Tensor | Mapping[str, Any]
 
 
@@ -22,8 +23,8 @@ class Options:
     inner_lr: Rates = 0.01
     inner_steps: int = 1
     inner_optimizer: InnerOptimizer | None = None
-    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy
-    query_loss_fn: Callable[[Any, Any], Tensor] | None = None
+    loss_fn: Loss = F.cross_entropy
+    query_loss_fn: Loss | None = None
     first_order: bool = False
     adapt: Adapt = None
     step_weights: Any = None
@@ -32,3 +33,7 @@ class Options:
     per_step_support: bool = False
     memory: str = "auto"
     executor: str = "auto"
+
+    def losses(self) -> tuple[Loss, Loss]:
+        """Those of the support and the query sets."""
+        return self.loss_fn, self.query_loss_fn or self.loss_fn

@@ -100,15 +100,16 @@ class NetworkExecutor(Executor):
         return replace(offer, run=lambda given: given.completed(run(given.of_read)))
 
 
-def layers_and_loss(reading: Reading) -> tuple[Network, Loss]:
-    """The model as layers and a standard loss; **raises** `NotSupported` where it is not such."""
+def layers_and_losses(reading: Reading) -> tuple[Network, Loss, Loss]:
+    """The model as layers, and its standard losses; **raises** `NotSupported` for anything else."""
     if reading.network is None:
         raise NotSupported(f"the model could not be read into layers: {reading.unreadable}")
-    if reading.loss is None:
+    if reading.loss is None or reading.query_loss is None:
+        which = "loss" if reading.loss is None else "query loss"
         raise NotSupported(
-            "the loss is none of torch's standard ones: pass one of them, or a function that does "
-            "nothing but call one"
+            f"the {which} is none of torch's standard ones: pass one of them, or a function that "
+            "does nothing but call one"
         )
     if reading.unseen:
         raise NotSupported(reading.unseen)
-    return reading.network, reading.loss
+    return reading.network, reading.loss, reading.query_loss

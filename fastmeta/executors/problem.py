@@ -18,7 +18,8 @@ class Problem:
     """One meta-step to compute.
 
     `objective(prediction, targets, weights)` is the mean loss of one task's support examples,
-    `query_objective` that of its query examples; `weights` (`[N]` or None) are those of `Examples`. `differentiate` asks for the meta-gradient.
+    `query_objective` that of its query examples; `weights` (`[N]` or None) are those of `Examples`.
+    `differentiate` asks for the meta-gradient.
     """
 
     model: StatelessModel

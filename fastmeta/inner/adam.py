@@ -81,9 +81,9 @@ class _Adam(UpdateRule):
             options["betas[1]"] = (q * (v - g * g)).sum() + slope * (by_root * after.v).sum()
         return Pulled(d, gamma, (b1 * p, b2 * q), options)
 
-    def squares(self, state: State) -> Tensor:
+    def squares(self, state: State) -> tuple[Tensor, Option]:
         """The second moment."""
-        return state[1]
+        return state[1], self.betas[1]
 
     def kernel_options(self) -> dict[str, tuple[str, Option]]:
         """The betas and both epsilons."""

@@ -25,7 +25,7 @@ Rates = Mapping[str, "float | Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class Pullback:
-    """The cotangents that one update passes back."""
+    """The cotangents that one update passes back; tensors may be shared, so read them only."""
 
     parameters: Tensors
     """Of `theta_k` by the update itself, `lambda'`; `[T, ...]`."""
@@ -38,7 +38,7 @@ class Pullback:
     rates: Tensors
     """Of the rates asked for by name, in the shape of each rate."""
     options: Tensors
-    """Of `leaves()`, by their names."""
+    """Of `leaves()`, by their names; 0 for those that are missing."""
 
 
 class InnerOptimizer:

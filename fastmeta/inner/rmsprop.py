@@ -96,9 +96,9 @@ class RMSprop(UpdateRule):
             options["alpha"] = by_alpha.sum()
         return Pulled(direction, gamma, (self.alpha * q, *back), options)
 
-    def squares(self, state: State) -> Tensor:
+    def squares(self, state: State) -> tuple[Tensor, Option]:
         """The mean square."""
-        return state[0]
+        return state[0], self.alpha
 
     def kernel_options(self) -> dict[str, tuple[str, Option]]:
         """Alpha, epsilon, momentum, and the flag of centering."""

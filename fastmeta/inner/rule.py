@@ -73,8 +73,8 @@ class UpdateRule(InnerOptimizer):
         """The pullback of `direction`: `delta`, `sigma` are the cotangents of what it returns."""
         raise NotImplementedError
 
-    def squares(self, state: State) -> Tensor | None:
-        """The state that is 0 where all gradients were; None where no step is divided by it."""
+    def squares(self, state: State) -> tuple[Tensor, Option] | None:
+        """The mean square of the gradients so far and its decay; None where nothing needs one."""
         return None
 
     def kernel_options(self) -> dict[str, tuple[str, Option]]:
@@ -116,15 +116,15 @@ class UpdateRule(InnerOptimizer):
     ) -> Pullback:
         """Pass cotangents back through an update, in closed form."""
         decay, learned = self.weight_decay, self.leaves()
-        clipping = None
+        clipping, clipped = None, gradients
         if self.max_grad_norm is not None:
             clipping = Clipping(gradients, self.max_grad_norm)
-            gradients = clipping.clipped()
+            clipped = clipping.clipped()
         found = Pullback({}, {}, {}, {}, {}, {})
         for name, theta in parameters.items():
             lambda_, a = cotangents[0][name], rates[name]
             delta = -a * lambda_
-            g = self._seen(gradients[name], theta)
+            g = self._seen(clipped[name], theta)
             pulled = self.pull(g, state[name], step, delta, cotangents[1][name], learned)
             along, through = pulled.direction, pulled.gradient
             if not is_zero(decay):
@@ -159,8 +159,13 @@ class UpdateRule(InnerOptimizer):
         """
         if not is_zero(self.weight_decay):
             return {}
-        pairs = {name: (g, self.squares(state[name])) for name, g in gradients.items()}
-        return {name: (g == 0) & (v == 0) for name, (g, v) in pairs.items() if v is not None}
+        found: Tensors = {}
+        for name, g in gradients.items():
+            squares = self.squares(state[name])
+            if squares is not None:
+                v, kept = squares
+                found[name] = (g == 0) & (v == 0) & (kept != 0)  # with 0 it forgets the past
+        return found
 
     def pullback_init(self, parameters: Tensors, cotangent: Any) -> tuple[Tensors, Tensors]:
         """Nothing: the first state is 0."""

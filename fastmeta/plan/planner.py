@@ -24,7 +24,7 @@ from fastmeta.network.losses.recognition import identity, recognise
 from fastmeta.network.losses.standard import objective
 from fastmeta.network.profile import profile
 from fastmeta.network.random_state import same_random_numbers
-from fastmeta.network.reading import Reading
+from fastmeta.network.reading import Losses, Reading
 from fastmeta.network.stateless import StatelessModel, swapping
 from fastmeta.options import Options
 from fastmeta.plan.cliff import warn_of_cliff
@@ -87,20 +87,25 @@ def prepare(
     **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions, and
     where the executor that was asked for can't serve.
     """
-    loss_fn, executor = options.loss_fn, options.executor
-    loss = recognise(loss_fn)
+    executor, given = options.executor, options.losses()
+    losses = recognise(given[0]), recognise(given[1])
     device = task_weights.device.type
     asked = (
-        (loss.structure if loss else identity(loss_fn), seen.signs()),
+        tuple(map(_structure, losses, given)), seen.signs(),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         task_weights.dtype, inner.signature, differentiate, options.memory, executor,
         packing.watched(),
     )  # fmt: skip
 
+    objectives = [objective(given[0], losses[0])] * 2
+    if options.query_loss_fn is not None:
+        objectives[1] = objective(given[1], losses[1])
+
     def problem(reading: Reading, keeps_features: bool = False) -> Problem:
         return Problem(
             model=StatelessModel(model, reading.profile.written_buffers, seen.slots),
-            objective=objective(loss_fn, loss),
+            objective=objectives[0],
+            query_objective=objectives[1],
             tasks=tasks,
             inner=inner,
             task_weights=task_weights,
@@ -117,11 +122,11 @@ def prepare(
     def find() -> _Latest:
         entry = seen.known(
             _fingerprint(tasks, inner, asked),
-            lambda: Entry(_read(model, seen, loss_fn, loss, tasks)),
+            lambda: Entry(_read(model, seen, given[0], losses, tasks)),
         )
-        if not entry.reading.is_at(loss, seen.constants):
-            entry.reading = entry.reading.at(loss, seen.constants)
-        _check_targets(loss, tasks, entry.reading.profile.prediction)
+        if not entry.reading.is_at(losses, seen.constants):
+            entry.reading = entry.reading.at(losses, seen.constants)
+        _check_targets(losses, tasks, entry.reading.profile.prediction)
         selected = select(entry, problem(entry.reading), executor)
         if executor == "auto" and options.memory != "low":
             warn_of_cliff(model, selected)
@@ -132,11 +137,11 @@ def prepare(
     signature = tasks.signature
     latest = find() if signature is None else seen.known((signature, count, asked), find)
     selected = latest.selected
-    if not selected.reading.is_at(loss, seen.constants):
-        reading = selected.reading.at(loss, seen.constants)
+    if not selected.reading.is_at(losses, seen.constants):
+        reading = selected.reading.at(losses, seen.constants)
         latest.selected = selected = _at(selected, reading, problem(reading))
     if not selected.offer.checks_labels:
-        _check_targets(loss, tasks, selected.reading.profile.prediction)
+        _check_targets(losses, tasks, selected.reading.profile.prediction)
     return Planned(problem(selected.reading, selected.features == ""), selected)
 
 
@@ -147,14 +152,14 @@ def _at(selected: Selected, reading: Reading, problem: Problem) -> Selected:
     return replace(selected, reading=reading, offer=offer)
 
 
-def _check_targets(
-    loss: standard.Loss | None, tasks: TaskBatch, prediction: tuple[int, ...] | None
-) -> None:
-    if loss is None or prediction is None:
-        return
-    loss.check("support_y", tasks.support.targets, prediction)
-    if tasks.query is not None:
-        loss.check("query_y", tasks.query.targets, prediction)
+def _check_targets(losses: Losses, tasks: TaskBatch, prediction: tuple[int, ...] | None) -> None:
+    labels = ("support_y", "query_y")
+    for label, loss, examples in zip(labels, losses, tasks.given(), strict=False):
+        if loss is not None and prediction is not None:
+            targets = examples.targets
+            if examples is tasks.per_step and isinstance(targets, Tensor):
+                targets = targets.flatten(0, 1)
+            loss.check(label, targets, prediction)
 
 
 def compute(planned: Planned) -> Outcome:
@@ -163,7 +168,8 @@ def compute(planned: Planned) -> Outcome:
     try:
         return planned.selected.offer.run(problem)
     except WrongLabel:
-        _check_targets(reading.loss, problem.tasks, reading.profile.prediction)  # says which
+        losses = reading.loss, reading.query_loss
+        _check_targets(losses, problem.tasks, reading.profile.prediction)  # says which
         raise
     except FormUnavailable:
         pass
@@ -192,9 +198,13 @@ def still_reads(planned: Planned) -> bool:
     return True
 
 
+def _structure(loss: standard.Loss | None, loss_fn: Callable[..., Any]) -> Hashable:
+    return loss.structure if loss else identity(loss_fn)
+
+
 def _fingerprint(tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]) -> Hashable:
     """All that a reading depends on, beside the model."""
-    loss, autocast, _, _, differentiate, *_ = asked
+    losses, signs, autocast, _, _, differentiate, *_ = asked
     data = tuple(
         (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
         for examples in tasks.sets()
@@ -202,20 +212,20 @@ def _fingerprint(tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]) -> 
     )
     masked = tasks.support.weights is not None
     return (
-        data, loss, autocast, masked, inner.adapted, inner.first_order, differentiate,
+        data, losses, signs, autocast, masked, inner.adapted, inner.first_order, differentiate,
     )  # fmt: skip
 
 
 def _read(
-    model: nn.Module, seen: Snapshot, loss_fn: Callable[..., Any], loss: standard.Loss | None,
+    model: nn.Module, seen: Snapshot, loss_fn: Callable[..., Any], losses: Losses,
     tasks: TaskBatch,
 ) -> Reading:  # fmt: skip
     _warn_of_unwritten_statistics(model)
     measured = profile(
         model,
-        objective(loss_fn, loss),
+        objective(loss_fn, losses[0]),
         tasks,
-        check=lambda prediction: _check_targets(loss, tasks, prediction),
+        check=lambda prediction: _check_targets(losses, tasks, prediction),
     )
     network: Network | None = None
     why = ""
@@ -233,7 +243,8 @@ def _read(
     return Reading(
         profile=measured,
         network=network,
-        loss=loss,
+        loss=losses[0],
+        query_loss=losses[1],
         constants=dict(seen.constants),
         example=tuple(example.shape[1:]) if isinstance(example, Tensor) else (),
         sizes=sizes,

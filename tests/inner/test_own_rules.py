@@ -120,6 +120,7 @@ def test_a_state_may_hold_integers_and_any_order_of_names():
     rates = dict.fromkeys(theta, 0.1)
     _, after = rule.update(g, state, theta, rates, 0)
     found = rule.pullback(g, state, theta, rates, 0, (lambda_, no_cotangent(after)))
+    assert found.anchored == {}  # at step 0
     torch.testing.assert_close(found.parameters, lambda_)
     torch.testing.assert_close(found.gradients, {n: -0.1 * each for n, each in lambda_.items()})
     expected = {n: -0.05 * each for n, each in lambda_.items()}

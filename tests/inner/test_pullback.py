@@ -132,6 +132,19 @@ def test_the_proximal_term_passes_nothing_else(rule):
     close(found.anchored, found.gradients, "anchored")
 
 
+@pytest.mark.parametrize(
+    "rule", [Adam((0.0, 0.9)), Adam((0.9, 0.0)), RMSprop(0.0), RMSprop(torch.tensor(0.0))]
+)
+def test_entries_that_once_moved_are_not_still(rule):
+    generator = torch.Generator().manual_seed(6)
+    theta, a = drawn(generator), dict.fromkeys(SHAPES, 0.1)
+    state = rule.init(theta)
+    none = {n: torch.zeros_like(p) for n, p in theta.items()}
+    for k, g in enumerate((drawn(generator), none)):
+        theta, state = rule.update(g, state, theta, a, k)
+    assert not any(mask.any() for mask in rule.still(none, state).values())
+
+
 def test_norms_beyond_the_range_clip_to_nothing():
     theta = {"w": torch.ones(1, 2)}
     g = {"w": torch.tensor([[1e30, 1.0]])}

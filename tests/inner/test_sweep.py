@@ -180,7 +180,7 @@ def test_a_sweep_of_pullbacks_is_autograd_through_the_loop(name, prox, order):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["adam", "adam-no-decay-of-moments", "rmsprop-centered"])
+@pytest.mark.parametrize("name", ["adam", "learned-adam-second", "rmsprop-centered"])
 def test_entries_that_never_move_get_exactly_what_they_are_worth(name):
     anchor, rates = start(), {n: learned(0.05) for n in NAMES}
     of_w, of_b, *_ = by_sweep(ALL[name](), anchor, rates, PROX, first_order=False)

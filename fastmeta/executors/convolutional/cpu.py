@@ -33,6 +33,7 @@ class ConvolutionalCpu(NetworkExecutor):
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
         layers = lower(reading)
         network = blocks(layers.nodes, layers.output, layers.loss, reading.example, reading.sizes)
+        packing.check_plain(problem)
         support.check(problem, layers)
         tasks = problem.tasks
         if extension() is None:

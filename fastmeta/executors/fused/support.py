@@ -14,6 +14,7 @@ from fastmeta.executors.problem import Problem
 
 def check(problem: Problem, recipe: Recipe) -> None:
     """**Raises** `NotSupported` for a problem that no kernel for the network can compute."""
+    packing.check_plain(problem)
     device = problem.task_weights.device
     dtype = packing.check(problem, [name for name in recipe.names() if name])
     packing.check_buffers(problem, recipe.norms(), dtype)

@@ -35,7 +35,7 @@ class NotKept(RuntimeError):
 def worth_keeping(problem: Problem, differentiates_again: bool) -> bool:
     """Return whether some parameter does not adapt, and that a set is seen more than once."""
     inner = problem.inner
-    if len(inner.adapted) == len(problem.model.all_parameters()):
+    if len(inner.adapted) == len(problem.model.all_parameters()) or problem.tasks.per_step:
         return False
     if differentiates_again and problem.differentiate and inner.steps:
         return True

@@ -78,12 +78,7 @@ class Vmap(Form):
         if tasks == 1:
             raise NotSupported("there is one task, so nothing to map over")
         chunk = cost.chunk_size(profile, problem)
-
-        def run(given: Problem, body: Body | None) -> Outcome:
-            outcome = vmap.run(given, chunk, body)
-            outcome.gradients = _without_zeros(given, outcome.gradients, profile.unreached)
-            return outcome
-
+        run = _without_zeros(lambda given, body: vmap.run(given, chunk, body), profile.unreached)
         return self._offer(
             problem,
             cost.vmap(profile, problem) / 0.9,  # where they are close the loop needs less memory
@@ -109,7 +104,7 @@ class Sweep(Form):
             profile.bytes_written * 4 * problem.tasks.support.count
             + profile.parameter_bytes * (problem.inner.steps + 2),
             "task by task, memory flat in K",
-            sweep.run,
+            _without_zeros(sweep.run, profile.unreached),
         )
 
 
@@ -147,15 +142,22 @@ def _in_context(run: Run, problem: Problem, body: Body | None) -> Outcome:
         return run(problem, body)
 
 
-def _without_zeros(
-    problem: Problem, gradients: list[tuple[Tensor, Tensor | None]], unreached: frozenset[str]
-) -> list[tuple[Tensor, Tensor | None]]:
-    """None in place of the zeros of functorch, where autograd gives none: optimizers tell."""
+def _without_zeros(run: Run, unreached: frozenset[str]) -> Run:
+    """The same with None in place of zeros where autograd gives none: optimizers tell."""
     if not unreached:
-        return gradients
-    names = {id(p): name for name, p in problem.model.parameters().items()}
+        return run
 
-    def is_none(leaf: Tensor, gradient: Tensor | None) -> bool:
-        return names.get(id(leaf)) in unreached and not (gradient is not None and gradient.any())
+    def run_without(problem: Problem, body: Body | None) -> Outcome:
+        outcome = run(problem, body)
+        names = {id(p): name for name, p in problem.model.parameters().items()}
 
-    return [(leaf, None if is_none(leaf, g) else g) for leaf, g in gradients]
+        def is_none(leaf: Tensor, gradient: Tensor | None) -> bool:
+            return names.get(id(leaf)) in unreached and (gradient is None or not gradient.any())
+
+        outcome.gradients = [
+            (leaf, None if is_none(leaf, gradient) else gradient)
+            for leaf, gradient in outcome.gradients
+        ]
+        return outcome
+
+    return run_without

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fastmeta.executors.base import NotSupported, layers_and_loss
+from fastmeta.executors.base import NotSupported, layers_and_losses
 from fastmeta.network.graph import Node
 from fastmeta.network.layers import Add
 from fastmeta.network.losses.standard import Loss
@@ -17,11 +17,12 @@ INPUT = -1
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """The nodes that the prediction depends on, and the loss."""
+    """The nodes that the prediction depends on, and the losses of support and query sets."""
 
     nodes: tuple[Node, ...]
     output: int
     loss: Loss
+    query_loss: Loss
 
     def names(self) -> tuple[str, ...]:
         """The parameters that its layers read, each once."""
@@ -48,7 +49,7 @@ class Parts:
 
 def lower(reading: Reading) -> Recipe:
     """The network for this executor; **raises** `NotSupported`."""
-    network, loss = layers_and_loss(reading)
+    network, loss, query_loss = layers_and_losses(reading)
     if network.output == INPUT:
         raise NotSupported("the model has no layers")
     shapes = {INPUT: reading.example, **{i: node.shape for i, node in enumerate(network.nodes)}}
@@ -64,7 +65,7 @@ def lower(reading: Reading) -> Recipe:
     nodes = tuple(_moved(network.nodes[i], place) for i in kept)
     if not any(node.layer.parameters() for node in nodes):
         raise NotSupported("no layer has a parameter")
-    return Recipe(nodes, place[network.output], loss)
+    return Recipe(nodes, place[network.output], loss, query_loss)
 
 
 def divide(recipe: Recipe, adapted: Iterable[str], trainable: Iterable[str]) -> Parts:

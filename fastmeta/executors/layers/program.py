@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastmeta.executors.addresses import in_memory
+from fastmeta.executors.layers import many
 from fastmeta.executors.layers.lowering import Parts, Recipe, divide
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.layers.sweep import Parameters, Result, Sweep
@@ -71,12 +73,12 @@ def run(problem: Problem, program: Program) -> Outcome:
     """Computes the step, some tasks at a time; an offer was made for its sizes."""
     inner, tasks, module = problem.inner, problem.tasks, problem.model.module
     named = {**problem.model.all_parameters(), **dict(module.named_buffers())}
-    support, query = tasks.support, tasks.query
     if program.gives_addresses:
         named = {name: in_memory(tensor, name) for name, tensor in named.items()}
-        support, query = _in_memory(support, "support_x"), query and _in_memory(query, "query_x")
+        tasks = tasks.mapped(_in_memory)
     tensors = {name: tensor.detach().unsqueeze(0) for name, tensor in named.items()}
     rates = RateGradients(inner)
+    options: Parameters = {}
     results: list[Result] = []
     totals: Parameters = {}
     with torch.no_grad():
@@ -86,11 +88,15 @@ def run(problem: Problem, program: Program) -> Outcome:
             sweep = Sweep(
                 problem, program.recipe, program.parts, program.keeps_steps, tensors, weights, rates
             )
-            result = sweep.run(_cut(support, some), query and _cut(query, some))
-            for name, part in result.gradients.items():
-                totals[name] = totals[name] + part if name in totals else part
+            result = sweep.run(tasks.mapped(partial(_cut, some=some)))
+            many.add(totals, result.gradients, 1.0)
+            many.add(options, result.options, 1.0)
             results.append(result)
-        return _outcome(problem, results, totals, rates)
+        outcome = _outcome(problem, results, totals, rates)
+        if problem.differentiate:
+            learned = inner.learned_options()
+            outcome.gradients += [(leaf, options.get(name)) for name, leaf in learned.items()]
+        return outcome
 
 
 def _outcome(
@@ -124,8 +130,8 @@ def _each(parameter: Tensor, result: Result) -> Tensor:
     return parameter.expand(len(result.step_losses[0]), *parameter.shape[1:])
 
 
-def _in_memory(examples: Examples, name: str) -> Examples:
-    return replace(examples, inputs=in_memory(examples.inputs, name))
+def _in_memory(examples: Examples) -> Examples:
+    return replace(examples, inputs=in_memory(examples.inputs, "x"))
 
 
 def _cut(examples: Examples, some: slice) -> Examples:

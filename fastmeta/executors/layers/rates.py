@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.inner_loop import SHARED, InnerLoop
+from fastmeta.inner_loop import InnerLoop
 
 
 class RateGradients:
@@ -15,18 +15,16 @@ class RateGradients:
         self._inner = inner
         self._totals = {key: torch.zeros_like(r) for key, r in inner.learned_rates().items()}
 
-    def add(self, name: str, step: int, product: Tensor) -> None:
-        """Adds a parameter's part of `dL/da_k`, `[T, ...]`, a number for each element."""  # (3)
-        key = SHARED if self._inner.shared else name
-        if key not in self._totals:
-            return
+    def add(self, name: str, step: int, gradient: Tensor) -> None:
+        """Add a parameter's part of `dL/da_k`, in the shape of that step's rate."""  # (3)
+        key = self._inner.key(name)
         total = self._totals[key]
         part = total[step] if key in self._inner.per_step else total
-        part += product.sum(0).sum_to_size(part.shape) if part.dim() else product.sum()
+        part += gradient
 
-    def wanted(self, name: str) -> bool:
-        """Whether this parameter's rate asks for a gradient."""
-        return (SHARED if self._inner.shared else name) in self._totals
+    def learned(self) -> list[str]:
+        """The adapted parameters whose rates ask for a gradient."""
+        return [name for name in self._inner.adapted if self._inner.key(name) in self._totals]
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Every learned rate with its gradient."""

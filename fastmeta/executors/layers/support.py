@@ -20,7 +20,7 @@ def check(problem: Problem, recipe: Recipe) -> None:
     packing.check_buffers(problem, norms, dtype)
     if any(norm.batch_statistics for norm in norms) and problem.tasks.support.weights is not None:
         raise NotSupported("examples are padded, and batch norm would count them")
-    for weight in recipe.loss.options.values():
+    for weight in (*recipe.loss.options.values(), *recipe.query_loss.options.values()):
         if isinstance(weight, Tensor) and (weight.dtype != dtype or weight.device != device):
             raise NotSupported(
                 f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"

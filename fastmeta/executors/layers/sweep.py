@@ -18,9 +18,11 @@ from fastmeta.executors.layers.many import Parameters
 from fastmeta.executors.layers.passes import Ask, Found, Pass, Values
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.problem import Problem
+from fastmeta.inner.optimizer import no_cotangent
 from fastmeta.network.layers import Batch
 from fastmeta.network.losses.rules import PreparedLoss, prepare
-from fastmeta.tasks import Examples
+from fastmeta.network.losses.standard import Loss
+from fastmeta.tasks import Examples, TaskBatch
 
 
 @dataclass(eq=False)
@@ -30,7 +32,9 @@ class Step:
     theta: Parameters
     """The adapted parameters before it, `[S, ...]`."""
     gradient: Parameters
-    """`g_k`, `[T, ...]`, where a rate is learned."""
+    """`g_k`, `[T, ...]`, where the way back needs it."""
+    state: Any = ()
+    """That of the update rule before it."""
     run: Pass | None = None
     """Its pass over the support set; None where it is run again."""
     prediction: Tensor | None = None
@@ -38,9 +42,10 @@ class Step:
 
 @dataclass(eq=False)
 class Side:
-    """The support or the query set of these tasks."""
+    """A support or query set of these tasks."""
 
     examples: Examples
+    of: Loss
     batch: Batch
     border: Values = field(default_factory=dict)
     """What the head reads of the body, or the input."""
@@ -61,6 +66,8 @@ class Result:
     """Where it is asked for."""
     gradients: Parameters = field(default_factory=dict)
     """Of the trainable parameters, summed over tasks, `[1, ...]`."""
+    options: Parameters = field(default_factory=dict)
+    """Of the update rule's learned options."""
 
 
 class Sweep:
@@ -85,25 +92,30 @@ class Sweep:
         self._rate_gradients = rates
         self._steps: list[Step] = []
         self._lambda: Parameters = {}  # [T, ...], of what adapts
+        self._sigma: Any = None  # the cotangent of the rule's state
+        self._rule = problem.inner.optimizer
         trainable = problem.model.parameters()
         self._others = [
             n for n in recipe.names() if n in trainable and n not in problem.inner.adapted
         ]
         self._result = Result([torch.zeros_like(weights) for _ in problem.inner.step_weights])
 
-    def run(self, support: Examples, query: Examples | None) -> Result:
-        """Computes the step."""
-        self._support = self._enter(support) if self._inner.steps else None
-        self._query = None if query is None else self._enter(query)
+    def run(self, tasks: TaskBatch) -> Result:
+        """Compute the step."""
+        sets = 0 if not self._inner.steps else 1 if tasks.per_step is None else self._inner.steps
+        self._supports = [self._enter(tasks.support_at(k), self._recipe.loss) for k in range(sets)]
+        self._query = (
+            None if tasks.query is None else self._enter(tasks.query, self._recipe.query_loss)
+        )
         self._forward()
         if self._problem.differentiate:
             self._backward()
         return self._result
 
-    def _enter(self, examples: Examples) -> Side:
+    def _enter(self, examples: Examples, loss: Loss) -> Side:
         """A set at the head's border: the body is run once."""
         batch = Batch(examples.tasks, examples.count, examples.weights)
-        side = Side(examples, batch, {INPUT: examples.inputs.detach()})
+        side = Side(examples, loss, batch, {INPUT: examples.inputs.detach()})
         if self._parts.body:
             body = Pass(self._recipe.nodes, self._parts.body, self._tensors, batch)
             side.border = body.forward(side.border, self._parts.border)
@@ -114,13 +126,17 @@ class Sweep:
         """The inner loop."""
         inner = self._inner
         theta = {name: self._tensors[name] for name in inner.adapted}  # [1, ...]
+        state = self._rule.init(theta)
         for k in range(inner.steps):
             self._evaluate(k, theta)
-            step = self._inner_step(theta, last=False)
-            theta = many.descended(theta, step.gradient, self._rates_at(k))  # (1)
+            step = self._inner_step(k, theta, state, again=False)
+            theta, state = self._rule.update(
+                step.gradient, state, theta, self._rates_at(k), k
+            )  # (1)
             self._remember(step)
         self._evaluate(inner.steps, theta)
         self._steps.append(Step(theta, {}))
+        self._sigma = no_cotangent(state)
         if self._problem.keep_adapted:
             self._result.adapted = theta
 
@@ -131,30 +147,40 @@ class Sweep:
             self._query_loss(k, theta)
 
     def _remember(self, step: Step) -> None:
-        """Drops of a step what the reverse sweep does not need, or makes again."""
-        learned = self._rate_gradients.wanted
-        differentiate = self._problem.differentiate
-        step.gradient = {n: g for n, g in step.gradient.items() if differentiate and learned(n)}
+        """Drop of a step what the reverse sweep does not need, or makes again."""
+        needed = self._problem.differentiate and not self._is_linear
+        step.gradient = step.gradient if needed else {}
         if not (self._second_order and self._keeps_steps):
             step.run = step.prediction = None
         self._steps.append(step)
 
-    def _inner_step(self, theta: Parameters, last: bool) -> Step:
+    @property
+    def _is_linear(self) -> bool:
+        """Whether the way back through an update needs no gradient: that of plain descent."""
+        return self._rule.is_plain and not self._rate_gradients.learned()
+
+    def _inner_step(self, k: int, theta: Parameters, state: Any, again: bool) -> Step:
         """The support loss at theta and its gradient, the proximal term's included."""
-        assert self._support is not None
-        run, prediction = self._head(self._support, theta)
-        loss = self._loss(self._support, prediction)
-        if not last:
+        side = self._side(k)
+        run, prediction = self._head(side, theta)
+        loss = self._loss(side, prediction)
+        if not again:
             self._result.support_losses.append(loss.value(prediction))
-        tasks = self._support.batch.tasks
-        ask = Ask(self._parts.moving, dict.fromkeys(self._inner.adapted, tasks))
+        ask = Ask(self._parts.moving, dict.fromkeys(self._inner.adapted, side.batch.tasks))
         found = run.backward({self._recipe.output: loss.gradient(prediction)}, ask)
         gradient = found.parameters
-        if self._inner.prox:
-            for name in gradient:
+        for name in self._inner.adapted:
+            if name not in gradient:
+                shape = (side.batch.tasks, *theta[name].shape[1:])
+                gradient[name] = theta[name].new_zeros(()).expand(shape)
+            if self._inner.prox and k:
                 pull = self._inner.prox * (theta[name] - self._tensors[name])
                 gradient[name] = gradient[name] + pull
-        return Step(theta, gradient, run, prediction)
+        return Step(theta, gradient, state, run, prediction)
+
+    def _side(self, k: int) -> Side:
+        """The support set of an inner step."""
+        return self._supports[k if len(self._supports) > 1 else 0]
 
     def _backward(self) -> None:
         """The reverse sweep."""
@@ -166,34 +192,50 @@ class Sweep:
             self._add_query(k)
         many.add(self._result.gradients, many.over_tasks(self._lambda), 1.0)
         many.add(self._result.gradients, anchor, 1.0)  # (5)
-        for side in (self._support, self._query):
+        if inner.steps:
+            theta = {name: self._tensors[name] for name in inner.adapted}
+            of_theta, of_options = self._rule.pullback_init(theta, self._sigma)
+            many.add(self._result.gradients, many.over_tasks(of_theta), 1.0)
+            many.add(self._result.options, of_options, 1.0)
+        for side in (*self._supports, self._query):
             self._leave(side)
 
     def _through_step(self, k: int, anchor: Parameters) -> None:
         inner, step = self._inner, self._steps[k]
-        if not self._lambda:
+        if not self._lambda or (self._is_linear and inner.first_order):
             return
-        vectors = many.scaled(self._lambda, self._rates_at(k))
-        for name, gradient in step.gradient.items():
-            if name in self._lambda:
-                self._rate_gradients.add(name, k, -self._lambda[name] * gradient)  # (3)
+        for name in inner.adapted:
+            if name not in self._lambda:
+                self._lambda[name] = self._zeros(name)
+        pulled = self._rule.pullback(
+            step.gradient or self._lambda, step.state, step.theta, self._rates_at(k), k,
+            (self._lambda, self._sigma), self._rate_gradients.learned(),
+        )  # fmt: skip
+        self._lambda, self._sigma = dict(pulled.parameters), pulled.state
+        for name, gradient in pulled.rates.items():
+            self._rate_gradients.add(name, k, gradient)  # (3)
+        many.add(self._result.options, pulled.options, 1.0)
         if not self._second_order:
             return
-        assert self._support is not None
+        side = self._side(k)
         if step.run is None:
-            step = self._inner_step(step.theta, last=True)
+            step = self._inner_step(k, step.theta, step.state, again=True)
         run, prediction = step.run, step.prediction
         assert run is not None
         assert prediction is not None
-        along = run.tangent(vectors, self._recipe.output)
-        tangent = self._loss(self._support, prediction).tangent(prediction, along)
+        along = run.tangent(pulled.gradients, self._recipe.output)
+        tangent = self._loss(side, prediction).tangent(prediction, along)
         product = run.tangent_backward({self._recipe.output: tangent}, self._ask(k))
         self._steps[k] = Step(step.theta, {})  # Its pass is not needed any more.
-        self._collect(self._support, product, -1.0)  # (4)
-        for name, vector in vectors.items() if inner.prox else ():
-            self._lambda[name] = self._lambda[name] - inner.prox * vector
-            pull = inner.prox * vector.sum(0, keepdim=True)
+        self._collect(side, product)  # (4)
+        for name, gamma in pulled.anchored.items() if inner.prox else ():
+            self._lambda[name] = self._lambda[name] + inner.prox * gamma
+            pull = -inner.prox * gamma.sum(0, keepdim=True)
             anchor[name] = anchor[name] + pull if name in anchor else pull
+
+    def _zeros(self, name: str) -> Tensor:
+        one = self._tensors[name]
+        return one.new_zeros(()).expand(len(self._weights), *one.shape[1:])
 
     def _add_query(self, k: int) -> None:
         """Adds `w_k` times the query loss's gradient at theta_k."""
@@ -204,7 +246,7 @@ class Sweep:
         shape = (-1, *(1,) * (prediction.dim() - 1))
         gradient = loss.gradient(prediction) * (weight * self._weights).view(shape)
         found = run.backward({self._recipe.output: gradient}, self._ask(k))
-        self._collect(self._query, found, 1.0)
+        self._collect(self._query, found)
 
     def _query_loss(self, k: int, theta: Parameters) -> tuple[Pass, Tensor, PreparedLoss]:
         assert self._query is not None
@@ -222,7 +264,7 @@ class Sweep:
 
     def _loss(self, side: Side, prediction: Tensor) -> PreparedLoss:
         if side.loss is None:
-            loss, targets = self._recipe.loss, side.examples.targets.detach()
+            loss, targets = side.of, side.examples.targets.detach()
             side.loss = prepare(loss.kind, loss.options, targets, side.batch, prediction)
         return side.loss
 
@@ -232,23 +274,23 @@ class Sweep:
         counts = {**dict.fromkeys(self._others, 1), **dict.fromkeys(self._inner.adapted, each)}
         return Ask(self._parts.learning, counts)
 
-    def _collect(self, side: Side, found: Found, sign: float) -> None:
-        """Adds what a pass found to the cotangents and, of what is summed, to the gradients."""
+    def _collect(self, side: Side, found: Found) -> None:
+        """Add what a pass found to the cotangents and, of what is summed, to the gradients."""
         own = {
             name: part
             for name, part in found.parameters.items()
             if name not in self._others and len(part) == len(self._weights)
         }
-        many.add(self._lambda, own, sign)
+        many.add(self._lambda, own, 1.0)
         shared = {name: part for name, part in found.parameters.items() if name not in own}
-        many.add(self._result.gradients, shared, sign)
+        many.add(self._result.gradients, shared, 1.0)
         for value, part in found.values.items():
             there = side.cotangents.get(value)
-            side.cotangents[value] = sign * part if there is None else there.add(part, alpha=sign)
+            side.cotangents[value] = part if there is None else there.add(part)
 
     def _rates_at(self, k: int) -> dict[str, float | Tensor]:
         """The learning rate of each adapted parameter at step k."""
-        return {name: self._inner.rate(self._rates, name, k) for name in self._inner.adapted}
+        return self._inner.rates_at(self._rates, k)
 
     def _leave(self, side: Side | None) -> None:
         """Back through the body, once."""
