@@ -210,13 +210,15 @@ class Updates {
   }
 
   // The proximal term's part of the Hessian, and of the anchor. An entry of Adam or RMSprop whose
-  // gradients have all been zero has not moved; there the two cancel, however large the vector is.
+  // gradients have all been zero has not moved; there the two cancel, however large the vector is. With
+  // decay it moves with theta_0; with a beta of zero the second moment forgets.
   void pull_back_prox(int k) const {
     T *const lambda = s.lambda(), *const vector = s.vector(), *const anchor = s.anchor();
     const T* const g = s.gradient(k);
     const T prox = T(n.prox);
-    const T* const second =
-        n.rule.kind == RuleKind::sgd || n.rule.decays ? nullptr : s.state(0, k + 1);
+    const bool rests = n.rule.kind != RuleKind::sgd && !n.rule.decays &&
+                       s.call.rule_options[kSecondBeta] != 0;
+    const T* const second = rests ? s.state(0, k + 1) : nullptr;
     s.adapting([&](int, int, int64_t from, int64_t size) {
       for (int64_t j = from; j < from + size; ++j) {
         if (second && second[j] == T(0) && g[j] == T(0)) continue;
