@@ -127,14 +127,15 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel
 def grows(problem: Problem, recipe: Recipe) -> str | None:
     """What keeps a reversible kernel from being flat in K; None where it is.
 
-    Weights are rebuilt, activations and deltas of every step are not.
+    Weights are rebuilt, activations and deltas of every step are not. Sets of parameters may grow:
+    those of an update rule do, with its state.
     """
     first, whole = (
         _step(recipe, *_step_arguments(problem, steps, True))
         for steps in (1, max(1, problem.inner.steps))
     )
     sets = problem.inner.steps * whole.parameters * problem.task_weights.element_size()
-    if whole.storage_bytes - sets <= max(_FLAT * first.storage_bytes, _SMALL):
+    if whole.storage_bytes - sets - whole.rule_bytes <= max(_FLAT * first.storage_bytes, _SMALL):
         return None
     return (
         f"memory='low' asks for memory flat in K, and what {problem.inner.steps} steps leave takes "
@@ -216,7 +217,9 @@ def rule(
     """
     given = {"momentum": momentum, "beta1": beta1, "beta2": beta2}
     learned = {name for name, value in given.items() if _is_learned(value)}
-    number = {name: value.item() if isinstance(value, Tensor) else value for name, value in given.items()}
+    number = {
+        name: value.item() if isinstance(value, Tensor) else value for name, value in given.items()
+    }
     description = (
         _RULES.index(kind),
         kind != "adam" and (number["momentum"] != 0 or "momentum" in learned),
