@@ -49,6 +49,13 @@ class FusedStep {
   int64_t parameters() const { return layout_.parameters; }
   int64_t gradients() const { return gradient_size(network_, layout_); }
   int64_t storage_bytes() const { return bytes(layout_.size); }
+  // Of the parameters, gradients and state of each step, which a rule's pullback needs.
+  int64_t rule_bytes() const {
+    if (is_plain(network_.rule) || !sweeps(network_)) return 0;
+    const int sets = 1 + int(keeps_gradients(network_)) +
+                     (keeps_states(network_) ? states_of(network_.rule) : 0);
+    return bytes(network_.steps * sets * (layout_.block - layout_.body));
+  }
   int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
@@ -186,6 +193,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
+      .def_property_readonly("rule_bytes", &FusedStep::rule_bytes)
       .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def_property_readonly("engine", &FusedStep::engine)

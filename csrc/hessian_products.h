@@ -22,7 +22,7 @@ FASTMETA_ONCE void subtract_hessian_product(Step<E>& s, int k) {
     if (!s.is_dual(l, kWeight)) {
       moved = s.layer(l).tangent_product(s.input(layout.support, trace, l), rx, r, at, v);
     } else if (moved) {
-      s.dual().tangent_forward(s.rate(k, l, kWeight), r.value);
+      s.dual().tangent_forward(is_plain(network.rule) ? s.rate(k, l, kWeight) : S(1), r.value);
     }
     moved = s.layer(l).tangent_forward(moved, trace[l], r, at, v);
     if (!moved) continue;

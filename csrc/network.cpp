@@ -154,8 +154,10 @@ void add_dual(Allocator& allocate, const Description& network, const LayerPlace&
     dual.gram = allocate.matrix(n, n);
     dual.cross = allocate.matrix(q, n);
     for (View& step : dual.steps) step = allocate.matrix(n, h);
+    if (!is_plain(network.rule)) dual.buffer = allocate.matrix(n, h);
   }
   if (!network.differentiate) return;
+  if (dual.buffer.rows > 0) dual.buffer_cotangent = allocate.matrix(n, h);
   dual.gradient = dual.weight;
   dual.gradient.offset = allocate.like(dual.weight);
   dual.of_query = allocate.matrix(together * q, h);

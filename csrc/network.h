@@ -92,6 +92,10 @@ int longest_body(const Description&);
 FASTMETA_DEVICE static inline bool is_plain(const UpdateRule& rule) {
   return rule.kind == RuleKind::sgd && !rule.momentum && !rule.decays && !rule.clips;
 }
+// Whether it is linear in the gradient, by the same numbers for all of a tensor.
+FASTMETA_DEVICE static inline bool is_linear(const UpdateRule& rule) {
+  return rule.kind == RuleKind::sgd && !rule.decays && !rule.clips;
+}
 // How many numbers of its own a rule has for each element; see update_rules.h.
 FASTMETA_DEVICE static inline int states_of(const UpdateRule& rule) {
   return rule.kind == RuleKind::sgd ? 1 : rule.centered ? 3 : 2;
@@ -101,6 +105,12 @@ FASTMETA_DEVICE static inline int states_of(const UpdateRule& rule) {
 template <class Place>
 FASTMETA_DEVICE static bool learns_numbers(const DescriptionIn<Place>& network) {
   return network.learned_rates || network.rule.learns[0] || network.rule.learns[1];
+}
+// Whether the dual form can make the steps of a first layer that adapts: its cotangents then are
+// products with the inputs too, and the rule acts on those.
+template <class Place>
+FASTMETA_DEVICE static bool steps_in_dual_form(const DescriptionIn<Place>& network) {
+  return is_plain(network.rule) || (is_linear(network.rule) && !learns_numbers(network));
 }
 // Whether anything goes backward through the inner steps. Where not, every query gradient counts
 // as it is, and is added when the inner loop comes by.
@@ -185,6 +195,7 @@ struct DualViews {
   View gram, cross;           // X X', X_q X' [N, N], [Q, N]
   View of_query, of_support;  // C of the tasks together [G Q, H], [G N, H]
   View pull, along;           // X X_q' C_q, X lambda' [N, H]
+  View buffer, buffer_cotangent;  // of momentum: B with b = B' X, and X nu' [N, H]
 };
 template <class Place>
 struct DualPlaceIn : DualViews {

@@ -87,6 +87,12 @@ FASTMETA_ONCE void step_tensor(const RuledTensor<E>& t, Rule rule,
             t.after(j)...);
 }
 
+// Whether the first layer's weight adapts in dual form.
+template <class E>
+FASTMETA_DEVICE bool dual_adapts(const Step<E>& s) {
+  return s.network.dual && s.network.layers[0].adapts[kWeight];
+}
+
 template <class E>
 FASTMETA_ONCE void step_by_rule(Step<E>& s, int k) {  // (1)
   const UpdateRule& rule = s.network.rule;
@@ -100,6 +106,11 @@ FASTMETA_ONCE void step_by_rule(Step<E>& s, int k) {  // (1)
       step_tensor(RuledTensor<E>{s, k, l, i}, at,
                   std::make_integer_sequence<int, decltype(at)::states>());
     });
+    if constexpr (decltype(at)::states == 1) {
+      if (!dual_adapts(s)) return;
+      const Trace* trace = s.traces(s.layout.support, k);
+      s.dual().step(at, k, s.rate(k, 0, kWeight), trace[0].product_delta);
+    }
   });
 }
 
@@ -204,14 +215,17 @@ FASTMETA_ONCE void pull_back_rule(Step<E>& s, int k) {  // (3), and v of (4)
       for (int i = 0; i < kTensors; ++i) {
         if (!d.has[i]) continue;
         const RuledTensor<E> at{s, k, l, i};
-        if (d.adapts[i]) {
+        if (d.adapts[i] && !s.is_dual(l, i)) {
           if (learns) add_rule_slopes(at, rule, place, states);
           pull_back_tensor(at, rule, states);
-        } else if (l >= s.network.body) {
+        } else if (l >= s.network.body && !s.is_dual(l, i)) {
           s.clear(at.in(s.vector(k)));
         }
         place += i == kWeight ? int64_t(d.in) * d.out : d.out;
       }
+    }
+    if constexpr (decltype(rule)::states == 1) {
+      if (dual_adapts(s)) s.dual().pull_back(rule, s.rate(k, 0, kWeight));
     }
   });
   if (s.network.first_order) return;

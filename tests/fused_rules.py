@@ -46,6 +46,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     seed: int = 0
     rate: float = 0.1
+    form: str = ""
     memory: str = ""
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class Found:
     rates: list[Tensor | None] = field(default_factory=list)
     options: list[Tensor] = field(default_factory=list)
     adapted: list[Tensor] = field(default_factory=list)
+    form: str = ""
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name."""
@@ -115,10 +117,10 @@ def compiled(case: Case, differentiate: bool = True) -> Found:
     depth, count = len(case.widths) - 1, len(case.parameters)
     layers = [
         (
-            n, m, IDENTITY if l == depth - 1 else case.activation, 0.0, 0.0, 0, 0.0,
-            [True, True, False, False], [*case.adapts[2 * l : 2 * l + 2], False, False],
+            n, m, IDENTITY if i == depth - 1 else case.activation, 0.0, 0.0, 0, 0.0,
+            [True, True, False, False], [*case.adapts[2 * i : 2 * i + 2], False, False],
         )
-        for l, (n, m) in enumerate(itertools.pairwise(case.widths))
+        for i, (n, m) in enumerate(itertools.pairwise(case.widths))
     ]  # fmt: skip
     described = rule(**case.rule)
     arguments = (
@@ -170,20 +172,21 @@ def compiled(case: Case, differentiate: bool = True) -> Found:
     assert rates is not None
     assert weights is not None
     written = (support_losses.data_ptr(), step_losses.data_ptr(), outputs.data_ptr())
+    form = case.form if differentiate else "primal"  # the dual one never makes its weight
     if ON_HOST:
-        gradient = _on_host(
-            case, arguments, options, evaluates, at, kept, described.options, written, empty
+        gradient, form = _on_host(
+            case, form, arguments, options, evaluates, at, kept, described.options, written, empty
         )
     else:
         isa, engine = (os.environ.get(f"FASTMETA_{name}", "") for name in ("ISA", "ENGINE"))
-        step = _C.FusedStep(*arguments, isa, engine, "", case.memory, *options)
-        gradient = empty(step.gradients if differentiate else 0)
+        step = _C.FusedStep(*arguments, isa, engine, form, case.memory, *options)
+        gradient, form = empty(step.gradients if differentiate else 0), step.form
         assert step.run(
             case.tasks, at(parameters), at(adapted), [0] * (2 * depth), rates.data_ptr(),
             list(case.weights), evaluates, weights.data_ptr(), *map(at, sets), *written,
             gradient.data_ptr(), 1, described.options,
         )  # fmt: skip
-    found = Found(support_losses, step_losses, outputs)
+    found = Found(support_losses, step_losses, outputs, form=form)
     if not differentiate:
         found.adapted = [t for t in adapted if t is not None]
         return found
@@ -199,8 +202,12 @@ def compiled(case: Case, differentiate: bool = True) -> Found:
         found.options = list(tail.unbind())
     if case.learned_rates:
         if case.elementwise:
-            each = [r.view_as(p) for r, p in zip(rest.split(sizes * case.steps),
-                                                 case.parameters * case.steps, strict=True)]
+            each = [
+                r.view_as(p)
+                for r, p in zip(
+                    rest.split(sizes * case.steps), case.parameters * case.steps, strict=True
+                )
+            ]
         else:
             each = list(rest.view(case.steps, depth, TENSORS)[..., :2].flatten().unbind())
         found.rates = [r if case.adapts[i % count] else None for i, r in enumerate(each)]
@@ -210,32 +217,48 @@ def compiled(case: Case, differentiate: bool = True) -> Found:
 
 
 def _on_host(
-    case: Case, arguments: Any, options: Any, evaluates: Any, at: Any, kept: Any,
+    case: Case, form: str, arguments: Any, options: Any, evaluates: Any, at: Any, kept: Any,
     numbers: list[float], written: Any, empty: Any,
-) -> Tensor:  # fmt: skip
-    """The CUDA kernels', which lie on the host and are executed there."""
+) -> tuple[Tensor, str]:  # fmt: skip
+    """The gradient and form of the CUDA kernels, which lie on the host and are executed there."""
     module = cuda.extension()
     assert module is not None
     parameters, sets, rates, adapted, weights = kept
     storage, threads = (os.environ.get(f"FASTMETA_CUDA_{n}", "") for n in ("STORAGE", "THREADS"))
     step = module.CudaStep(
-        *arguments, evaluates, "", case.memory, storage, int(threads or 0), module.limits(0),
+        *arguments, evaluates, form, case.memory, storage, int(threads or 0), module.limits(0),
         *options,
     )  # fmt: skip
     assert step.serves
     image = torch.empty(len(step.image(0)), dtype=torch.uint8)
     image.copy_(torch.frombuffer(bytearray(step.image(image.data_ptr())), dtype=torch.uint8))
-    gradient, workspace = empty(step.gradients), empty(step.workspace)
+    workspace, gradient = empty(step.workspace), empty(step.gradients)
+    (x, *_), (q, *_) = sets
+    products: list[Tensor] = []
+    if step.dual:
+        w = parameters[0]
+        products = [
+            x @ w.T,
+            q @ w.T,
+            x @ x.mT,
+            q @ x.mT,
+            *(empty(*z.shape[:2], len(w)) for z in (x, q)),
+        ]
     partials = empty(step.blocks * step.gradients)
     step_weights = torch.tensor(case.weights, dtype=case.dtype)
     numbers_at = torch.tensor(numbers, dtype=torch.float64)
     step.run(
         image.data_ptr(), at(parameters), at(adapted), [0] * (len(parameters) // 2),
-        rates.data_ptr(), step_weights.data_ptr(), weights.data_ptr(), *map(at, sets), [],
+        rates.data_ptr(), step_weights.data_ptr(), weights.data_ptr(), *map(at, sets), at(products),
         *written, workspace.data_ptr(), partials.data_ptr(), gradient.data_ptr(), False, 0, 0,
         numbers_at.data_ptr(),
     )  # fmt: skip
-    return gradient
+    if not step.dual:
+        return gradient, "primal"
+    first = torch.einsum("tqh,tqd->hd", products[5], q)
+    if not case.first_order:
+        first += torch.einsum("tnh,tnd->hd", products[4], x)
+    return torch.cat([first.flatten(), gradient]), "dual"
 
 
 # --- autograd

@@ -29,7 +29,7 @@ void check_name(const char* variable, const std::string& name, const char* one, 
 }
 
 bool can_be_dual(const Description& network) {
-  if (network.per_step_support || (network.body == 0 && !is_plain(network.rule))) return false;
+  if (network.per_step_support || (network.body == 0 && !steps_in_dual_form(network))) return false;
   return !network.elementwise_rates && network.prox == 0 && network.query > 0;
 }
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from fused_rules import CROSS_ENTROPY, RELU, Case, Found, compiled, loss, network, reference
 from torch import Tensor
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
 from fused_kernels import KERNELS, ON_HOST
+from fused_rules import CROSS_ENTROPY, RELU, Case, Found, compiled, loss, network, reference
 
 DRAWN = 40 if ON_HOST else 80
 
@@ -97,6 +97,22 @@ def test_drawn_steps_agree_with_autograd(seed: int, kernel: str) -> None:
     check(compiled(case), reference(case), 1e-10)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_momentum_steps_in_dual_form_too(
+    nesterov: bool, first_order: bool, steps: int, kernel: str
+) -> None:
+    rule = {"momentum": 0.8, "nesterov": nesterov, "dampening": 0.0 if nesterov else 0.3}
+    case = Case(
+        widths=(19, 5, 3), steps=steps, rule=rule, first_order=first_order, form="dual",
+        step_weights=(0.3,) * steps + (1.0,), adapted=(True, True, False, True),
+    )  # fmt: skip
+    found = compiled(case)
+    assert found.form == "dual"
+    check(found, reference(case), 1e-10)
+
+
 RULES: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9},
     "dampening": {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1},
@@ -149,7 +165,9 @@ def test_float32_agrees_with_float64(name: str, kernel: str) -> None:
     rule = RULES[name] | {"eps": 1e-2} if "kind" in RULES[name] else RULES[name]
     case = Case(steps=3, rule=rule, learned_rates=True, prox=0.2, seed=5)
     # A root's slope magnifies rounding by 1 / eps.
-    check(compiled(case.with_dtype(torch.float32)), compiled(case), 1e-3 if "kind" in rule else 2e-5)
+    check(
+        compiled(case.with_dtype(torch.float32)), compiled(case), 1e-3 if "kind" in rule else 2e-5
+    )
 
 
 def with_dead_units(steps: int, rule: dict[str, Any]) -> Case:

@@ -106,14 +106,15 @@ def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel
 def check_flat(problem: Problem, recipe: Recipe) -> None:
     """**Raises** `NotSupported` where a reversible kernel's memory is not flat in K.
 
-    Weights are rebuilt, activations and deltas of every step are not.
+    Weights are rebuilt, activations and deltas of every step are not. Sets of parameters may grow:
+    those of an update rule do, with its state.
     """
     first, whole = (
         _step(recipe, *_step_arguments(problem, steps, True))
         for steps in (1, max(1, problem.inner.steps))
     )
     sets = problem.inner.steps * whole.parameters * problem.task_weights.element_size()
-    if whole.storage_bytes - sets > max(_FLAT * first.storage_bytes, _SMALL):
+    if whole.storage_bytes - sets - whole.rule_bytes > max(_FLAT * first.storage_bytes, _SMALL):
         raise NotSupported(
             f"memory='low' asks for memory flat in K, and what {problem.inner.steps} steps leave "
             f"takes {whole.storage_bytes >> 20} MB a thread, one step's "
@@ -195,7 +196,9 @@ def rule(
     """
     given = {"momentum": momentum, "beta1": beta1, "beta2": beta2}
     learned = {name for name, value in given.items() if _is_learned(value)}
-    number = {name: value.item() if isinstance(value, Tensor) else value for name, value in given.items()}
+    number = {
+        name: value.item() if isinstance(value, Tensor) else value for name, value in given.items()
+    }
     description = (
         _RULES.index(kind),
         kind != "adam" and (number["momentum"] != 0 or "momentum" in learned),
