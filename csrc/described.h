@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -15,9 +18,32 @@ using Each = std::array<bool, kTensors>;
 // (in, out, activation, option, second option, norm, eps, which tensors it has, which adapt)
 using LayerTuple = std::tuple<int, int, int, double, double, int, double, Each, Each>;
 
+// (kind, option, ignore_index, weighted)
+using LossTuple = std::tuple<int, double, int64_t, bool>;
+// (kind, momentum, nesterov, decays, decoupled, centered, clips, which two options are learned)
+using RuleTuple = std::tuple<int, bool, bool, bool, bool, bool, bool, std::array<bool, 2>>;
+
+inline Loss described(const LossTuple& loss) {
+  const auto& [kind, option, ignore_index, weighted] = loss;
+  return {LossKind(kind), option, ignore_index, weighted};
+}
+inline UpdateRule described(const RuleTuple& rule) {
+  const auto& [kind, momentum, nesterov, decays, decoupled, centered, clips, learns] = rule;
+  return {RuleKind(kind), momentum, nesterov, decays,
+          decoupled,      centered, clips,    {learns[0], learns[1]}};
+}
+
+// Steps are of plain SGD, and the query set has the support set's loss, unless said otherwise.
+struct InnerLoopTuple {
+  RuleTuple rule{};
+  bool per_step_support = false;
+  std::optional<LossTuple> query_loss;
+};
+
 inline Description described(const std::vector<LayerTuple>& layers, const Loss& loss, int support,
                              int query, int steps, bool differentiate, bool first_order,
-                             bool elementwise_rates, bool learned_rates, double prox) {
+                             bool elementwise_rates, bool learned_rates, double prox,
+                             const InnerLoopTuple& inner) {
   Description network{};
   for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
     Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
@@ -26,6 +52,7 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
     network.layers.push_back(layer);
   }
   network.loss = loss;
+  network.query_loss = inner.query_loss ? described(*inner.query_loss) : loss;
   network.support = support;
   network.query = query;
   network.steps = steps;
@@ -34,8 +61,19 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
   network.elementwise_rates = elementwise_rates;
   network.learned_rates = learned_rates;
   network.prox = prox;
+  network.rule = described(inner.rule);
+  network.per_step_support = inner.per_step_support;
   network.body = longest_body(network);
   return network;
+}
+
+// Throws where the numbers of a rule that has any are not as many as they must be.
+template <class Network>
+const double* checked_options(const Network& network, const std::vector<double>& options) {
+  if (is_plain(network.rule)) return nullptr;
+  if (options.size() == kRuleOptions) return options.data();
+  throw std::invalid_argument("rule_options: " + std::to_string(options.size()) +
+                              " numbers, but a rule has " + std::to_string(kRuleOptions));
 }
 
 }  // namespace fastmeta

@@ -88,6 +88,7 @@ class DualProduct {
     clear(of_query);
     clear(of_support);
     clear(place.pull);
+    if (place.buffer_cotangent.rows > 0) clear(place.buffer_cotangent);
   }
 
   // X W_k' + b of the support or the query set; b is the row `bias`, maybe null.
@@ -115,6 +116,21 @@ class DualProduct {
     }
   }
 
+  // The same by a rule that is linear in the gradient.
+  template <class Rule>
+  FASTMETA_ONCE void step(Rule rule, int k, S a, View delta) {
+    if (k == 0) {
+      clear(place.steps[0]);
+      clear(place.buffer);
+    }
+    e.map([rule, a](Num& next, Num& buffer, Num s, Num d) {
+            const Num before[] = {buffer};
+            Num after[1];
+            next = s + a * rule.step(d, before, after);
+            buffer = after[0];
+          }, place.steps[k + 1], place.buffer, place.steps[k], delta);
+  }
+
   // lambda += w delta' X_q
   FASTMETA_ONCE void add_query(S w, View delta) {
     e.map([w](Num& c, Num d) { c = c + w * d; }, of_query, delta);
@@ -130,6 +146,16 @@ class DualProduct {
   // X lambda', which both the rate's gradient and the tangent of forward are made of.
   FASTMETA_DEVICE void find_along() {
     e.mm(AddTo<S>{S(1)}, place.along, place.gram, of_support, place.pull);
+  }
+  // From X lambda' to X v', v minus the gradient's cotangent.
+  template <class Rule>
+  FASTMETA_ONCE void pull_back(Rule rule, S a) {
+    find_along();
+    e.map([rule, a](Num& v, Num& cotangent) {
+            Num of_buffer[] = {cotangent};
+            v = -rule.pull_back(Num{}, of_buffer, -a * v, of_buffer);
+            cotangent = of_buffer[0];
+          }, place.along, place.buffer_cotangent);
   }
   FASTMETA_DEVICE void tangent_forward(S a, View out) {
     e.map([a](Num& r, Num along) { r = a * along; }, out, place.along);

@@ -18,6 +18,7 @@ namespace fastmeta {
 namespace {
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 using Address = uintptr_t;
 
@@ -27,12 +28,13 @@ class FusedStep {
             int64_t ignore_index, bool weighted, int support, int query, int steps, bool differentiate,
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, int64_t tasks, const std::string& instruction_set,
-            const std::string& engine, const std::string& form, const std::string& memory)
+            const std::string& engine, const std::string& form, const std::string& memory,
+            const RuleTuple& rule, bool per_step_support, const std::optional<LossTuple>& query_loss)
       : set_(cpu::instruction_set(instruction_set)),
         is_double_(is_double),
         network_(described(layers, {LossKind(loss), loss_option, ignore_index, weighted}, support,
                            query, steps, differentiate, first_order, elementwise_rates,
-                           learned_rates, prox)) {
+                           learned_rates, prox, {rule, per_step_support, query_loss})) {
     network_.dual = cpu::dual(form, network_);
     network_.together = cpu::together(network_, tasks);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
@@ -47,6 +49,13 @@ class FusedStep {
   int64_t parameters() const { return layout_.parameters; }
   int64_t gradients() const { return gradient_size(network_, layout_); }
   int64_t storage_bytes() const { return bytes(layout_.size); }
+  // Of the parameters, gradients and state of each step, which a rule's pullback needs.
+  int64_t rule_bytes() const {
+    if (is_plain(network_.rule) || !sweeps(network_)) return 0;
+    const int sets = 1 + int(keeps_gradients(network_)) +
+                     (keeps_states(network_) ? states_of(network_.rule) : 0);
+    return bytes(network_.steps * sets * (layout_.block - layout_.body));
+  }
   int tasks() const { return is_double_ ? engine_.of_double.tasks : engine_.of_float.tasks; }
   std::string instruction_set() const { return set_.name; }
   std::string engine() const { return engine_.name; }
@@ -64,16 +73,19 @@ class FusedStep {
            Address rates, const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
            Address task_weights, const std::vector<Address>& support,
            const std::vector<Address>& query, Address support_losses, Address step_losses,
-           Address query_outputs, Address gradient, int threads) const {
-    if (!are_classes(support[2], tasks * network_.support) ||
-        !are_classes(query[2], tasks * network_.query)) {
+           Address query_outputs, Address gradient, int threads,
+           const std::vector<double>& rule_options) const {
+    const double* options = checked_options(network_, rule_options);
+    const int sets = network_.per_step_support ? network_.steps : 1;
+    if (!are_classes(support[2], tasks * sets * network_.support, network_.loss) ||
+        !are_classes(query[2], tasks * network_.query, network_.query_loss)) {
       return false;
     }
     if (seconds_ < cpu::kWorthThreads) threads = 1;
     const auto of = [&](const auto& kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
-             threads);
+             threads, options);
     };
     without_gil([&] { is_double_ ? of(engine_.of_double) : of(engine_.of_float); });
     return true;
@@ -93,11 +105,11 @@ class FusedStep {
   Description saved_{};
   Layout saved_layout_;
 
-  bool are_classes(Address address, int64_t count) const {
+  bool are_classes(Address address, int64_t count, const Loss& loss) const {
     if (address == 0) return true;
     const auto labels = reinterpret_cast<const int64_t*>(address);
     const uint64_t classes = network_.layers.back().out;
-    const int64_t ignored = network_.loss.ignore_index;
+    const int64_t ignored = loss.ignore_index;
     bool wrong = false;
     for (int64_t i = 0; i < count; ++i) {
       wrong |= uint64_t(labels[i]) >= classes && labels[i] != ignored;
@@ -111,7 +123,7 @@ class FusedStep {
               Address rates, const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
               Address task_weights, const std::vector<Address>& support,
               const std::vector<Address>& query, Address support_losses, Address step_losses,
-              Address query_outputs, Address gradient, int threads) const {
+              Address query_outputs, Address gradient, int threads, const double* options) const {
     const int in = network_.layers.front().in, out = network_.layers.back().out;
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
     const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
@@ -129,9 +141,11 @@ class FusedStep {
     data.step_weights.assign(step_weights.begin(), step_weights.end());
     data.evaluates.assign(evaluates.begin(), evaluates.end());
     data.task_weights = of(task_weights);
+    data.rule_options = options;
     // Each set is inputs, targets, labels, example weights and the loss's weights; 0 where there
     // is none.
-    const int64_t n = network_.support, q = network_.query;
+    const int64_t n = network_.support * (network_.per_step_support ? network_.steps : 1);
+    const int64_t q = network_.query;
     data.support_x = {of(support[0]), n * in};
     data.support_y = {of(support[1]), n * out};
     data.support_labels = {labels(support[2]), n};
@@ -140,9 +154,9 @@ class FusedStep {
     data.query_y = {of(query[1]), q * out};
     data.query_labels = {labels(query[2]), q};
     data.query_weights = {of(query[3]), q};
-    const bool of_classes = network_.loss.kind == LossKind::cross_entropy;
-    data.support_loss_weights = {of(support[4]), of_classes ? 0 : n * out};
-    data.query_loss_weights = {of(query[4]), of_classes ? 0 : q * out};
+    const auto of_classes = [](const Loss& loss) { return loss.kind == LossKind::cross_entropy; };
+    data.support_loss_weights = {of(support[4]), of_classes(network_.loss) ? 0 : n * out};
+    data.query_loss_weights = {of(query[4]), of_classes(network_.query_loss) ? 0 : q * out};
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
@@ -169,10 +183,17 @@ void bind_fused(py::module_& module) {
   py::class_<FusedStep>(module, "FusedStep")
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
-                    const std::string&, const std::string&, const std::string&>())
+                    const std::string&, const std::string&, const std::string&, const RuleTuple&,
+                    bool, const std::optional<LossTuple>&>(),
+           "layers"_a, "loss"_a, "loss_option"_a, "ignore_index"_a, "weighted"_a, "support"_a,
+           "query"_a, "steps"_a, "differentiate"_a, "first_order"_a, "elementwise_rates"_a,
+           "learned_rates"_a, "prox"_a, "is_double"_a, "tasks"_a, "instruction_set"_a, "engine"_a,
+           "form"_a, "memory"_a, "rule"_a = RuleTuple{}, "per_step_support"_a = false,
+           "query_loss"_a = py::none())
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
+      .def_property_readonly("rule_bytes", &FusedStep::rule_bytes)
       .def_property_readonly("tasks", &FusedStep::tasks)
       .def_property_readonly("instruction_set", &FusedStep::instruction_set)
       .def_property_readonly("engine", &FusedStep::engine)
@@ -180,7 +201,10 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("body", &FusedStep::body)
       .def_property_readonly("form", &FusedStep::form)
       .def_property_readonly("memory", &FusedStep::memory)
-      .def("run", &FusedStep::run);
+      .def("run", &FusedStep::run, "tasks"_a, "parameters"_a, "adapted"_a, "statistics"_a, "rates"_a,
+           "step_weights"_a, "evaluates"_a, "task_weights"_a, "support"_a, "query"_a,
+           "support_losses"_a, "step_losses"_a, "query_outputs"_a, "gradient"_a, "threads"_a,
+           "rule_options"_a = std::vector<double>{});
 }
 
 }  // namespace fastmeta

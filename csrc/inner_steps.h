@@ -1,96 +1,74 @@
-// The inner loop: a step of it (1), and the way back (12).
+// The inner loop: a step of plain SGD (1), and the way back (12).
 #pragma once
 
 #include "passes.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
+// use(gradient of a tensor, out, in...), each in its block.
+template <class E, class Use, class... Offsets>
+FASTMETA_ONCE void find_gradient(Step<E>& s, int tensor, Use use, int l, View x, const Trace& t,
+                                 int64_t out, Offsets... in) {
+  if (tensor == kWeight) {
+    s.layer(l).weight_gradient(use, t, x, out, in...);
+  } else {
+    s.layer(l).row_gradient(Tensor(tensor), use, t, out, in...);
+  }
+}
+
 template <class E>
-class InnerSteps : public Passes<E> {
- public:
-  using typename StepViews<E>::S;
-  using typename StepViews<E>::Num;
+FASTMETA_DEVICE void load_rates(Step<E>& s, int k) {
+  const auto rates = s.data.elementwise_rates.at(k * s.layout.parameters);
+  s.parameters(s.network.body, s.layout.rate,
+               [&](View p, int64_t place) { s.e.load(p, rates.at(place)); });
+}
 
-  FASTMETA_DEVICE explicit InnerSteps(const StepViews<E>& views) : Passes<E>(views) {}
-
- protected:
-  using StepViews<E>::e, StepViews<E>::network, StepViews<E>::layout, StepViews<E>::data,
-      StepViews<E>::depth, StepViews<E>::layer, StepViews<E>::dual, StepViews<E>::is_dual,
-      StepViews<E>::theta, StepViews<E>::traces, StepViews<E>::input, StepViews<E>::parameters,
-      StepViews<E>::rate;
-  using Passes<E>::forward, Passes<E>::backward;
-
-  FASTMETA_ONCE void inner_step(int k) {  // (1)
-    const Trace* trace = traces(layout.support, k);
-    forward(layout.support, trace, k);
-    loss_forward(e, network.loss, layout.support, trace[depth - 1], layout.scalar);
-    e.store(data.support_losses.at(k * data.tasks), layout.scalar);
-    backward(layout.support, trace, k);
-    if (network.elementwise_rates) load_rates(k);
-    for (int l = network.body; l < depth; ++l) {
-      descend(l, k, input(layout.support, trace, l), trace[l]);
-    }
-  }
-
-  FASTMETA_ONCE void descend(int l, int k, View x, const Trace& t) {
-    if (is_dual(l, kWeight) && network.layers[l].adapts[kWeight]) {
-      dual().descend(k, rate(k, l, kWeight), t.product_delta);
-    }
-    move(l, k, x, t, theta(k + 1), theta(k), [](auto a) { return -a; });
-  }
-
-  // What adapts of a layer goes from one block to another, by factor(rate) along the gradient.
-  template <class Factor>
-  FASTMETA_DEVICE void move(int l, int k, View x, const Trace& t, int64_t to, int64_t from,
-                            Factor factor) {
-    const DenseLayer<E> at = layer(l);
-    const S prox = S(network.prox);
-    for (int i = 0; i < kTensors; ++i) {
-      if (!network.layers[l].adapts[i] || is_dual(l, i)) continue;
-      if (!network.elementwise_rates) {
-        const S along = factor(rate(k, l, i));
-        if (prox == 0) {
-          gradient(i, AddTo<S>{along}, l, x, t, to, from);
-        } else {
-          gradient(i, Move<S>{S(1), along, prox}, l, x, t, to, from, theta(0));
-        }
-        continue;
+// What adapts of a layer goes from one block to another, by factor(rate) along the gradient.
+template <class E, class Factor>
+FASTMETA_DEVICE void move(Step<E>& s, int l, int k, View x, const Trace& t, int64_t to,
+                          int64_t from, Factor factor) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  const DenseLayer<E> at = s.layer(l);
+  const S prox = S(s.network.prox);
+  for (int i = 0; i < kTensors; ++i) {
+    if (!s.network.layers[l].adapts[i] || s.is_dual(l, i)) continue;
+    if (!s.network.elementwise_rates) {
+      const S along = factor(s.rate(k, l, i));
+      if (prox == 0) {
+        find_gradient(s, i, AddTo<S>{along}, l, x, t, to, from);
+      } else {
+        find_gradient(s, i, Move<S>{S(1), along, prox}, l, x, t, to, from, s.theta(0));
       }
-      gradient(i, Keep{}, l, x, t, layout.gradient);
-      e.map([factor, prox](Num& out, Num g, Num p, Num anchor,
+      continue;
+    }
+    find_gradient(s, i, Keep{}, l, x, t, s.layout.gradient);
+    s.e.map([factor, prox](Num& out, Num g, Num p, Num anchor,
                            Num a) { out = p + factor(a) * (g + prox * (p - anchor)); },
-            at.tensor(i, to), at.tensor(i, layout.gradient), at.tensor(i, from),
-            at.tensor(i, theta(0)), at.tensor(i, layout.rate));
-    }
+            at.tensor(i, to), at.tensor(i, s.layout.gradient), at.tensor(i, from),
+            at.tensor(i, s.theta(0)), at.tensor(i, s.layout.rate));
   }
+}
 
-  // use(gradient of a tensor, out, in...), each in its block.
-  template <class Use, class... Offsets>
-  FASTMETA_ONCE void gradient(int tensor, Use use, int l, View x, const Trace& t, int64_t out,
-                              Offsets... in) {
-    if (tensor == kWeight) {
-      layer(l).weight_gradient(use, t, x, out, in...);
-    } else {
-      layer(l).row_gradient(Tensor(tensor), use, t, out, in...);
-    }
+template <class E>
+FASTMETA_ONCE void descend(Step<E>& s, int l, int k, View x, const Trace& t) {
+  if (s.is_dual(l, kWeight) && s.network.layers[l].adapts[kWeight]) {
+    s.dual().descend(k, s.rate(k, l, kWeight), t.product_delta);
   }
+  move(s, l, k, x, t, s.theta(k + 1), s.theta(k), [](auto a) { return -a; });
+}
 
-  // (12), in place of theta_{k+1}. The gradient is made of the deltas that the inner step left, never
-  // of weights that were rebuilt: their errors only add.
-  FASTMETA_DEVICE void go_back(int k) {
-    const Trace* trace = traces(layout.support, k);
-    const S prox = S(network.prox);
-    for (int l = network.body; l < depth; ++l) {
-      move(l, k, input(layout.support, trace, l), trace[l], theta(k), theta(k + 1),
-           [prox](auto a) { return a / (S(1) - prox * a); });
-    }
+// (12), in place of theta_{k+1}. The gradient is made of the deltas that the inner step left, never
+// of weights that were rebuilt: their errors only add.
+template <class E>
+FASTMETA_DEVICE void go_back(Step<E>& s, int k) {
+  using S = typename E::Scalar;
+  const Trace* trace = s.traces(s.layout.support, k);
+  const S prox = S(s.network.prox);
+  for (int l = s.network.body; l < s.depth; ++l) {
+    move(s, l, k, s.input(s.layout.support, trace, l), trace[l], s.theta(k), s.theta(k + 1),
+         [prox](auto a) { return a / (S(1) - prox * a); });
   }
-
-  FASTMETA_DEVICE void load_rates(int k) {
-    const auto rates = data.elementwise_rates.at(k * layout.parameters);
-    parameters(network.body, layout.rate,
-               [&](View p, int64_t place) { e.load(p, rates.at(place)); });
-  }
-};
+}
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

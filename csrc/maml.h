@@ -4,176 +4,188 @@
 #pragma once
 
 #include "hessian_products.h"
+#include "loading.h"
+#include "rule_steps.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
 template <class E>
-class MetaStep : public HessianProducts<E> {
- public:
-  using typename StepViews<E>::S;
-  using typename StepViews<E>::Num;
-  using typename StepViews<E>::Examples;
-
-  FASTMETA_DEVICE explicit MetaStep(const StepViews<E>& views) : HessianProducts<E>(views) {}
-
-  FASTMETA_DEVICE void run() {
-    load();
-    if (network.steps > 0) forward_body(layout.support);
-    if (network.query > 0) forward_body(layout.query);
-    if (network.differentiate) start_cotangent();
-    for (int k = 0; k < network.steps; ++k) {
-      if (!sweeps(network)) add_query(k);
-      inner_step(k);
-    }
-    add_query(network.steps);  // (2)
-    if (!network.differentiate) {
-      if (!data.adapted.empty()) store_adapted();
-      return;
-    }
-    for (int k = network.steps - 1; sweeps(network) && k >= 0; --k) {
-      through_step(k);  // (3), (4)
-      add_query(k);
-    }
-    if (network.prox != 0 && !network.first_order) {  // (5)
-      e.map([](Num& l, Num a) { l = l + a; }, head(layout.lambda), head(layout.anchor));
-    }
-    backward_body(layout.query);
-    if (network.steps > 0 && !network.first_order) backward_body(layout.support);
-    if (network.dual) dual().finish();
-    sum_tasks(0, 0, layout.lambda);
+FASTMETA_ONCE void inner_step(Step<E>& s, int k) {  // (1)
+  const auto& support = s.layout.support;
+  const Trace* trace = s.traces(support, k);
+  if (s.network.per_step_support && k > 0) load_support(s, k);
+  forward_head(s, support, trace, k);
+  loss_forward(s.e, s.network.loss, support, trace[s.depth - 1], s.layout.scalar);
+  s.e.store(s.data.support_losses.at(k * s.data.tasks), s.layout.scalar);
+  backward_head(s, support, trace, k);
+  if (s.network.elementwise_rates) load_rates(s, k);
+  if (!is_plain(s.network.rule)) return step_by_rule(s, k);
+  for (int l = s.network.body; l < s.depth; ++l) {
+    descend(s, l, k, s.input(support, trace, l), trace[l]);
   }
+}
 
- private:
-  using StepViews<E>::e, StepViews<E>::network, StepViews<E>::layout, StepViews<E>::data,
-      StepViews<E>::depth, StepViews<E>::loaded, StepViews<E>::support_x, StepViews<E>::query_x,
-      StepViews<E>::head, StepViews<E>::clear, StepViews<E>::layer, StepViews<E>::dual,
-      StepViews<E>::is_dual, StepViews<E>::blocks, StepViews<E>::theta, StepViews<E>::vector,
-      StepViews<E>::traces, StepViews<E>::input, StepViews<E>::body_cotangent,
-      StepViews<E>::parameters, StepViews<E>::rate;
-  using Passes<E>::forward_body, Passes<E>::backward_body, Passes<E>::add_query;
-  using InnerSteps<E>::inner_step, InnerSteps<E>::load_rates, InnerSteps<E>::go_back,
-      InnerSteps<E>::gradient;
-  using HessianProducts<E>::scale_by_rates, HessianProducts<E>::subtract_hessian_product;
+template <class E>
+FASTMETA_DEVICE void sum_tasks(Step<E>& s, int from, int64_t start, int64_t block) {
+  s.parameters(from, block,
+               [&](View p, int64_t place) { s.e.sum_tasks(start + place, p, s.e.weight()); });
+}
 
-  FASTMETA_DEVICE void sum_tasks(int from, int64_t start, int64_t block) {
-    parameters(from, block,
-               [&](View p, int64_t place) { e.sum_tasks(start + place, p, e.weight()); });
-  }
+template <class E>
+FASTMETA_DEVICE void add_negated_scalar(Step<E>& s, int64_t place) {
+  using Num = typename E::Num;
+  s.e.map([](Num& d) { d = -d; }, s.layout.scalar);
+  s.e.sum_tasks(place, s.layout.scalar, s.e.weight());
+}
 
-  FASTMETA_DEVICE void load() {
-    if (!loaded) load_parameters();
-    support_x = e.inputs(layout.support.inputs, data.support_x);
-    load(layout.support, data.support_y, data.support_labels,
-         data.support_weights, data.support_loss_weights);
-    if (network.query > 0) {
-      query_x = e.inputs(layout.query.inputs, data.query_x);
-      load(layout.query, data.query_y, data.query_labels, data.query_weights,
-           data.query_loss_weights);
+template <class E>
+FASTMETA_ONCE void add_rate_gradients(Step<E>& s, int k) {  // (3)
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  const auto& layout = s.layout;
+  const Trace* trace = s.traces(layout.support, k);
+  const Move<S> keep{S(0), S(1), S(s.network.prox)};
+  for (int l = s.network.body; l < s.depth; ++l) {
+    const Dense& d = s.network.layers[l];
+    DenseLayer<E> at = s.layer(l);
+    const Blocks here = s.blocks(l, k);
+    for (int i = 0; i < kTensors; ++i) {
+      if (!d.has[i] || s.is_dual(l, i)) continue;
+      find_gradient(s, i, keep, l, s.input(layout.support, trace, l), trace[l], layout.gradient,
+                    here.of[i], s.theta(0));
     }
-    if (!network.dual) return;
-    if constexpr (E::takes_products) {
-      e.load_products(layout.dual, network.layers.front().adapts[kWeight]);
-    } else {
-      dual().find_grams(support_x, query_x);
-    }
-  }
-
-  FASTMETA_DEVICE void load_parameters() {
-    e.map([](Num& one, Num& zero) { one = Num{} + S(1), zero = Num{}; }, layout.one, layout.zero);
-    for (int l = 0; l < depth; ++l) {
-      const Dense& d = network.layers[l];
-      for (int i = 0; i < kTensors; ++i) {
-        if (!d.has[i] || is_dual(l, i)) continue;
-        e.load(layer(l).tensor(i, theta(0)), data.parameters[l * kTensors + i]);
-      }
-      if (d.norm == Norm::running) {
-        e.load(layout.layers[l].mean, data.statistics[2 * l]);
-        e.load(layout.layers[l].inverse, data.statistics[2 * l + 1]);
+    for (int i = 0; i < kTensors && !s.network.elementwise_rates; ++i) {
+      const int64_t place = layout.parameters + (k * s.depth + l) * kTensors + i;
+      if (s.is_dual(l, i)) {
+        if (!d.adapts[i]) continue;
+        s.dual().rate_gradient(layout.scalar, trace[l].product_delta);
+        add_negated_scalar(s, place);
+      } else if (d.has[i]) {
+        s.e.dot(layout.scalar, at.tensor(i, layout.gradient), at.tensor(i, layout.lambda));
+        add_negated_scalar(s, place);
       }
     }
   }
-
-  FASTMETA_ONCE void load(const Examples& set, Global<const S> y, Global<const int64_t> labels,
-                            Global<const S> weights, Global<const S> loss_weights) {
-    if (weights.given()) {
-      e.load(set.weights, weights);
-    } else {
-      const S each = S(1) / S(set.weights.rows);
-      e.map([each](Num& w) { w = Num{} + each; }, set.weights);
-    }
-    load_targets(e, network.loss, set, y, labels, loss_weights);
+  if (s.network.elementwise_rates) {
+    s.e.map([](Num& g, Num l) { g = -g * l; }, s.head(layout.gradient), s.head(layout.lambda));
+    sum_tasks(s, s.network.body, layout.parameters * (1 + k), layout.gradient);
   }
+}
 
-  FASTMETA_DEVICE void start_cotangent() {
-    clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
-    if (network.prox != 0) clear(head(layout.anchor));
-    if (network.dual) dual().start_cotangent();
-    if (network.body > 0) {
-      clear(body_cotangent(layout.query));
-      clear(body_cotangent(layout.support));
-    }
+template <class E>
+FASTMETA_ONCE void scale(Step<E>& s, int l, int k, int tensor, View vector, View lambda,
+                         View rates) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  if (!s.network.layers[l].adapts[tensor]) {
+    s.e.map([](Num& v) { v = Num{}; }, vector);
+  } else if (s.network.elementwise_rates) {
+    s.e.map([](Num& v, Num l, Num a) { v = a * l; }, vector, lambda, rates);
+  } else {
+    const S a = s.rate(k, l, tensor);
+    s.e.map([a](Num& v, Num l) { v = a * l; }, vector, lambda);
   }
+}
 
-  FASTMETA_DEVICE void store_adapted() {
-    for (int l = 0; l < depth; ++l) {
-      for (int i = 0; i < kTensors; ++i) {
-        if (!network.layers[l].adapts[i]) continue;
-        e.store(data.adapted[l * kTensors + i], layer(l).tensor(i, theta(network.steps)));
+// The vector a_k * lambda_{k+1}, zero where nothing adapts.
+template <class E>
+FASTMETA_DEVICE void scale_by_rates(Step<E>& s, int k) {
+  for (int l = s.network.body; l < s.depth; ++l) {
+    const DenseLayer<E> at = s.layer(l);
+    for (int i = 0; i < kTensors; ++i) {
+      if (s.network.layers[l].has[i] && !s.is_dual(l, i)) {
+        scale(s, l, k, i, at.tensor(i, s.vector(k)), at.tensor(i, s.layout.lambda),
+              at.tensor(i, s.layout.rate));
       }
     }
   }
+}
 
-  FASTMETA_ONCE void through_step(int k) {
-    if (network.elementwise_rates) load_rates(k);
-    if (network.reversible && k > 0) go_back(k);  // theta_0 is there, and exact
-    const bool along = network.learned_rates || !network.first_order;
-    if (network.dual && network.layers[0].adapts[kWeight] && along) dual().find_along();
-    if (network.learned_rates) add_rate_gradients(k);
-    if (network.first_order) return;
-    scale_by_rates(k);
-    if (network.prox != 0) {
-      const S prox = S(network.prox);
-      e.map([prox](Num& l, Num& anchor, Num v) { l = l - prox * v, anchor = anchor + prox * v; },
-            head(layout.lambda), head(layout.anchor), head(vector(k)));
-    }
-    subtract_hessian_product(k);
-  }
+// Plain SGD's pullback.
+template <class E>
+FASTMETA_DEVICE void pull_back_sgd(Step<E>& s, int k) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  if (s.network.reversible && k > 0) go_back(s, k);  // theta_0 is there, and exact
+  const bool along = s.network.learned_rates || !s.network.first_order;
+  if (s.network.dual && s.network.layers[0].adapts[kWeight] && along) s.dual().find_along();
+  if (s.network.learned_rates) add_rate_gradients(s, k);
+  if (s.network.first_order) return;
+  scale_by_rates(s, k);
+  if (s.network.prox == 0) return;
+  const S prox = S(s.network.prox);
+  s.e.map([prox](Num& l, Num& anchor, Num v) { l = l - prox * v, anchor = anchor + prox * v; },
+          s.head(s.layout.lambda), s.head(s.layout.anchor), s.head(s.vector(k)));
+}
 
-  FASTMETA_ONCE void add_rate_gradients(int k) {  // (3)
-    const Trace* trace = traces(layout.support, k);
-    const Move<S> keep{S(0), S(1), S(network.prox)};
-    const int64_t start = layout.parameters;
-    for (int l = network.body; l < depth; ++l) {
-      const Dense& d = network.layers[l];
-      DenseLayer<E> at = layer(l);
-      const Blocks here = blocks(l, k);
-      for (int i = 0; i < kTensors; ++i) {
-        if (!d.has[i] || is_dual(l, i)) continue;
-        gradient(i, keep, l, input(layout.support, trace, l), trace[l], layout.gradient, here.of[i],
-                 theta(0));
-      }
-      for (int i = 0; i < kTensors && !network.elementwise_rates; ++i) {
-        const int64_t place = start + (k * depth + l) * kTensors + i;
-        if (is_dual(l, i)) {
-          if (!d.adapts[i]) continue;
-          dual().rate_gradient(layout.scalar, trace[l].product_delta);
-          add_scalar(place);
-        } else if (d.has[i]) {
-          e.dot(layout.scalar, at.tensor(i, layout.gradient), at.tensor(i, layout.lambda));
-          add_scalar(place);
-        }
-      }
-    }
-    if (network.elementwise_rates) {
-      e.map([](Num& g, Num l) { g = -g * l; }, head(layout.gradient), head(layout.lambda));
-      sum_tasks(network.body, start + k * layout.parameters, layout.gradient);
-    }
+template <class E>
+FASTMETA_ONCE void through_step(Step<E>& s, int k) {
+  if (s.network.per_step_support && k < s.network.steps - 1) load_support(s, k);
+  if (s.network.elementwise_rates) load_rates(s, k);
+  if (is_plain(s.network.rule)) {
+    pull_back_sgd(s, k);
+  } else {
+    pull_back_rule(s, k);
   }
+  if (!s.network.first_order) subtract_hessian_product(s, k);
+}
 
-  FASTMETA_DEVICE void add_scalar(int64_t place) {
-    e.map([](Num& d) { d = -d; }, layout.scalar);
-    e.sum_tasks(place, layout.scalar, e.weight());
+template <class E>
+FASTMETA_DEVICE void start_cotangent(Step<E>& s) {
+  const auto& layout = s.layout;
+  s.clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
+  if (s.network.prox != 0) s.clear(s.head(layout.anchor));
+  if (s.network.dual) s.dual().start_cotangent();
+  if (s.network.body > 0) {
+    s.clear(s.body_cotangent(layout.query));
+    s.clear(s.body_cotangent(layout.support));
   }
-};
+  if (is_plain(s.network.rule) || !sweeps(s.network)) return;
+  for (int j = 0; j < states_of(s.network.rule); ++j) s.clear(s.head(layout.cotangents[j]));
+  if (!learns_numbers(s.network)) return;
+  using Num = typename E::Num;
+  s.e.map([](Num& one) { one = Num{} + typename E::Scalar(1); }, s.head(layout.ones));
+}
+
+template <class E>
+FASTMETA_DEVICE void store_adapted(Step<E>& s) {
+  for (int l = 0; l < s.depth; ++l) {
+    for (int i = 0; i < kTensors; ++i) {
+      if (!s.network.layers[l].adapts[i]) continue;
+      s.e.store(s.data.adapted[l * kTensors + i], s.layer(l).tensor(i, s.theta(s.network.steps)));
+    }
+  }
+}
+
+template <class E>
+FASTMETA_DEVICE void run_step(Step<E> s) {
+  using Num = typename E::Num;
+  const auto& network = s.network;
+  const auto& layout = s.layout;
+  load(s);
+  if (network.steps > 0) forward_body(s, layout.support);
+  if (network.query > 0) forward_body(s, layout.query);
+  if (network.differentiate) start_cotangent(s);
+  for (int k = 0; k < network.steps; ++k) {
+    if (!sweeps(network)) add_query(s, k);
+    inner_step(s, k);
+  }
+  add_query(s, network.steps);  // (2)
+  if (!network.differentiate) {
+    if (!s.data.adapted.empty()) store_adapted(s);
+    return;
+  }
+  for (int k = network.steps - 1; sweeps(network) && k >= 0; --k) {
+    through_step(s, k);  // (3), (4)
+    add_query(s, k);
+  }
+  if (network.prox != 0 && !network.first_order) {  // (5)
+    s.e.map([](Num& l, Num a) { l = l + a; }, s.head(layout.lambda), s.head(layout.anchor));
+  }
+  backward_body(s, layout.query);
+  if (network.steps > 0 && !network.first_order) backward_body(s, layout.support);
+  if (network.dual) s.dual().finish();
+  sum_tasks(s, 0, 0, layout.lambda);
+}
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -70,8 +70,8 @@ void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
   tangent.delta_sums = sums(allocate, layer.out);
 }
 
-Examples examples(Allocator& allocate, const Description& network, const Layout& layout, int count,
-                  int kept, bool copies) {
+Examples examples(Allocator& allocate, const Description& network, const Layout& layout,
+                  const Loss& loss, int count, int kept, bool copies) {
   const Dense& last = network.layers.back();
   const int in = network.layers.front().in;
   Examples set{};
@@ -81,8 +81,8 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   set.row = allocate.column(count);
   set.second_row = allocate.column(count);
   set.missing = allocate.matrix(1, 1);
-  if (network.loss.weighted) {
-    const bool of_classes = network.loss.kind == LossKind::cross_entropy;
+  if (loss.weighted) {
+    const bool of_classes = loss.kind == LossKind::cross_entropy;
     set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
   }
   for (int step = 0; step < kept; ++step) {
@@ -123,6 +123,25 @@ void add_tangents(Allocator& allocate, const Description& network, Layout& layou
   }
 }
 
+// The gradients that a rule steps along, its state, and what its pullback needs. A block without the
+// body's part starts where that would.
+void add_rule(Allocator& allocate, const Description& network, int64_t head, Layout& layout) {
+  const auto blocks = [&](int count) { return allocate.block(count * head) - layout.body; };
+  const int gradients = keeps_gradients(network) ? network.steps : 1;
+  layout.gradient = blocks(gradients);
+  const int states = states_of(network.rule);
+  for (int j = 0; j < states; ++j) {
+    layout.states[j] = blocks(keeps_states(network) ? network.steps : 1);
+  }
+  if (network.rule.clips) layout.clips = allocate.matrix(gradients, 1);
+  layout.sum = allocate.column(1);
+  if (!sweeps(network)) return;
+  for (int j = 0; j < states; ++j) layout.cotangents[j] = blocks(1);
+  if (!learns_numbers(network)) return;
+  for (int64_t& slopes : layout.slopes) slopes = blocks(1);
+  layout.ones = blocks(1);
+}
+
 void add_dual(Allocator& allocate, const Description& network, const LayerPlace& place,
               bool on_gpu, DualPlaceIn<OnHost>& dual) {
   const Dense& layer = network.layers.front();
@@ -135,8 +154,10 @@ void add_dual(Allocator& allocate, const Description& network, const LayerPlace&
     dual.gram = allocate.matrix(n, n);
     dual.cross = allocate.matrix(q, n);
     for (View& step : dual.steps) step = allocate.matrix(n, h);
+    if (!is_plain(network.rule)) dual.buffer = allocate.matrix(n, h);
   }
   if (!network.differentiate) return;
+  if (dual.buffer.rows > 0) dual.buffer_cotangent = allocate.matrix(n, h);
   dual.gradient = dual.weight;
   dual.gradient.offset = allocate.like(dual.weight);
   dual.of_query = allocate.matrix(together * q, h);
@@ -148,6 +169,7 @@ void add_dual(Allocator& allocate, const Description& network, const LayerPlace&
 }  // namespace
 
 int longest_body(const Description& network) {
+  if (network.per_step_support) return 0;  // each step has inputs of its own
   const int most = int(network.layers.size()) - 1;
   int body = 0;
   const auto adapts = [](const Dense& layer) {
@@ -202,8 +224,10 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.traces_kept = sweeps(network) ? std::max(1, network.steps) : 1;
   const int64_t head = layout.block - layout.body;
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
-  layout.support = examples(allocate, network, layout, network.support, layout.traces_kept, true);
-  layout.query = examples(allocate, network, layout, network.query, 1, width == 1);
+  layout.support = examples(allocate, network, layout, network.loss, network.support,
+                            layout.traces_kept, true);
+  layout.query = examples(allocate, network, layout, network.query_loss, network.query, 1,
+                          width == 1);
   if (on_gpu && reverses) {
     // A GPU's memory is short: what goes back through a step needs lies over what the query set
     // leaves behind the body.
@@ -216,7 +240,11 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   // A block without the body's part starts where that would.
   const auto head_block = [&] { return allocate.block(head) - layout.body; };
   if (network.elementwise_rates) layout.rate = head_block();
-  if (network.elementwise_rates || network.learned_rates) layout.gradient = head_block();
+  if (!is_plain(network.rule)) {
+    add_rule(allocate, network, head, layout);
+  } else if (network.elementwise_rates || network.learned_rates) {
+    layout.gradient = head_block();
+  }
   if (reverses) {
     layout.lambda = allocate.block(layout.block);
     if (network.reversible) layout.vector = head_block();
@@ -229,8 +257,8 @@ Layout lay_out(const Description& network, int width, Rows rows) {
 }
 
 int64_t gradient_size(const Description& network, const Layout& layout) {
-  const int64_t each = network.elementwise_rates ? layout.parameters : kTensors * layout.layers.size();
-  return layout.parameters + (network.learned_rates ? network.steps * each : 0);
+  const int options = int(network.rule.learns[0]) + int(network.rule.learns[1]);
+  return layout.parameters + rate_gradients(network, layout) + options;
 }
 
 }  // namespace fastmeta

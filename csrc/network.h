@@ -68,11 +68,12 @@ enum RuleOption {
 constexpr int kMostStates = 3;
 
 struct Options {
-  Loss loss;
+  Loss loss, query_loss;
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
   UpdateRule rule = {};
+  bool per_step_support = false;  // whether each inner step has a support set of its own
   bool dual = false;  // whether the first layer's product is in dual form
   bool reversible = false;  // whether the reverse sweep rebuilds the weights, or finds all K + 1 kept
   int together = 1;   // how many tasks share that form's products with the weight
@@ -84,14 +85,48 @@ struct DescriptionIn : Options {
 };
 using Description = DescriptionIn<OnHost>;
 
-// The longest body there is. Never the last layer: losses may overwrite what it gives.
+// The longest body there is; none where each step has its own inputs. Never the last layer: losses may overwrite what it gives.
 int longest_body(const Description&);
 
+// Whether the rule is theta' = theta - a g.
+FASTMETA_DEVICE static inline bool is_plain(const UpdateRule& rule) {
+  return rule.kind == RuleKind::sgd && !rule.momentum && !rule.decays && !rule.clips;
+}
+// Whether it is linear in the gradient, by the same numbers for all of a tensor.
+FASTMETA_DEVICE static inline bool is_linear(const UpdateRule& rule) {
+  return rule.kind == RuleKind::sgd && !rule.decays && !rule.clips;
+}
+// How many numbers of its own a rule has for each element; see update_rules.h.
+FASTMETA_DEVICE static inline int states_of(const UpdateRule& rule) {
+  return rule.kind == RuleKind::sgd ? 1 : rule.centered ? 3 : 2;
+}
+
+// Whether rates or options get a gradient.
+template <class Place>
+FASTMETA_DEVICE static bool learns_numbers(const DescriptionIn<Place>& network) {
+  return network.learned_rates || network.rule.learns[0] || network.rule.learns[1];
+}
+// Whether the dual form can make the steps of a first layer that adapts: its cotangents then are
+// products with the inputs too, and the rule acts on those.
+template <class Place>
+FASTMETA_DEVICE static bool steps_in_dual_form(const DescriptionIn<Place>& network) {
+  return is_plain(network.rule) || (is_linear(network.rule) && !learns_numbers(network));
+}
 // Whether anything goes backward through the inner steps. Where not, every query gradient counts
 // as it is, and is added when the inner loop comes by.
 template <class Place>
 FASTMETA_DEVICE static bool sweeps(const DescriptionIn<Place>& network) {
-  return network.differentiate && (!network.first_order || network.learned_rates);
+  return network.differentiate &&
+         (!network.first_order || learns_numbers(network) || network.rule.decays);
+}
+// Whether a rule's pullback needs the gradient of each step, and the state after each.
+template <class Place>
+FASTMETA_DEVICE static bool keeps_states(const DescriptionIn<Place>& network) {
+  return sweeps(network) && (network.rule.kind != RuleKind::sgd || learns_numbers(network));
+}
+template <class Place>
+FASTMETA_DEVICE static bool keeps_gradients(const DescriptionIn<Place>& network) {
+  return keeps_states(network) || (sweeps(network) && network.rule.clips);
 }
 
 // Whether the weights after every step are kept for that.
@@ -160,6 +195,7 @@ struct DualViews {
   View gram, cross;           // X X', X_q X' [N, N], [Q, N]
   View of_query, of_support;  // C of the tasks together [G Q, H], [G N, H]
   View pull, along;           // X X_q' C_q, X lambda' [N, H]
+  View buffer, buffer_cotangent;  // of momentum: B with b = B' X, and X nu' [N, H]
 };
 template <class Place>
 struct DualPlaceIn : DualViews {
@@ -172,8 +208,13 @@ struct Offsets {
   int64_t body = 0;        // how much of that is the body's: there in theta_0 and lambda alone
   int64_t theta = 0;       // blocks: theta_0, then one each step, or one that all steps share
   int64_t lambda = 0, vector = 0, anchor = 0, gradient = 0, rate = 0;
+  // Of an update rule: its state and the state's cotangents, what a step adds to the gradients of rate
+  // and options, and ones to sum that with.
+  int64_t states[kMostStates] = {}, cotangents[kMostStates] = {};
+  int64_t slopes[3] = {}, ones = 0;
+  View clips = {};  // of each step [K, 1]
   int thetas_kept = 0, traces_kept = 0;
-  View scalar, one, zero;  // each [1, 1]
+  View scalar, sum, one, zero;  // each [1, 1]
   int64_t scratch = 0;     // the engine's own, as long as two weights
   int64_t size = 0;
 };
@@ -212,6 +253,11 @@ struct Global {
   FASTMETA_DEVICE bool given() const { return data != nullptr; }
   FASTMETA_DEVICE Global at(int64_t offset) const { return {data + offset, task_stride}; }
 };
+// That of step k, where there is one.
+template <class T>
+FASTMETA_DEVICE static Global<T> at_step(Global<T> all, int k, int64_t size) {
+  return all.given() ? all.at(k * size) : all;
+}
 
 // One call's data. Parameters and adapted ones come layer by layer in the order of `Tensor`.
 template <class Scalar, class Place = OnHost>
@@ -225,15 +271,25 @@ struct Data {
   typename Place::template List<Scalar> step_weights;  // [K + 1]
   typename Place::template List<char> evaluates;       // [K + 1]
   const Scalar* task_weights;        // [T]
+  const double* rule_options;        // [kRuleOptions]; null for plain SGD
   Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const int64_t> support_labels, query_labels;
   Global<const Scalar> support_loss_weights, query_loss_weights;
+  // Of the support set, where each step has its own, tasks are K sets apart.
   Global<Scalar> support_losses;  // [K, T]
   Global<Scalar> step_losses;     // [K + 1, T]
   Global<Scalar> query_outputs;   // [T, Q, C]
-  Scalar* gradient;               // [P], then [K, tensors] or [K, P] of the learned rates
+  Scalar* gradient;  // [P], then [K, tensors] or [K, P] of learned rates, then learned options
 };
 
+// How many numbers those of the learned rates are.
+template <class Place>
+FASTMETA_DEVICE static int64_t rate_gradients(const DescriptionIn<Place>& network,
+                                              const LayoutIn<Place>& layout) {
+  if (!network.learned_rates) return 0;
+  return network.steps * (network.elementwise_rates ? layout.parameters
+                                                    : kTensors * int64_t(layout.layers.size()));
+}
 int64_t gradient_size(const Description&, const Layout&);
 
 }  // namespace fastmeta

@@ -1,4 +1,4 @@
-// What a set of examples goes through at some theta: forward, backward, and into lambda.
+// Passes of a set of examples through the network at some theta: forward, backward, into lambda.
 #pragma once
 
 #include "epilogues.h"
@@ -8,96 +8,93 @@
 namespace fastmeta::FASTMETA_NAMESPACE {
 
 template <class E>
-class Passes : public StepViews<E> {
- public:
-  using typename StepViews<E>::S;
-  using typename StepViews<E>::Examples;
-
-  FASTMETA_DEVICE explicit Passes(const StepViews<E>& views) : StepViews<E>(views) {}
-
- protected:
-  using StepViews<E>::e, StepViews<E>::network, StepViews<E>::layout, StepViews<E>::data,
-      StepViews<E>::depth, StepViews<E>::layer, StepViews<E>::dual, StepViews<E>::is_dual,
-      StepViews<E>::is_query, StepViews<E>::blocks, StepViews<E>::traces, StepViews<E>::input,
-      StepViews<E>::body_cotangent;
-
-  FASTMETA_DEVICE void forward_body(const Examples& set) {
-    forward(set, traces(set, 0), 0, 0, network.body);
-  }
-
-  FASTMETA_DEVICE void forward(const Examples& set, const Trace* trace, int k) {
-    forward(set, trace, k, network.body, depth);
-  }
-
-  FASTMETA_ONCE void forward(const Examples& set, const Trace* trace, int k, int from, int to) {
-    for (int l = from; l < to; ++l) {
-      const Blocks at = blocks(l, k);
-      if (is_dual(l, kWeight)) {
-        const View bias = layer(l).row(kBias, at.of[kBias]);
-        dual().forward(is_query(set), k, trace[l].product, network.layers[l].has[kBias] ? &bias : nullptr);
-        layer(l).after_product(trace[l], at);
-      } else {
-        layer(l).forward(input(set, trace, l), trace[l], at);
-      }
-    }
-  }
-
-  // From the loss down to the body, leaving every layer's delta at its product.
-  FASTMETA_DEVICE void backward(const Examples& set, const Trace* trace, int k) {
-    loss_backward(e, network.loss, set, trace[depth - 1]);
-    backward(trace, k, network.body, depth);
-  }
-
-  FASTMETA_ONCE void backward(const Trace* trace, int k, int from, int to) {
-    for (int l = to - 1; l >= from; --l) {
-      layer(l).backward(trace[l], blocks(l, k));
-      if (l > from) layer(l).backward_input(Keep{}, trace[l], trace[l - 1].delta, blocks(l, k));
-    }
-  }
-
-  // lambda += the body's gradient, of what the steps have summed after it.
-  FASTMETA_DEVICE void backward_body(const Examples& set) {
-    const Trace* trace = traces(set, 0);
-    backward(trace, 0, 0, network.body);
-    for (int l = 0; l < network.body; ++l) add_gradient(S(1), set, trace, l);
-  }
-
-  // lambda += w times the gradient of a layer.
-  FASTMETA_ONCE void add_gradient(S w, const Examples& set, const Trace* trace, int l) {
-    const Add<S> add{w};
-    if (!is_dual(l, kWeight)) {
-      layer(l).weight_gradient(add, trace[l], input(set, trace, l), layout.lambda);
-    } else if (is_query(set)) {
-      dual().add_query(w, trace[l].product_delta);
+FASTMETA_ONCE void forward(Step<E>& s, const ExamplesOf<E>& set, const Trace* trace, int k,
+                           int from, int to) {
+  for (int l = from; l < to; ++l) {
+    const Blocks at = s.blocks(l, k);
+    if (s.is_dual(l, kWeight)) {
+      const View bias = s.layer(l).row(kBias, at.of[kBias]);
+      s.dual().forward(s.is_query(set), k, trace[l].product,
+                       s.network.layers[l].has[kBias] ? &bias : nullptr);
+      s.layer(l).after_product(trace[l], at);
     } else {
-      dual().add_support(trace[l].product_delta);
-    }
-    for (int row = kBias; row < kTensors; ++row) {
-      if (network.layers[l].has[row]) layer(l).row_gradient(row, add, trace[l], layout.lambda);
+      s.layer(l).forward(s.input(set, trace, l), trace[l], at);
     }
   }
+}
+template <class E>
+FASTMETA_DEVICE void forward_body(Step<E>& s, const ExamplesOf<E>& set) {
+  forward(s, set, s.traces(set, 0), 0, 0, s.network.body);
+}
+template <class E>
+FASTMETA_DEVICE void forward_head(Step<E>& s, const ExamplesOf<E>& set, const Trace* trace, int k) {
+  forward(s, set, trace, k, s.network.body, s.depth);
+}
 
-  FASTMETA_DEVICE void query_forward(int k) {
-    const Trace* trace = traces(layout.query, k);
-    forward(layout.query, trace, k);
-    if (k == network.steps) e.store(data.query_outputs, trace[depth - 1].value);
-    loss_forward(e, network.loss, layout.query, trace[depth - 1], layout.scalar);
-    e.store(data.step_losses.at(k * data.tasks), layout.scalar);
+template <class E>
+FASTMETA_ONCE void backward(Step<E>& s, const Trace* trace, int k, int from, int to) {
+  for (int l = to - 1; l >= from; --l) {
+    s.layer(l).backward(trace[l], s.blocks(l, k));
+    if (l > from) s.layer(l).backward_input(Keep{}, trace[l], trace[l - 1].delta, s.blocks(l, k));
   }
+}
+// From the loss down to the body, leaving every layer's delta at its product.
+template <class E>
+FASTMETA_DEVICE void backward_head(Step<E>& s, const ExamplesOf<E>& set, const Trace* trace,
+                                   int k) {
+  loss_backward(s.e, s.loss(set), set, trace[s.depth - 1]);
+  backward(s, trace, k, s.network.body, s.depth);
+}
 
-  // lambda += w_k grad L_q(theta_k)
-  FASTMETA_ONCE void add_query(int k) {
-    if (!data.evaluates[k]) return;
-    query_forward(k);
-    const S w = data.step_weights[k];
-    if (!network.differentiate || w == S(0)) return;
-    const Trace* trace = traces(layout.query, k);
-    backward(layout.query, trace, k);
-    for (int l = network.body; l < depth; ++l) add_gradient(w, layout.query, trace, l);
-    if (network.body == 0) return;
-    layer(network.body).backward_input(Add<S>{w}, trace[network.body],
-                                       body_cotangent(layout.query), blocks(network.body, k));
+// lambda += w times the gradient of a layer.
+template <class E>
+FASTMETA_ONCE void add_gradient(Step<E>& s, typename E::Scalar w, const ExamplesOf<E>& set,
+                                const Trace* trace, int l) {
+  const Add<typename E::Scalar> add{w};
+  if (!s.is_dual(l, kWeight)) {
+    s.layer(l).weight_gradient(add, trace[l], s.input(set, trace, l), s.layout.lambda);
+  } else if (s.is_query(set)) {
+    s.dual().add_query(w, trace[l].product_delta);
+  } else {
+    s.dual().add_support(trace[l].product_delta);
   }
-};
+  for (int row = kBias; row < kTensors; ++row) {
+    if (s.network.layers[l].has[row]) s.layer(l).row_gradient(row, add, trace[l], s.layout.lambda);
+  }
+}
+
+// lambda += the body's gradient, of what the steps have summed after it.
+template <class E>
+FASTMETA_DEVICE void backward_body(Step<E>& s, const ExamplesOf<E>& set) {
+  const Trace* trace = s.traces(set, 0);
+  backward(s, trace, 0, 0, s.network.body);
+  for (int l = 0; l < s.network.body; ++l) add_gradient(s, typename E::Scalar(1), set, trace, l);
+}
+
+template <class E>
+FASTMETA_DEVICE void query_forward(Step<E>& s, int k) {
+  const Trace* trace = s.traces(s.layout.query, k);
+  forward_head(s, s.layout.query, trace, k);
+  if (k == s.network.steps) s.e.store(s.data.query_outputs, trace[s.depth - 1].value);
+  loss_forward(s.e, s.network.query_loss, s.layout.query, trace[s.depth - 1], s.layout.scalar);
+  s.e.store(s.data.step_losses.at(k * s.data.tasks), s.layout.scalar);
+}
+
+// lambda += w_k grad L_q(theta_k)
+template <class E>
+FASTMETA_ONCE void add_query(Step<E>& s, int k) {
+  using S = typename E::Scalar;
+  if (!s.data.evaluates[k]) return;
+  query_forward(s, k);
+  const S w = s.data.step_weights[k];
+  if (!s.network.differentiate || w == S(0)) return;
+  const ExamplesOf<E>& query = s.layout.query;
+  const Trace* trace = s.traces(query, k);
+  const int body = s.network.body;
+  backward_head(s, query, trace, k);
+  for (int l = body; l < s.depth; ++l) add_gradient(s, w, query, trace, l);
+  if (body == 0) return;
+  s.layer(body).backward_input(Add<S>{w}, trace[body], s.body_cotangent(query), s.blocks(body, k));
+}
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -1,4 +1,4 @@
-// Where a step's numbers lie: what its parts know of a network, its layout and the data.
+// One task's step: the network, its layout, the data, and where each matrix is found.
 #pragma once
 
 #include "dense.h"
@@ -8,8 +8,7 @@
 namespace fastmeta::FASTMETA_NAMESPACE {
 
 template <class E>
-class StepViews {
- public:
+struct Step {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   using Description = DescriptionIn<typename E::Place>;
@@ -17,24 +16,14 @@ class StepViews {
   using Examples = ExamplesIn<typename E::Place>;
   using Data = fastmeta::Data<S, typename E::Place>;
 
-  FASTMETA_DEVICE StepViews(E& engine, const Description& network, const Layout& layout,
-                            const Data& data, int slot, bool loaded)
-      : e(engine),
-        network(network),
-        layout(layout),
-        data(data),
-        depth(int(network.layers.size())),
-        slot(slot),
-        loaded(loaded) {}
-
- protected:
   E& e;
   const Description& network;
   const Layout& layout;
   const Data& data;
-  const int depth, slot;  // slot: of this task among those together
-  const bool loaded;      // whether an earlier task left the parameters here
-  View support_x{}, query_x{};  // where the inputs lie
+  const int slot;     // of this task among those together
+  const bool loaded;  // whether an earlier task left the parameters here
+  const int depth = int(network.layers.size());
+  View support_x = {}, query_x = {};  // where the inputs lie
 
   // What a block holds of the layers after the body.
   FASTMETA_DEVICE View head(int64_t block) const {
@@ -50,15 +39,31 @@ class StepViews {
     return network.dual && l == 0 && tensor == kWeight;
   }
   FASTMETA_DEVICE bool is_query(const Examples& set) const { return &set == &layout.query; }
+  FASTMETA_DEVICE const Loss& loss(const Examples& set) const {
+    return is_query(set) ? network.query_loss : network.loss;
+  }
 
   // The block of theta_k. Those of all steps share one, where they are not kept.
   FASTMETA_DEVICE int64_t theta(int k) const {
     const int slot = keeps_weights(network) || k == 0 ? k : 1;
     return layout.theta + slot * (layout.block - layout.body);
   }
-  // The block of a_k * lambda_{k+1}: that of theta_{k+1} where each has one, and is needed no more.
+  // The block of the vector that H_k is multiplied by: that of theta_{k+1} where each has one, and is
+  // needed no more.
   FASTMETA_DEVICE int64_t vector(int k) const {
     return keeps_weights(network) ? theta(k + 1) : layout.vector;
+  }
+  // The blocks of g_k, and of the j-th number of an update rule's state after k > 0 steps.
+  FASTMETA_DEVICE int64_t gradient(int k) const {
+    return layout.gradient + (keeps_gradients(network) ? k : 0) * (layout.block - layout.body);
+  }
+  FASTMETA_DEVICE int64_t state(int j, int k) const {
+    return layout.states[j] + (keeps_states(network) ? k - 1 : 0) * (layout.block - layout.body);
+  }
+  // What clipping scales g_k by [1, 1].
+  FASTMETA_DEVICE View clip(int k) const {
+    if (!network.rule.clips) return layout.one;
+    return part(layout.clips, 1, keeps_gradients(network) ? k : 0);
   }
   // The blocks where theta_k is found: what does not adapt stays in theta_0.
   FASTMETA_DEVICE Blocks blocks(int l, int k) const {
@@ -79,6 +84,15 @@ class StepViews {
     return set.traces[network.body - 1].delta;
   }
 
+  // use(layer, tensor) of what adapts in primal form
+  template <class Use>
+  FASTMETA_DEVICE void adapting(Use use) const {
+    for (int l = network.body; l < depth; ++l) {
+      for (int i = 0; i < kTensors; ++i) {
+        if (network.layers[l].adapts[i] && !is_dual(l, i)) use(l, i);
+      }
+    }
+  }
   // use(parameter of a block, its place among the P numbers of all), from that layer on
   template <class Use>
   FASTMETA_DEVICE void parameters(int from, int64_t block, Use use) {

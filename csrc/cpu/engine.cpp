@@ -163,6 +163,7 @@ bool dual(const std::string& name, const Description& network) {
   // Weights of their own for each element, an anchor, or adapted ones that are asked for.
   const bool frozen = network.body > 0;
   if (!frozen && (network.elementwise_rates || network.prox != 0)) return false;
+  if (network.per_step_support || (!frozen && !steps_in_dual_form(network))) return false;
   if (network.query == 0) return false;
   if (!name.empty()) return name == "dual";
   const Dense& first = network.layers.front();
@@ -184,7 +185,7 @@ bool reversible(const std::string& name, const Description& network, int64_t blo
     throw std::invalid_argument("FASTMETA_MEMORY: '" + name +
                                 "', but it must be saved or reversible");
   }
-  if (!sweeps(network) || network.steps < 2) return false;
+  if (!sweeps(network) || network.steps < 2 || !is_plain(network.rule)) return false;
   if (!name.empty()) return name == "reversible";
   // Faster where few examples make products cheap, and all blocks would leave the caches but two
   // do not.

@@ -136,10 +136,11 @@ class FeatureLanes {
   template <class F, class... Views>
   void map(F f, View out, Views... in) {
     if (is_turned(out)) return map(f, turned(out), turned(in)...);
-    // Where all lie alike, the whole is one row.
-    if (out.rows > 1 && out.col_stride == 1 && (alike(out, in) && ...)) {
+    // Where all lie alike, or are one number, the whole is one row.
+    if (out.rows > 1 && out.col_stride == 1 && ((alike(out, in) || is_number(in)) && ...)) {
       const int size = out.rows * out.row_stride;
-      return map(f, View{out.offset, 1, size, size, 1}, View{in.offset, 1, size, size, 1}...);
+      return map(f, View{out.offset, 1, size, size, 1},
+                 View{in.offset, 1, size, size, is_number(in) ? 0 : 1}...);
     }
     const int vectors = vectors_of(out.cols);
     for (int i = 0; i < out.rows; ++i)
@@ -213,6 +214,7 @@ class FeatureLanes {
   // Whether a matrix lies column by column; it is then taken as its transpose.
   static bool is_turned(View v) { return v.row_stride == 1 && v.col_stride > 1; }
   static View turned(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
+  static bool is_number(View v) { return v.row_stride == 0 && v.col_stride == 0; }
   static bool alike(View a, View b) { return a.row_stride == b.row_stride && b.col_stride == 1; }
 
   // Row i of a matrix by vectors; one number, repeated, where its columns do not lie side by side.

@@ -12,7 +12,7 @@ void run_group(const Description& network, const Layout& layout,
                bool loaded, void* storage, typename Engine::Scalar* sums) {
   const auto run = [&](int64_t task, int slot) {
     Engine engine(storage, layout, task, data, sums);
-    MetaStep<Engine>({engine, network, layout, data, slot, loaded || task > first}).run();
+    run_step(Step<Engine>{engine, network, layout, data, slot, loaded || task > first});
   };
   if (!network.dual) {
     for (int64_t task = first; task < last; task += Engine::count) run(task, 0);
@@ -35,7 +35,9 @@ void unpack(const Description& network, const Layout& layout,
   const int64_t size = gradient_size(network, layout);
   int64_t at = 0;
   // A weight's sums, and those of its elements' rates at each step.
-  while (Engine::width > 1 && at + layout.parameters <= size) {
+  const bool of_rates = network.learned_rates && network.elementwise_rates;
+  const int blocks = Engine::width > 1 ? 1 + (of_rates ? network.steps : 0) : 0;
+  for (int block = 0; block < blocks; ++block) {
     for (const Dense& layer : network.layers) {
       if constexpr (Engine::width > 1) {
         Engine::unpack(gradient + at, sums + at, layer.out, layer.in);
@@ -47,7 +49,6 @@ void unpack(const Description& network, const Layout& layout,
         at += layer.out;
       }
     }
-    if (!network.elementwise_rates) break;
   }
   __builtin_memcpy(gradient + at, sums + at, (size - at) * sizeof *sums);
 }

@@ -18,6 +18,7 @@ namespace fastmeta {
 namespace {
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 using Address = uintptr_t;
 
@@ -31,6 +32,7 @@ struct Addresses {
   // The dual form's products (support, query, gram, cross) and cotangents (support, query).
   std::vector<Address> products;
   Address support_losses, step_losses, query_outputs, workspace, partials, gradient;
+  Address rule_options;  // doubles
 };
 
 class CudaStep {
@@ -40,14 +42,16 @@ class CudaStep {
            bool differentiate, bool first_order, bool elementwise_rates, bool learned_rates,
            double prox, bool is_double, int64_t tasks, const std::vector<bool>& evaluates,
            const std::string& form, const std::string& memory, const std::string& storage,
-           int threads, const std::pair<int64_t, int>& limits)
+           int threads, const std::pair<int64_t, int>& limits, const RuleTuple& rule,
+           bool per_step_support, const std::optional<LossTuple>& query_loss)
       : is_double_(is_double),
         tasks_(tasks),
         inputs_(std::get<0>(layers.front())),
         evaluates_(evaluates.begin(), evaluates.end()),
         choice_(cuda::choose(
             described(layers, {LossKind(loss), loss_option, ignore_index, weighted}, support, query,
-                      steps, differentiate, first_order, elementwise_rates, learned_rates, prox),
+                      steps, differentiate, first_order, elementwise_rates, learned_rates, prox,
+                      {rule, per_step_support, query_loss}),
             tasks, is_double, {form, memory, storage, threads}, {limits.first, limits.second})) {}
 
   bool serves() const { return choice_.serves; }
@@ -83,7 +87,8 @@ class CudaStep {
   template <class T>
   void run_as(const Addresses& at, bool tf32, int device, Address stream) const {
     const Description& network = choice_.network;
-    const int64_t n = network.support, q = network.query;
+    const int64_t n = network.support * (network.per_step_support ? network.steps : 1);
+    const int64_t q = network.query;
     const int64_t out = network.layers.back().out, wide = network.layers.front().out;
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
     const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
@@ -107,15 +112,16 @@ class CudaStep {
     }
     call.rates = of(at.rates), call.step_weights = of(at.step_weights);
     call.task_weights = of(at.task_weights);
+    call.rule_options = reinterpret_cast<const double*>(at.rule_options);
     const int64_t in = inputs_;
     call.support_x = {of(at.support[0]), n * in}, call.query_x = {of(at.query[0]), q * in};
     call.support_y = {of(at.support[1]), n * out}, call.query_y = {of(at.query[1]), q * out};
     call.support_labels = {labels(at.support[2]), n};
     call.query_labels = {labels(at.query[2]), q};
     call.support_weights = {of(at.support[3]), n}, call.query_weights = {of(at.query[3]), q};
-    const bool of_classes = network.loss.kind == LossKind::cross_entropy;
-    call.support_loss_weights = {of(at.support[4]), of_classes ? 0 : n * out};
-    call.query_loss_weights = {of(at.query[4]), of_classes ? 0 : q * out};
+    const auto of_classes = [](const Loss& loss) { return loss.kind == LossKind::cross_entropy; };
+    call.support_loss_weights = {of(at.support[4]), of_classes(network.loss) ? 0 : n * out};
+    call.query_loss_weights = {of(at.query[4]), of_classes(network.query_loss) ? 0 : q * out};
     if (network.dual) {
       call.products = {{of(at.products[0]), n * wide}, {of(at.products[1]), q * wide},
                        {of(at.products[2]), n * n},    {of(at.products[3]), q * n},
@@ -152,7 +158,13 @@ PYBIND11_MODULE(_cuda, module) {
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::vector<bool>&,
                     const std::string&, const std::string&, const std::string&, int,
-                    const std::pair<int64_t, int>&>())
+                    const std::pair<int64_t, int>&, const RuleTuple&, bool,
+                    const std::optional<LossTuple>&>(),
+           "layers"_a, "loss"_a, "loss_option"_a, "ignore_index"_a, "weighted"_a, "support"_a,
+           "query"_a, "steps"_a, "differentiate"_a, "first_order"_a, "elementwise_rates"_a,
+           "learned_rates"_a, "prox"_a, "is_double"_a, "tasks"_a, "evaluates"_a, "form"_a,
+           "memory"_a, "storage"_a, "threads"_a, "limits"_a, "rule"_a = RuleTuple{},
+           "per_step_support"_a = false, "query_loss"_a = py::none())
       .def_property_readonly("serves", &CudaStep::serves)
       .def_property_readonly("task_bytes", &CudaStep::task_bytes)
       .def_property_readonly("workspace", &CudaStep::workspace)
@@ -170,12 +182,15 @@ PYBIND11_MODULE(_cuda, module) {
                      const std::vector<Address>& products, Address support_losses,
                      Address step_losses, Address query_outputs, Address workspace,
                      Address partials, Address gradient, bool tf32, int device,
-                     Address stream) {
+                     Address stream, Address rule_options) {
         step.run({image, parameters, adapted, statistics, rates, step_weights, task_weights,
                   support, query, products, support_losses, step_losses, query_outputs, workspace,
-                  partials, gradient},
+                  partials, gradient, rule_options},
                  tf32, device, stream);
-      });
+      }, "image"_a, "parameters"_a, "adapted"_a, "statistics"_a, "rates"_a, "step_weights"_a,
+         "task_weights"_a, "support"_a, "query"_a, "products"_a, "support_losses"_a,
+         "step_losses"_a, "query_outputs"_a, "workspace"_a, "partials"_a, "gradient"_a, "tf32"_a,
+         "device"_a, "stream"_a, "rule_options"_a = Address(0));
 }
 
 }  // namespace fastmeta

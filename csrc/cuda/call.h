@@ -58,6 +58,7 @@ struct Call {
   bool keeps_adapted;
   bool tf32;  // whether products round their operands to TF32; doubles never do
   const T *rates, *step_weights, *task_weights;
+  const double* rule_options;  // [kRuleOptions]
   Global<const T> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const T> support_loss_weights, query_loss_weights;
   Global<const int64_t> support_labels, query_labels;

@@ -29,6 +29,7 @@ void check_name(const char* variable, const std::string& name, const char* one, 
 }
 
 bool can_be_dual(const Description& network) {
+  if (network.per_step_support || (network.body == 0 && !steps_in_dual_form(network))) return false;
   return !network.elementwise_rates && network.prox == 0 && network.query > 0;
 }
 
@@ -43,7 +44,7 @@ bool is_better_dual(const Description& network) {
 // With a proximal term rates decide whether the inner loop can be run backward, and they are on the
 // device.
 bool can_be_reversible(const Description& network) {
-  return sweeps(network) && network.steps > 1 && network.prox == 0;
+  return sweeps(network) && network.steps > 1 && network.prox == 0 && is_plain(network.rule);
 }
 
 // The names that may serve, the better one first.

@@ -29,6 +29,7 @@ __device__ Data<T, OnDevice> data_of(const Call<T>& call) {
   data.step_weights = {call.step_weights, image.network.steps + 1};
   data.evaluates = image.evaluates;
   data.task_weights = call.task_weights;
+  data.rule_options = call.rule_options;
   data.support_x = call.support_x, data.query_x = call.query_x;
   data.support_y = call.support_y, data.query_y = call.query_y;
   data.support_weights = call.support_weights, data.query_weights = call.query_weights;
@@ -55,7 +56,7 @@ run_tasks(const __grid_constant__ Call<T> call) {
   for (int64_t task = first; task < end; ++task) {
     Block<T, Memory> engine(call, task, sums);
     const Image& image = *call.image;
-    MetaStep<Block<T, Memory>>({engine, image.network, image.layout, data, 0, task > first}).run();
+    run_step(Step<Block<T, Memory>>{engine, image.network, image.layout, data, 0, task > first});
   }
 }
 

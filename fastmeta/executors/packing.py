@@ -75,7 +75,8 @@ def gradients(
         start = sum(part.numel() for part in parts)
         # Not by division: no steps have rates too.
         width = start if rates.elementwise(inner) else len(names)
-        found = packed[start:].view(inner.steps, width)
+        # Learned options of an update rule may follow.
+        found = packed[start : start + inner.steps * width].view(inner.steps, width)
         pairs += rates.gradients(inner, named, names, found)
     return pairs
 

@@ -17,7 +17,23 @@ inline bool has_corners(const Description& network) {
   for (const Dense& layer : network.layers) {
     if (has_corners(layer.activation)) return true;
   }
-  return network.loss.kind >= LossKind::huber;
+  return network.loss.kind >= LossKind::huber || network.query_loss.kind >= LossKind::huber;
+}
+
+// Large epsilons, or a second moment near zero would magnify every rounding error.
+inline void draw_rule(Random& random, Problem& problem) {
+  UpdateRule& rule = problem.network.rule;
+  rule.kind = random.of<RuleKind>({RuleKind::sgd, RuleKind::adam, RuleKind::rmsprop});
+  rule.momentum = rule.kind != RuleKind::adam && random.coin();
+  rule.nesterov = rule.kind == RuleKind::sgd && rule.momentum && random.coin();
+  rule.decays = random.coin();
+  rule.decoupled = rule.kind == RuleKind::adam && random.coin();
+  rule.centered = rule.kind == RuleKind::rmsprop && random.coin();
+  rule.clips = random.coin();
+  rule.learns[0] = (rule.momentum || rule.kind == RuleKind::adam) && random.coin();
+  rule.learns[1] = rule.kind != RuleKind::sgd && random.coin();
+  problem.rule_options = {0.7, rule.nesterov ? 0 : 0.2, 0.3, 0.8, 0.7, 0.2,
+                          random.of<double>({0, 0.1}), random.of<double>({0.1, 1})};
 }
 
 inline Dense dense(Random& random, int in, int out, Activation activation, bool may_have_norm) {
@@ -70,7 +86,7 @@ inline Problem draw(int number) {
                                                         : random.of<double>({0.3, 1});
   const bool classes = loss == LossKind::cross_entropy;
   const bool weighted = (classes || loss == LossKind::bce_with_logits) && random.coin();
-  network.loss = {loss, option, random.of<int64_t>({-100, 0}), weighted};
+  network.loss = network.query_loss = {loss, option, random.of<int64_t>({-100, 0}), weighted};
   problem.labels = classes && random.below(3) > 0;
   network.steps = number / 5 % 4;
   network.support = random.of(example_counts);
@@ -88,6 +104,12 @@ inline Problem draw(int number) {
     problem.evaluates.push_back(network.query > 0 && (last || random.coin()));
     problem.step_weights.push_back(problem.evaluates[k] ? random.between(0, 1) * !random.below(2) + last
                                                         : 0);
+  }
+  if (random.coin()) draw_rule(random, problem);
+  network.per_step_support = random.below(4) == 0;
+  if (random.below(3) == 0) {
+    network.query_loss = {random.of<LossKind>({LossKind::cross_entropy, LossKind::mse, LossKind::l1}),
+                          0, -100, false};
   }
   return problem;
 }
@@ -116,6 +138,15 @@ inline std::string describe(const Problem& problem) {
   if (network.dual) text += ", dual";
   if (network.body > 0) text += ", body of " + std::to_string(network.body);
   if (network.reversible) text += ", reversible";
+  const UpdateRule& rule = network.rule;
+  if (!is_plain(rule)) text += ", rule " + std::to_string(int(rule.kind));
+  if (rule.momentum) text += rule.nesterov ? " nesterov" : " momentum";
+  if (rule.decays) text += rule.decoupled ? " decoupled decay" : " decay";
+  if (rule.centered) text += " centered";
+  if (rule.clips) text += " clipped";
+  if (rule.learns[0] || rule.learns[1]) text += " learned";
+  if (network.per_step_support) text += ", support sets by step";
+  if (network.query_loss.kind != network.loss.kind) text += ", another query loss";
   if (problem.ragged) text += ", ragged";
   return text;
 }

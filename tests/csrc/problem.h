@@ -39,6 +39,7 @@ struct Problem {
   int64_t tasks;
   bool labels, ragged, keep_adapted;
   std::vector<double> step_weights;  // [K + 1]
+  std::vector<double> rule_options;  // [kRuleOptions]
   std::vector<char> evaluates;       // [K + 1]
   uint64_t seed;
 };
@@ -97,31 +98,29 @@ Inputs<T> inputs(const Problem& problem) {
   }
   in.task_weights = numbers(problem.tasks, 0, 1);
   const int d = network.layers.front().in, c = network.layers.back().out;
-  const bool classes = network.loss.kind == LossKind::cross_entropy;
-  if (network.loss.weighted && classes) {
-    in.support_loss_weights = in.query_loss_weights = numbers(c, 0.5, 2);
-  }
-  const auto fill = [&](int count, std::vector<T>& x, std::vector<T>& y,
-                        std::vector<int64_t>& labels, std::vector<T>& weights,
+  const int sets = network.per_step_support ? network.steps : 1;
+  const auto fill = [&](const Loss& loss, int64_t tasks, int count, std::vector<T>& x,
+                        std::vector<T>& y, std::vector<int64_t>& labels, std::vector<T>& weights,
                         std::vector<T>& loss_weights) {
-    const int64_t examples = problem.tasks * count;
+    const int64_t examples = tasks * count;
+    const bool classes = loss.kind == LossKind::cross_entropy;
     x = numbers(examples * d, -1, 1);
-    if (problem.labels) {
+    if (problem.labels && classes) {
       for (int64_t i = 0; i < examples; ++i) {
-        labels.push_back(random.below(5) == 0 ? network.loss.ignore_index : random.below(c));
+        labels.push_back(random.below(5) == 0 ? loss.ignore_index : random.below(c));
       }
     } else {
       y = numbers(examples * c, 0, 1);
     }
-    if (network.loss.weighted && !classes) loss_weights = numbers(examples * c, 0.5, 2);
-    for (int64_t t = 0; problem.ragged && count > 0 && t < problem.tasks; ++t) {
+    if (loss.weighted) loss_weights = numbers(classes ? c : examples * c, 0.5, 2);
+    for (int64_t t = 0; problem.ragged && count > 0 && t < tasks; ++t) {
       const int real = 1 + random.below(count);
       for (int i = 0; i < count; ++i) weights.push_back(i < real ? T(1) / T(real) : T(0));
     }
   };
-  fill(network.support, in.support_x, in.support_y, in.support_labels, in.support_weights,
+  fill(network.loss, problem.tasks * sets, network.support, in.support_x, in.support_y, in.support_labels, in.support_weights,
        in.support_loss_weights);
-  fill(network.query, in.query_x, in.query_y, in.query_labels, in.query_weights,
+  fill(network.query_loss, problem.tasks, network.query, in.query_x, in.query_y, in.query_labels, in.query_weights,
        in.query_loss_weights);
   return in;
 }
@@ -168,7 +167,8 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   const cpu::Kernel<T>& chosen = kernel(engine, T());
   const Layout layout = lay_out(network, chosen.width);
   const int64_t d = network.layers.front().in, c = network.layers.back().out;
-  const int64_t n = network.support, q = network.query;
+  const int64_t n = network.support * (network.per_step_support ? network.steps : 1);
+  const int64_t q = network.query;
   const T nothing = T(NAN);
   Results<T> out;
   out.support_losses.assign(network.steps * problem.tasks, nothing);
@@ -198,6 +198,7 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   data.step_weights.assign(problem.step_weights.begin(), problem.step_weights.end());
   data.evaluates = problem.evaluates;
   data.task_weights = given(in.task_weights);
+  data.rule_options = given(problem.rule_options);
   data.support_x = {given(in.support_x), n * d};
   data.support_y = {given(in.support_y), n * c};
   data.support_labels = {given(in.support_labels), n};
@@ -206,9 +207,10 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   data.query_y = {given(in.query_y), q * c};
   data.query_labels = {given(in.query_labels), q};
   data.query_weights = {given(in.query_weights), q};
-  const bool of_classes = network.loss.kind == LossKind::cross_entropy;
-  data.support_loss_weights = {given(in.support_loss_weights), of_classes ? 0 : n * c};
-  data.query_loss_weights = {given(in.query_loss_weights), of_classes ? 0 : q * c};
+  const auto of_classes = [](const Loss& loss) { return loss.kind == LossKind::cross_entropy; };
+  data.support_loss_weights = {given(in.support_loss_weights), of_classes(network.loss) ? 0 : n * c};
+  data.query_loss_weights = {given(in.query_loss_weights),
+                             of_classes(network.query_loss) ? 0 : q * c};
   data.support_losses = {out.support_losses.data(), 1};
   data.step_losses = {out.step_losses.data(), 1};
   data.query_outputs = {out.query_outputs.data(), q * c};

@@ -18,7 +18,7 @@ int main(int count, char** arguments) {
     problem.network.layers.push_back({l == 0 ? 1 : 40, l == last ? 1 : 40, activation, 0, 0,
                                       Norm::none, 0, {true, true}, {l >= body, l >= body}});
   }
-  problem.network.loss = {LossKind::mse, 0, 0, false};
+  problem.network.loss = problem.network.query_loss = {LossKind::mse, 0, 0, false};
   problem.network.support = problem.network.query = 10;
   problem.network.steps = steps;
   problem.network.differentiate = true;

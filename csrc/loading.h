@@ -1,0 +1,71 @@
+// A task's parameters and examples, loaded into its storage.
+#pragma once
+
+#include "losses.h"
+#include "step_views.h"
+
+namespace fastmeta::FASTMETA_NAMESPACE {
+
+template <class E>
+FASTMETA_DEVICE void load_parameters(Step<E>& s) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  s.e.map([](Num& one, Num& zero) { one = Num{} + S(1), zero = Num{}; }, s.layout.one,
+          s.layout.zero);
+  for (int l = 0; l < s.depth; ++l) {
+    const Dense& d = s.network.layers[l];
+    for (int i = 0; i < kTensors; ++i) {
+      if (!d.has[i] || s.is_dual(l, i)) continue;
+      s.e.load(s.layer(l).tensor(i, s.theta(0)), s.data.parameters[l * kTensors + i]);
+    }
+    if (d.norm == Norm::running) {
+      s.e.load(s.layout.layers[l].mean, s.data.statistics[2 * l]);
+      s.e.load(s.layout.layers[l].inverse, s.data.statistics[2 * l + 1]);
+    }
+  }
+}
+
+template <class E, class S>
+FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<const S> y,
+                                 Global<const int64_t> labels, Global<const S> weights,
+                                 Global<const S> loss_weights) {
+  using Num = typename E::Num;
+  if (weights.given()) {
+    s.e.load(set.weights, weights);
+  } else {
+    const S each = S(1) / S(set.weights.rows);
+    s.e.map([each](Num& w) { w = Num{} + each; }, set.weights);
+  }
+  load_targets(s.e, s.loss(set), set, y, labels, loss_weights);
+}
+
+// The support set of inner step k, where each has its own; else k is 0.
+template <class E>
+FASTMETA_ONCE void load_support(Step<E>& s, int k) {
+  const auto& set = s.layout.support;
+  const int64_t n = set.inputs.rows, c = set.targets.cols;
+  const bool of_classes = s.network.loss.kind == LossKind::cross_entropy;
+  s.support_x = s.e.inputs(set.inputs, at_step(s.data.support_x, k, n * set.inputs.cols));
+  load_examples(s, set, at_step(s.data.support_y, k, n * c), at_step(s.data.support_labels, k, n),
+                at_step(s.data.support_weights, k, n),
+                at_step(s.data.support_loss_weights, k, of_classes ? 0 : n * c));
+}
+
+template <class E>
+FASTMETA_DEVICE void load(Step<E>& s) {
+  if (!s.loaded) load_parameters(s);
+  if (s.network.steps > 0 || !s.network.per_step_support) load_support(s, 0);
+  if (s.network.query > 0) {
+    s.query_x = s.e.inputs(s.layout.query.inputs, s.data.query_x);
+    load_examples(s, s.layout.query, s.data.query_y, s.data.query_labels, s.data.query_weights,
+                  s.data.query_loss_weights);
+  }
+  if (!s.network.dual) return;
+  if constexpr (E::takes_products) {
+    s.e.load_products(s.layout.dual, s.network.layers.front().adapts[kWeight]);
+  } else {
+    s.dual().find_grams(s.support_x, s.query_x);
+  }
+}
+
+}  // namespace fastmeta::FASTMETA_NAMESPACE
