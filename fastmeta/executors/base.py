@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.network.graph import Network
 from fastmeta.network.losses.standard import Loss
@@ -81,6 +82,12 @@ class Executor:
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
         """The offer for a problem; **raises** `NotSupported`."""
         raise NotImplementedError
+
+    def linearize(
+        self, reading: Reading, problem: Problem, parameters: Tensors
+    ) -> Linearized | Unsupported:
+        """The model at each task's `parameters`, `[T, ...]`, on the support sets of a problem."""
+        return Unsupported("it has no passes of its own")
 
 
 class NetworkExecutor(Executor):
