@@ -101,6 +101,14 @@ def plan_step(
     return PlannedStep(tasks, inner, weights, groups)
 
 
+def check_setting(model: nn.Module, seen: Snapshot, given: dict[str, Any]) -> None:
+    """**Raises** where a model, or data given by name, can't be stepped or linearized."""
+    refuse_cached(model)
+    _refuse_meta(seen)
+    if forward_ad._current_level >= 0:
+        _check_tangents({**given, "model": seen.parameters})
+
+
 def _tasks(seen: Snapshot, support: Any, query: Any, options: Options) -> TaskBatch | RaggedTasks:
     """The data, checked by itself, and where it is one batch against the model and its loss.
 

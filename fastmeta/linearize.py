@@ -100,9 +100,7 @@ def linearize(
         return Linearization(planner.linearize(request, given), given)
 
 
-def _checked(
-    label: str, given: Mapping[str, Tensor], like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _checked(label: str, given: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by name, detached; **raises** where they are not shaped as those of `like`."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{label}: {a_kind(given)}; it must be a dict by parameter name")
