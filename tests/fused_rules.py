@@ -382,9 +382,7 @@ def _adam(
     second = [b2 * v + (1 - b2) * one * one for v, one in zip(second, g, strict=True)]
     state["m"], state["v"] = first, second
     c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
-    return [
-        (m / c1) / (_root(v / c2 + root) + eps) for m, v in zip(first, second, strict=True)
-    ]
+    return [(m / c1) / (_root(v / c2 + root) + eps) for m, v in zip(first, second, strict=True)]
 
 
 def _rmsprop(

@@ -62,7 +62,7 @@ def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | 
 def gradients(
     problem: Problem, names: Sequence[str | None], packed: Tensor
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Every leaf with its gradient, views of `packed`: parameters, learned rates, learned options."""
+    """Every leaf with its gradient: views of `packed`, parameters, learned rates, then options."""
     named: dict[str, Any] = problem.model.all_parameters()
     used = [name for name in names if name is not None]
     parts = _unflatten_dense_tensors(packed, [named[name] for name in used])

@@ -1,4 +1,4 @@
-"""The convolutional step under every update rule, support sets by step and query losses of their own.
+"""The convolutional step under every update rule, with support sets by step and query losses.
 
 Against autograd through torch's operators in float64, one task at a time.
 """
@@ -126,7 +126,7 @@ class Case:
 
     def exact(self) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """Losses [T], support losses [K, T] and the gradients of the leaves, by autograd."""
-        theta = dict(self.model.named_parameters())
+        theta: dict[str, Tensor] = dict(self.model.named_parameters())
         weights = self.weights or [0.0] * self.steps + [1.0]
         query_loss = self.query_loss or self.loss
         losses, support_losses = [], []
@@ -134,7 +134,8 @@ class Case:
             phi, state, total = dict(theta), {}, torch.zeros((), dtype=torch.float64)
             on_support = []
             for k in range(self.steps + 1):
-                total = total + weights[k] * query_loss(self.at(phi, self.query[0][t]), self.query[1][t])
+                on_query = query_loss(self.at(phi, self.query[0][t]), self.query[1][t])
+                total = total + weights[k] * on_query
                 if k == self.steps:
                     break
                 x, y = ((leaf[t, k] if self.per_step else leaf[t]) for leaf in self.support)
@@ -337,9 +338,7 @@ def test_dead_filters_stay_and_their_proximal_terms_cancel(name: str) -> None:
     )  # fmt: skip
     expected = torch.zeros_like(first.weight)
     for t in range(2):
-        theta = {
-            name: p[t].detach().requires_grad_() for name, p in adapted.parameters.items()
-        }
+        theta = {name: p[t].detach().requires_grad_() for name, p in adapted.parameters.items()}
         loss = F.cross_entropy(case.at(theta, case.query[0][t]), case.query[1][t]) / 2
         expected += torch.autograd.grad(loss, theta["0.weight"])[0]
     assert all(g is not None and g.isfinite().all() for g in found)

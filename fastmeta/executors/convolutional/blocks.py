@@ -109,7 +109,8 @@ def blocks(
 ) -> Blocks:
     """The network in the kernels' terms; **raises** `NotSupported`.
 
-    `losses` are those of support and query sets. `image` is the shape of an example, `shapes` those of the parameters by name.
+    `losses` are those of support and query sets, `image` is the shape of an example, `shapes` those
+    of the parameters by name.
     """
     loss, query_loss = map(kernel_loss, losses)
     if not any(isinstance(node.layer, Conv2d) for node in nodes):
