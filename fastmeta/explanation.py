@@ -16,6 +16,9 @@ from fastmeta.plan.planner import Planned
 from fastmeta.plan.selection import Selected
 from fastmeta.wording import counted
 
+_FAMILIES = ("fused", "layered", "generic")
+"""Of executors, the fastest first where several serve."""
+
 
 def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     """The way in which `maml_step` with these arguments is computed, and why not faster.
@@ -37,7 +40,7 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
         *_layers(type(module).__name__, first.reading),
         f"loss: {first.reading.loss or 'not a standard one; taken as it is'}",
         _inner(step),
-        *_executors(first, step.task_weights.device),
+        *_executors(first),
     ]
     for indices, planned in step.groups:
         lines += _group(len(indices), planned, len(step.groups) > 1)
@@ -67,14 +70,15 @@ def _inner(step: PlannedStep) -> str:
     return f"inner loop: {steps}, {order}; adapting: {adapted}"
 
 
-def _executors(selected: Selected, device: torch.device) -> list[str]:
+def _executors(selected: Selected) -> list[str]:
+    """The executor, and why those are not taken that are faster where they serve."""
     executor = selected.executor
-    lines = [f"executor: {executor.family} on {device}"]
+    lines = [f"executor: {executor.family} on {selected.device}"]
     if executor.replaces_module:
-        return [*lines, f"  kernel: {selected.offer.description}"]
-    for family in ("fused", "layered"):
+        lines.append(f"  kernel: {selected.offer.description}")
+    for family in _FAMILIES[: _FAMILIES.index(executor.family)]:
         reason = selected.unsupported_by(family)
-        lines.append(f"  not {family}: {reason or 'estimated slower'}")
+        lines.append(f"  not {family}: {reason or 'slower'}")
     return lines
 
 
@@ -88,6 +92,7 @@ def _group(count: int, planned: Planned, several: bool) -> list[str]:
     how = f", {offer.description}" if generic else ""
     lines = [
         f"form{f' for {where}' if several else ''}: {offer.form}{how} ({selected.reason})",
+        *(f"  not {name}: {reason}" for name, reason in selected.unsupported_forms()),
         f"  arithmetic: {arithmetic:,} FLOP for {where}",
         f"  workspace: about {offer.workspace_bytes:,} bytes",
     ]

@@ -16,6 +16,7 @@ from types import ModuleType
 import compiling
 import torch
 
+from fastmeta.executors.base import Executor
 from fastmeta.executors.convolutional.cpu import ConvolutionalCpu
 from fastmeta.executors.every import EXECUTORS
 from fastmeta.executors.fused.cpu import FusedCpu
@@ -91,13 +92,18 @@ class FusedCudaOnHost(FusedCuda):
         return module.limits(0)  # as the environment says now
 
 
-def register() -> None:
-    """Has the fused step computed by them, and nothing by the processor's kernels."""
-    EXECUTORS[:] = [
+def played(executors: list[Executor]) -> list[Executor]:
+    """The executors with these kernels for the fused step, and without the processor's own."""
+    return [
         FusedCudaOnHost() if isinstance(executor, FusedCuda) else executor
-        for executor in EXECUTORS
-        if not isinstance(executor, (FusedCpu, ConvolutionalCpu, FusedCudaOnHost))
+        for executor in executors
+        if not isinstance(executor, (FusedCpu, ConvolutionalCpu))
     ]
+
+
+def register() -> None:
+    """Has them play for the whole process."""
+    EXECUTORS[:] = played(EXECUTORS)
 
 
 def run(*arguments: str) -> None:

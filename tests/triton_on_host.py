@@ -1,12 +1,23 @@
-"""Triton's kernels on the host: its interpreter, mended (see conftest.py)."""
+"""Triton's kernels on the host: its interpreter, mended, and an executor that runs in it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+
+from fastmeta.executors.base import Executor, Offer
+from fastmeta.executors.convolutional.cpu import ConvolutionalCpu
+from fastmeta.executors.every import EXECUTORS
+from fastmeta.executors.layers import many
+from fastmeta.executors.layers.offers import LayersTriton
+from fastmeta.executors.problem import Problem
+from fastmeta.network.reading import Reading
 
 _patch_tensor = interpreter._patch_lang_tensor
 
@@ -32,3 +43,39 @@ def _widened(builder, side):
 
 
 interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
+
+
+class LayersTritonOnHost(LayersTriton):
+    """Triton's kernels in its interpreter, for tensors that lie on the host."""
+
+    name = "layered-triton-on-host"
+
+    def takes(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def missing(self, device: torch.device) -> str | None:
+        return None
+
+    def make_offer(self, reading: Reading, problem: Problem) -> Offer:
+        # The interpreter's time says nothing.
+        return replace(super().make_offer(reading, problem), timeable=False)
+
+
+def played(executors: list[Executor]) -> list[Executor]:
+    """The executors with this one, and without the processor's own for convolutions."""
+    return [
+        LayersTritonOnHost() if isinstance(executor, LayersTriton) else executor
+        for executor in executors
+        if not isinstance(executor, ConvolutionalCpu)
+    ]
+
+
+def lists_at_once(parts: object) -> bool:
+    """In the place of `many._at_once`: what a GPU does with lists of tensors."""
+    return True
+
+
+def register() -> None:
+    """Has it play for the whole process."""
+    EXECUTORS[:] = played(EXECUTORS)
+    many._at_once = lists_at_once

@@ -100,16 +100,24 @@ class NetworkExecutor(Executor):
         return replace(offer, run=lambda given: given.completed(run(given.of_read)))
 
 
-def layers_and_losses(reading: Reading) -> tuple[Network, Loss, Loss]:
-    """The model as layers, and its standard losses; **raises** `NotSupported` for anything else."""
+def layers(reading: Reading) -> Network:
+    """The model as layers; **raises** `NotSupported` where it is not such."""
     if reading.network is None:
         raise NotSupported(f"the model could not be read into layers: {reading.unreadable}")
+    if reading.unseen:
+        raise NotSupported(reading.unseen)
+    if reading.writes and (reading.loss is None or reading.query_loss is None):
+        raise NotSupported(f"{reading.writes}, which the loss may read")
+    return reading.network
+
+
+def layers_and_losses(reading: Reading) -> tuple[Network, Loss, Loss]:
+    """The model as layers, and its standard losses; **raises** `NotSupported` for anything else."""
+    network = layers(reading)
     if reading.loss is None or reading.query_loss is None:
         which = "loss" if reading.loss is None else "query loss"
         raise NotSupported(
             f"the {which} is none of torch's standard ones: pass one of them, or a function that "
             "does nothing but call one"
         )
-    if reading.unseen:
-        raise NotSupported(reading.unseen)
-    return reading.network, reading.loss, reading.query_loss
+    return network, reading.loss, reading.query_loss

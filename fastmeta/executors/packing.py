@@ -157,19 +157,26 @@ def check_buffers(problem: Problem, norms: Iterable[Norm | None], dtype: torch.d
         raise NotSupported("a forward pass writes buffers")
 
 
-def check_examples(examples: Examples, differentiate: bool, dtype: torch.dtype) -> None:
-    """**Raises** `NotSupported` for sets that are not tensors of the parameters' dtype."""
-    x, y = examples.inputs, examples.targets
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise NotSupported("inputs or targets are trees")
-    if differentiate and (x.requires_grad or y.requires_grad):
+def check_inputs(examples: Examples, differentiate: bool, dtype: torch.dtype) -> None:
+    """**Raises** `NotSupported` for inputs that are not one tensor of the parameters' dtype."""
+    x = examples.inputs
+    if not isinstance(x, Tensor):
+        raise NotSupported("inputs are trees")
+    if differentiate and any(leaf.requires_grad for leaf in examples.leaves()):
         raise NotSupported("inputs or targets require grad")
     if x.dtype != dtype:
         raise NotSupported(f"inputs are {x.dtype}, parameters {dtype}")
-    if y.is_floating_point() and y.dtype != dtype:
-        raise NotSupported(f"targets are {y.dtype}, parameters {dtype}")
     if x.shape[1:].numel() == 0:
         raise NotSupported("a set is empty")
+
+
+def check_targets(examples: Examples, dtype: torch.dtype) -> None:
+    """**Raises** `NotSupported` for targets that are not one tensor, of labels or of this dtype."""
+    y = examples.targets
+    if not isinstance(y, Tensor):
+        raise NotSupported("targets are trees")
+    if y.is_floating_point() and y.dtype != dtype:
+        raise NotSupported(f"targets are {y.dtype}, parameters {dtype}")
 
 
 def check_rows(examples: Examples, loss: KernelLoss, outputs: int) -> None:

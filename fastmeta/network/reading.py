@@ -36,6 +36,8 @@ class Reading:
     """The reason why the model has no network here."""
     unseen: str = ""
     """What the model's Python reads and nothing can watch, so that the module itself must run."""
+    writes: str = ""
+    """What the model's Python writes beside its result; empty where nothing."""
 
     def is_at(self, losses: Losses, constants: Mapping[str, float]) -> bool:
         """Return whether it has these options of its losses and its activations."""

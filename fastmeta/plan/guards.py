@@ -42,6 +42,8 @@ class Guards:
         """The names that each class of torch's reads."""
         self.unseen = ""
         """The first thing that it reads and no guard can watch; empty where there is none."""
+        self.writes = ""
+        """The first attribute or global that it binds; empty where there is none."""
         self._owners: dict[types.ModuleType | types.FunctionType, None] = {}
         self._places: dict[tuple[int, str], tuple[Callable[[str], Any], str]] = {}
         self._insides: dict[types.FunctionType, None] = {}
@@ -139,6 +141,8 @@ class Guards:
             if name != "__class__":
                 self._cells[id(cell)] = cell
                 self._value(name, cell.cell_contents)
+        bound = _binds(code)
+        self.writes = self.writes or (bound and f"{function.__qualname__} writes {bound}")
         loaded, names = _reads(code)
         for name in loaded:
             self._watch(function.__globals__, name)
@@ -188,3 +192,16 @@ def _reads(code: types.CodeType) -> tuple[set[str], set[str]]:
     inner = [_reads(each) for each in code.co_consts if isinstance(each, types.CodeType)]
     names = {step.argval for step in steps}.union(*[names for _, names in inner])
     return loaded.union(*[loaded for loaded, _ in inner]), names
+
+
+@functools.lru_cache(maxsize=1024)
+def _binds(code: types.CodeType) -> str:
+    """The name of the first attribute or global that the code binds; empty where none."""
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR"):
+            return step.argval
+    return next(filter(None, map(_binds, filter(_is_code, code.co_consts))), "")
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, types.CodeType)

@@ -251,6 +251,7 @@ def _read(
         unread=frozenset(sizes.keys() - network.parameters()) if network else frozenset[str](),
         unreadable=why,
         unseen=seen.unseen,
+        writes=seen.writes,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from fastmeta.executors.base import Executor, Offer, Unsupported
 from fastmeta.executors.every import EXECUTORS, REFERENCE
 from fastmeta.executors.problem import Problem
@@ -45,19 +47,26 @@ class Selected:
     offer: Offer
     reason: str
     """Why it was selected."""
+    device: torch.device
     unsupported: Mapping[str, str]
-    """By executor of this device, why it can't compute the problem."""
+    """By executor of the device, why it can't compute the problem."""
     features: str | None = None
     """Why the module's layers in front of the adapting parameters run at every pass; empty where
     once a task and set, None where all adapts or there is a single pass."""
 
     def unsupported_by(self, family: str) -> str | None:
         """The reason why no executor of a family can compute the problem; None where one can."""
-        known = [executor for executor in EXECUTORS if executor.family == family]
-        reasons = [self.unsupported[e.name] for e in known if e.name in self.unsupported]
-        if self.executor.family == family or not reasons:
-            return None
-        return reasons[-1]
+        reasons = [
+            self.unsupported.get(executor.name)
+            for executor in EXECUTORS
+            if executor.family == family and executor.takes(self.device)
+        ]
+        return reasons[-1] if reasons and all(reasons) else None
+
+    def unsupported_forms(self) -> list[tuple[str, str]]:
+        """The executors of the same family that can't compute the problem, by name, and why."""
+        family = [e.name for e in EXECUTORS if e.family == self.executor.family]
+        return [(name, self.unsupported[name]) for name in family if name in self.unsupported]
 
 
 def select(entry: Entry, problem: Problem, asked: str) -> Selected:
@@ -95,7 +104,7 @@ def select(entry: Entry, problem: Problem, asked: str) -> Selected:
         elif _is_trusted(entry, problem, best):
             break
     features = _features(entry, problem, best, offers[best])
-    return Selected(entry.reading, best, offers[best], reason, unsupported, features)
+    return Selected(entry.reading, best, offers[best], reason, device, unsupported, features)
 
 
 def _cheapest(offers: Offers, factors: Mapping[str, float]) -> tuple[Executor, str]:
@@ -103,14 +112,16 @@ def _cheapest(offers: Offers, factors: Mapping[str, float]) -> tuple[Executor, s
     best = min(offers, key=lambda e: (offers[e].last_resort, offers[e].seconds))
     times = {e: factors[e.name] * o.seconds for e, o in offers.items() if e.name in factors}
     if len(times) < 2 or not offers[best].timeable:
-        return best, _said("estimated", {e: offer.seconds for e, offer in offers.items()})
+        last = offers[best].last_resort
+        alike = {e: o.seconds for e, o in offers.items() if o.last_resort == last}
+        return best, _said("estimated", alike)
     fastest = min(times, key=lambda e: times[e] * (1.0 if e is best else _MUCH))
     return fastest, _said("timed on some tasks", times)
 
 
 def _said(how: str, times: Mapping[Executor, float]) -> str:
     if len(times) == 1:
-        return "no other can compute it"
+        return "no other can compute it as asked"
     shown = (f"{1e3 * seconds:.3g} ms {executor.name}" for executor, seconds in times.items())
     return f"{how}: {', '.join(shown)}"
 

@@ -40,6 +40,8 @@ class Snapshot:
         self._guards = guards = Guards(model)
         self.unseen = guards.unseen
         """The first thing that its Python reads and no guard can watch; empty if none."""
+        self.writes = guards.writes
+        """The first thing that its Python writes; empty if none."""
         # The model's own life must not depend on what is kept of it.
         self._parts: list[tuple[weakref.ref[nn.Module], list[str]]] = []
         self._constants: list[tuple[weakref.ref[nn.Module], str, str]] = []

@@ -94,8 +94,8 @@ CHANGES: dict[str, Callable[[float], Loss]] = {
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one for each plan that is made."""
     made: list[int] = []
-    make = planner._make
-    monkeypatch.setattr(planner, "_make", lambda *a: made.append(1) or make(*a))
+    make = planner._read
+    monkeypatch.setattr(planner, "_read", lambda *a: made.append(1) or make(*a))
     return made
 
 

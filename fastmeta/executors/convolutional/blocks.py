@@ -103,7 +103,7 @@ class Blocks:
 def blocks(
     nodes: Sequence[Node],
     output: int,
-    losses: tuple[Loss, Loss],
+    losses: Sequence[Loss],
     image: tuple[int, ...],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Blocks:

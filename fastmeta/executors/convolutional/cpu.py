@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastmeta.executors import packing
-from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer
+from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer, layers_and_losses
 from fastmeta.executors.convolutional import kernel
 from fastmeta.executors.convolutional.blocks import blocks
 from fastmeta.executors.extension import extension
@@ -31,8 +31,8 @@ class ConvolutionalCpu(NetworkExecutor):
         return device.type == "cpu"
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
+        _, *losses = layers_and_losses(reading)
         layers = lower(reading)
-        losses = layers.loss, layers.query_loss
         network = blocks(layers.nodes, layers.output, losses, reading.example, reading.sizes)
         support.check(problem, layers)
         tasks = problem.tasks

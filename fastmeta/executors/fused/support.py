@@ -26,7 +26,8 @@ def check(problem: Problem, recipe: Recipe) -> None:
         raise NotSupported("padded examples would count in the statistics of a batch norm")
     _check_batches(problem, recipe)
     for examples in problem.tasks.sets():
-        packing.check_examples(examples, problem.differentiate, dtype)
+        packing.check_inputs(examples, problem.differentiate, dtype)
+        packing.check_targets(examples, dtype)
         x, y = examples.inputs, examples.targets
         if x.device != device or y.device != device:
             raise NotSupported(

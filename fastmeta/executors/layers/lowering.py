@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fastmeta.executors.base import NotSupported, layers_and_losses
+from fastmeta.executors.base import NotSupported, layers
 from fastmeta.network.graph import Node
 from fastmeta.network.layers import Add
 from fastmeta.network.losses.standard import Loss
@@ -21,8 +21,9 @@ class Recipe:
 
     nodes: tuple[Node, ...]
     output: int
-    loss: Loss
-    query_loss: Loss
+    loss: Loss | None
+    """None where torch computes it at the prediction."""
+    query_loss: Loss | None
 
     def names(self) -> tuple[str, ...]:
         """The parameters that its layers read, each once."""
@@ -49,7 +50,7 @@ class Parts:
 
 def lower(reading: Reading) -> Recipe:
     """The network for this executor; **raises** `NotSupported`."""
-    network, loss, query_loss = layers_and_losses(reading)
+    network = layers(reading)
     if network.output == INPUT:
         raise NotSupported("the model has no layers")
     shapes = {INPUT: reading.example, **{i: node.shape for i, node in enumerate(network.nodes)}}
@@ -65,7 +66,7 @@ def lower(reading: Reading) -> Recipe:
     nodes = tuple(_moved(network.nodes[i], place) for i in kept)
     if not any(node.layer.parameters() for node in nodes):
         raise NotSupported("no layer has a parameter")
-    return Recipe(nodes, place[network.output], loss, query_loss)
+    return Recipe(nodes, place[network.output], reading.loss, reading.query_loss)
 
 
 def divide(recipe: Recipe, adapted: Iterable[str], trainable: Iterable[str]) -> Parts:

@@ -14,7 +14,8 @@ from fastmeta.executors.layers.lowering import Parts, Recipe, divide
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.layers.sweep import Parameters, Result, Sweep
 from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.tasks import Examples
+from fastmeta.network.losses.open import captured
+from fastmeta.tasks import Examples, map_tensors
 
 _LARGEST = 4 << 20
 """Bytes of the largest value of the tasks that go at once (docs/design.md, "The layers' rules")."""
@@ -96,6 +97,7 @@ def run(problem: Problem, program: Program) -> Outcome:
         if problem.differentiate:
             learned = inner.learned_options()
             outcome.gradients += [(leaf, options.get(name)) for name, leaf in learned.items()]
+            outcome.gradients += captured(loss for each in results for loss in each.open_losses)
         return outcome
 
 
@@ -135,6 +137,6 @@ def _in_memory(examples: Examples) -> Examples:
 
 
 def _cut(examples: Examples, some: slice) -> Examples:
-    inputs, targets = examples.inputs[some], examples.targets[some]
-    weights = None if examples.weights is None else examples.weights[some]
+    parts = (examples.inputs, examples.targets, examples.weights)
+    inputs, targets, weights = map_tensors(lambda leaf: leaf[some], parts)
     return Examples(inputs, targets, len(inputs), examples.count, weights)

@@ -20,13 +20,18 @@ def check(problem: Problem, recipe: Recipe) -> None:
     packing.check_buffers(problem, norms, dtype)
     if any(norm.batch_statistics for norm in norms) and problem.tasks.support.weights is not None:
         raise NotSupported("examples are padded, and batch norm would count them")
-    for weight in (*recipe.loss.options.values(), *recipe.query_loss.options.values()):
+    losses = [loss for loss in (recipe.loss, recipe.query_loss) if loss is not None]
+    for weight in (value for loss in losses for value in loss.options.values()):
         if isinstance(weight, Tensor) and (weight.dtype != dtype or weight.device != device):
             raise NotSupported(
                 f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
             )
     for examples in problem.tasks.sets():
-        packing.check_examples(examples, problem.differentiate, dtype)
+        packing.check_inputs(examples, problem.differentiate, dtype)
+    for loss, examples in zip((recipe.loss, recipe.query_loss), problem.tasks.sets(), strict=False):
+        if loss is not None:
+            packing.check_targets(examples, dtype)
+    for examples in problem.tasks.sets():
         if examples is not problem.tasks.support or problem.inner.steps:
             _check_statistics(examples, recipe)
 

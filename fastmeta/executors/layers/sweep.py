@@ -20,9 +20,10 @@ from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.problem import Problem
 from fastmeta.inner.optimizer import no_cotangent
 from fastmeta.network.layers import Batch
+from fastmeta.network.losses.open import OpenLoss
 from fastmeta.network.losses.rules import PreparedLoss, prepare
 from fastmeta.network.losses.standard import Loss
-from fastmeta.tasks import Examples, TaskBatch
+from fastmeta.tasks import Examples, TaskBatch, map_tensors
 
 
 @dataclass(eq=False)
@@ -45,7 +46,7 @@ class Side:
     """A support or query set of these tasks."""
 
     examples: Examples
-    of: Loss
+    of: Loss | None
     batch: Batch
     border: Values = field(default_factory=dict)
     """What the head reads of the body, or the input."""
@@ -68,6 +69,8 @@ class Result:
     """Of the trainable parameters, summed over tasks, `[1, ...]`."""
     options: Parameters = field(default_factory=dict)
     """Of the update rule's learned options."""
+    open_losses: list[OpenLoss] = field(default_factory=list)
+    """Those that may have reached other leaves."""
 
 
 class Sweep:
@@ -112,7 +115,7 @@ class Sweep:
             self._backward()
         return self._result
 
-    def _enter(self, examples: Examples, loss: Loss) -> Side:
+    def _enter(self, examples: Examples, loss: Loss | None) -> Side:
         """A set at the head's border: the body is run once."""
         batch = Batch(examples.tasks, examples.count, examples.weights)
         side = Side(examples, loss, batch, {INPUT: examples.inputs.detach()})
@@ -245,6 +248,7 @@ class Sweep:
         run, prediction, loss = self._query_loss(k, self._steps[k].theta)
         shape = (-1, *(1,) * (prediction.dim() - 1))
         gradient = loss.gradient(prediction) * (weight * self._weights).view(shape)
+        loss.capture(prediction, weight * self._weights)
         found = run.backward({self._recipe.output: gradient}, self._ask(k))
         self._collect(self._query, found)
 
@@ -264,8 +268,17 @@ class Sweep:
 
     def _loss(self, side: Side, prediction: Tensor) -> PreparedLoss:
         if side.loss is None:
-            loss, targets = side.of, side.examples.targets.detach()
-            side.loss = prepare(loss.kind, loss.options, targets, side.batch, prediction)
+            problem, loss = self._problem, side.of
+            targets = map_tensors(Tensor.detach, side.examples.targets)
+            if loss is not None:
+                kind, options = loss.kind, loss.options
+                side.loss = prepare(kind, options, targets, side.batch, prediction)
+            else:
+                query = side is self._query
+                objective = problem.query_objective if query else problem.objective
+                opened = OpenLoss(objective, targets, side.batch.tasks)
+                self._result.open_losses.append(opened)
+                side.loss = opened
         return side.loss
 
     def _ask(self, k: int) -> Ask:

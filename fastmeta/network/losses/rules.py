@@ -35,6 +35,9 @@ class PreparedLoss:
         """The gradient's derivative along `rz`, `[T, N, ...]`."""
         raise NotImplementedError
 
+    def capture(self, z: Tensor, weights: Tensor) -> None:
+        """Add to gradients of what else the loss reaches; nothing where that is known."""
+
 
 def prepare(
     kind: str, options: Mapping[str, Any], target: Tensor, batch: Batch, like: Tensor
