@@ -382,9 +382,7 @@ def _adam(
     second = [b2 * v + (1 - b2) * one * one for v, one in zip(second, g, strict=True)]
     state["m"], state["v"] = first, second
     c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
-    return [
-        (m / c1) / (torch.sqrt(v / c2 + root) + eps) for m, v in zip(first, second, strict=True)
-    ]
+    return [(m / c1) / (_root(v / c2 + root) + eps) for m, v in zip(first, second, strict=True)]
 
 
 def _rmsprop(
@@ -400,7 +398,12 @@ def _rmsprop(
         state["m"] = mean
         variance = [v - m * m for v, m in zip(second, mean, strict=True)]
     eps = options.get("eps", 1e-8)
-    directions = [one / (torch.sqrt(v) + eps) for one, v in zip(g, variance, strict=True)]
+    directions = [one / (_root(v) + eps) for one, v in zip(g, variance, strict=True)]
     buffers = [mu * b + d for b, d in zip(state.get("b", zeros), directions, strict=True)]
     state["v"], state["b"] = second, buffers
     return buffers
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, without a slope where it is zero."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)

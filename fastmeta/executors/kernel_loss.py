@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.problem import Problem
 from fastmeta.network.losses.standard import Loss
+from fastmeta.tasks import Examples
 
 # In the order of csrc/network.h.
 _LOSSES = (
@@ -47,8 +49,17 @@ class KernelLoss:
             positive, factors = positive * weight, factors * weight
         return positive, factors.contiguous()
 
-    def check(self, problem: Problem, outputs: int, dtype: torch.dtype) -> None:
-        """**Raises** `NotSupported` where predictions of so many outputs don't fit its weights."""
+    def check(
+        self,
+        problem: Problem,
+        outputs: int,
+        dtype: torch.dtype,
+        sets: Sequence[Examples] | None = None,
+    ) -> None:
+        """**Raises** `NotSupported` where predictions of so many outputs don't fit its weights.
+
+        `sets` are those that it is a loss of; all by default.
+        """
         for weight in (self.weight, self.pos_weight):
             if weight is None:
                 continue
@@ -58,7 +69,7 @@ class KernelLoss:
                 )
             if self.of_classes:
                 continue  # torch has refused what is not one number a class
-            for examples in problem.tasks.sets():
+            for examples in problem.tasks.sets() if sets is None else sets:
                 row = (examples.count, outputs)
                 try:
                     fits = torch.broadcast_shapes(weight.shape, row) == row

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 from torch.utils._device import DeviceContext
 
-from fastmeta.executors import rates
+from fastmeta.executors import rates, update_rule
 from fastmeta.executors.addresses import check_storage, overrides
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.kernel_loss import KernelLoss
@@ -62,7 +62,7 @@ def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | 
 def gradients(
     problem: Problem, names: Sequence[str | None], packed: Tensor
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Every leaf with its gradient: views of `packed`, parameters first, then learned rates."""
+    """Every leaf with its gradient: views of `packed`, parameters, learned rates, then options."""
     named: dict[str, Any] = problem.model.all_parameters()
     used = [name for name in names if name is not None]
     parts = _unflatten_dense_tensors(packed, [named[name] for name in used])
@@ -78,6 +78,7 @@ def gradients(
         # Learned options of an update rule may follow.
         found = packed[start : start + inner.steps * width].view(inner.steps, width)
         pairs += rates.gradients(inner, named, names, found)
+    pairs += update_rule.option_gradients(inner, packed)
     return pairs
 
 
