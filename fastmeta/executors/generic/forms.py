@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.executors.base import Executor, NotSupported, Offer
 from fastmeta.executors.generic import cost, loop, sweep, vmap
-from fastmeta.executors.generic.features import Body, worth_keeping
+from fastmeta.executors.generic.features import Body, NotKept, worth_keeping
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.network.random_state import generators, set_generators
 from fastmeta.network.reading import Reading
@@ -80,6 +80,8 @@ class Vmap(Form):
         chunk = cost.chunk_size(profile, problem)
 
         def run(given: Problem, body: Body | None) -> Outcome:
+            if body is not None and given.draws_random:
+                raise NotKept("a forward pass draws random numbers")
             outcome = vmap.run(given, chunk, body)
             outcome.gradients = _without_zeros(given, outcome.gradients, profile.unreached)
             return outcome
