@@ -53,7 +53,7 @@ class Offer:
     may_keep_features: bool = False
     """Whether running once what stands in front of the parameters that adapt is worth a trial."""
     checks_labels: bool = False
-    """Whether it refuses labels that are none of the network's classes by itself."""
+    """Whether it deals with labels that are none of the network's classes by itself."""
     unrecordable: str = ""
     """The reason why a CUDA graph can't record it; empty where one can."""
 

@@ -49,8 +49,6 @@ def keeping_fails(reading: Reading, problem: Problem, executor: Executor) -> str
     The reference's are compared too: it alone sees a body that reads an adapted parameter unseen.
     """
     small = problem.shortened(2, steps=2, evaluate_all=True)
-    if executor is not REFERENCE and problem.draws_random:
-        return "a forward pass draws random numbers"
     for tried in dict.fromkeys((REFERENCE, executor)):
         run = _offer(reading, small, tried).run
         outcomes: list[Outcome] = []

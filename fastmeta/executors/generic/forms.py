@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.executors.base import Executor, NotSupported, Offer, Unsupported
 from fastmeta.executors.generic import cost, loop, sweep, vmap
-from fastmeta.executors.generic.features import Body, worth_keeping
+from fastmeta.executors.generic.features import Body, NotKept, worth_keeping
 from fastmeta.executors.generic.linearized import linearized
 from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Outcome, Problem
@@ -86,13 +86,18 @@ class Vmap(Form):
         if tasks == 1:
             raise NotSupported("there is one task, so nothing to map over")
         chunk = cost.chunk_size(profile, problem)
-        run = _without_zeros(lambda given, body: vmap.run(given, chunk, body), profile.unreached)
+
+        def run(given: Problem, body: Body | None) -> Outcome:
+            if body is not None and given.draws_random:
+                raise NotKept("a forward pass draws random numbers")
+            return vmap.run(given, chunk, body)
+
         return self._offer(
             problem,
             cost.vmap(profile, problem) / 0.9,  # where they are close the loop needs less memory
             cost.task_bytes(profile, problem),
             f"{chunk} tasks at a time",
-            run,
+            _without_zeros(run, profile.unreached),
             chunk,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def linearized(problem: Problem, parameters: Tensors) -> Linearized:
             point = {name: p[task].detach().requires_grad_() for name, p in parameters.items()}
             output = problem.model(point, inputs, problem.model.scratch())
             loss = problem.objective(output, targets, None)
-            found = torch.autograd.grad(
+            found: Any = torch.autograd.grad(
                 loss, [*point.values()], create_graph=True, allow_unused=True
             )
             points.append(point)

@@ -82,7 +82,7 @@ class LayersTriton(LayersTorch):
         support.check(problem, recipe)
         made = program.program(problem, on_triton(recipe), gives_addresses=True)
         offer = self._offer(reading, problem, made)
-        return replace(offer, seconds=0.9 * offer.seconds)
+        return replace(offer, seconds=0.9 * offer.seconds, checks_labels=True)
 
     def _check(self, recipe: Recipe, device: torch.device) -> None:
         """**Raises** `NotSupported` where Triton can't compute any layer on the device."""
