@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,8 +24,8 @@ from bench.cliff_networks import (
     with_dropout,
     with_group_norm,
 )
+from bench.executors import leaving
 from bench.workloads import WORKLOADS, Pair, Workload
-from fastmeta.plan import cost
 
 PER_CALL, OTHERWISE = 1.3, 1.1
 """The largest ratio that is no cliff."""
@@ -209,29 +208,12 @@ def group_norm() -> Calls:
     return fastest(executors, made(workload)[1])
 
 
-@contextlib.contextmanager
-def forced(form: str) -> Iterator[None]:
-    """Plans that are made meanwhile take this form of the general path; raises where it can't."""
-    choose = cost.choose
-
-    def choice(profile: Any, sizes: Any, unavailable: dict[str, str]) -> cost.Choice:
-        if form in unavailable:
-            raise RuntimeError(f"{form} can't serve: {unavailable[form]}")
-        return cost.Choice(form, cost.chunk_size(profile, sizes), "forced")
-
-    cost.choose = choice
-    try:
-        yield
-    finally:
-        cost.choose = choose
-
-
 def forms(workload: Workload) -> Calls:
     """The general path's time beside the faster of loop and vmap."""
     calls: dict[str, Call] = {}
     for form in ("loop", "vmap"):
         calls[form] = made(workload, executor="generic")[1]
-        with forced(form):
+        with leaving(form.__eq__):  # raises where it can't serve
             calls[form]()
     return fastest(calls, made(workload, executor="generic")[1])
 

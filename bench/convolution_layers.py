@@ -17,13 +17,15 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from bench import cores, measure, table
 from bench.growth import floor, steps
 from bench.workloads import WORKLOADS
-from fastmeta.executors.layered.blocks import Block
-from fastmeta.executors.layered.cpu import Kernel
+from fastmeta.executors.base import NotSupported
+from fastmeta.executors.convolutional.blocks import Block, blocks
+from fastmeta.executors.layers.lowering import lower
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi")
@@ -52,9 +54,13 @@ def described(block: Block) -> str:
     return " ".join(map(str, [*numbers, int(block.mean), int(block.norm is not None), below]))
 
 
-def blocks(name: str) -> tuple[Block, ...]:
-    kernel = steps.planned(WORKLOADS[name], "layered").chosen.layered
-    found = kernel.network.blocks if isinstance(kernel, Kernel) else ()
+def chain(name: str) -> tuple[Block, ...]:
+    reading = steps.planned(WORKLOADS[name], "layered").selected.reading
+    recipe, found = lower(reading), tuple[Block, ...]()
+    with suppress(NotSupported):
+        found = blocks(
+            recipe.nodes, recipe.output, recipe.loss, reading.example, reading.sizes
+        ).blocks
     reads = [(block.source, block.plus) for block in found]
     if not found or reads != [(i - 1, None) for i in range(len(found))]:
         raise SystemExit(f"convolution_layers: {name} is no chain of convolutional blocks")
@@ -63,7 +69,7 @@ def blocks(name: str) -> tuple[Block, ...]:
 
 def rows(program: Path, name: str, examples: int, seconds: float) -> list[list[str]]:
     """A row a layer: its image, then milliseconds and GFLOP/s of each rule."""
-    network = blocks(name)
+    network = chain(name)
     run = subprocess.run(
         [program, str(examples), str(seconds), *map(described, network)],
         check=True, capture_output=True, text=True,

@@ -14,7 +14,6 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,8 +21,9 @@ from bench import cores, loops, rounds, table
 from bench.convolutions import operations
 from bench.general import step_function
 from bench.workloads import Workload, conv4
+from fastmeta.arguments import plan_step
+from fastmeta.options import Options
 from fastmeta.plan import planner
-from fastmeta.steps import plan_step
 
 BASE = {"tasks": 4, "steps": 1, "side": 28, "filters": 64}
 VARIES = {
@@ -74,16 +74,13 @@ def measure(varies: str, value: int, seconds: float) -> table.Record:
 
 def arena_bytes(chosen: Workload) -> int:
     model, support, query = chosen.make()
-    options: dict[str, Any] = {
-        "inner_lr": chosen.inner_lr, "inner_steps": chosen.steps, "loss_fn": chosen.loss_fn,
-        "first_order": False, "adapt": None, "step_weights": None, "task_weights": None,
-        "prox": 0.0, "memory": "auto", "executor": "layered",
-    }  # fmt: skip
+    options = Options(
+        inner_lr=chosen.inner_lr, inner_steps=chosen.steps, loss_fn=chosen.loss_fn,
+        executor="layered",
+    )  # fmt: skip
     with planner.stepping(model) as seen:
-        step = plan_step(model, seen, support, query, **options, differentiate=True)
-    kernel = step.groups[0][1].chosen.layered
-    assert kernel is not None
-    return kernel.step.storage_bytes
+        step = plan_step(model, seen, support, query, options, True)
+    return step.groups[0][1].selected.offer.workspace_bytes
 
 
 def markdown(found: list[table.Record]) -> str:

@@ -8,6 +8,7 @@ python -m bench.crossover
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from dataclasses import replace
 from unittest import mock
@@ -18,10 +19,16 @@ from torch import nn
 from bench import measure
 from bench.workloads import WORKLOADS, StridedConv4, Workload, conv4, mlp
 from fastmeta.arguments import plan_step
-from fastmeta.executors import generic, layered
-from fastmeta.plan import cost, timing
+from fastmeta.executors.base import Offer
+from fastmeta.executors.every import EXECUTORS
+from fastmeta.executors.generic import cost
+from fastmeta.options import Options
+from fastmeta.plan import timing
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import snapshot
+
+RULES = "layered-torch"
+WAYS = ("loop", "vmap", RULES)
 
 
 def grid() -> list[Workload]:
@@ -73,15 +80,16 @@ def _normalised(filters: int, norm: str) -> nn.Sequential:
 def _planned(workload: Workload, timed: bool) -> tuple[Planned, float]:
     """The plan of a network's step, by the clock or by the estimates, and its seconds."""
     model, support, query = workload.make()
-    options = {
-        "inner_lr": workload.inner_lr, "inner_steps": workload.steps, "loss_fn": workload.loss_fn,
-    }  # fmt: skip
+    options = Options(
+        inner_lr=workload.inner_lr, inner_steps=workload.steps, loss_fn=workload.loss_fn
+    )
     start = time.perf_counter()
     with mock.patch.object(timing, "may_time", return_value=timed):
         for executor in ("auto", "generic"):  # what the kernels serve is not the question here
-            step = plan_step(model, snapshot(model), support, query, executor=executor, **options)
+            asked = replace(options, executor=executor)
+            step = plan_step(model, snapshot(model), support, query, asked, True)
             planned = step.groups[0][1]
-            if planned.chosen.executor in ("generic", "layered-torch"):
+            if planned.selected.executor.name in WAYS:
                 break
     return planned, time.perf_counter() - start
 
@@ -100,22 +108,20 @@ def main() -> None:
     for workload in grid()[:: args.every]:
         estimated, plain = _planned(workload, timed=False)
         timed, longer = _planned(workload, timed=True)
-        chosen, problem = estimated.chosen, estimated.problem
-        chunk = cost.chunk_size(chosen.plan.profile, chosen.sizes)
+        reading, problem = estimated.selected.reading, estimated.problem
+        offers = {e.name: e.offer(reading, problem) for e in EXECUTORS if e.name in WAYS}
         ways = {
-            "loop": lambda: generic.run(problem, "loop", 1),  # noqa: B023
-            "vmap": lambda: generic.run(problem, "vmap", chunk),  # noqa: B023
+            name: functools.partial(offer.run, problem)
+            for name, offer in offers.items()
+            if isinstance(offer, Offer)
         }
-        way = chosen.way
-        if isinstance(way, layered.Program):
-            ways["layered"] = lambda: layered.run(problem, way)  # noqa: B023
         times = measure.interleaved(ways, args.seconds, least=3, clock=time.process_time)
         picks = [
-            f"{form} | {times[form] / min(times.values()):.2f}x"
-            for form in (chosen.choice.form, timed.chosen.choice.form)
+            f"{name} | {times[name] / min(times.values()):.2f}x"
+            for name in (p.selected.executor.name for p in (estimated, timed))
         ]
-        loop, vmap = cost.seconds(chosen.plan.profile, chosen.sizes, chunk)
-        rules = f"{times['layered']:.2f}" if "layered" in times else ""
+        loop, vmap = (f(reading.profile, problem) for f in (cost.loop, cost.vmap))
+        rules = f"{times[RULES]:.2f}" if RULES in times else ""
         print(
             f"| {workload.name} | {times['loop']:.2f} | {times['vmap']:.2f} | {rules} "
             f"| {1e3 * loop:.2f} | {1e3 * vmap:.2f} | {picks[0]} | {picks[1]} "

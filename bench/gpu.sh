@@ -77,13 +77,12 @@ else
   if ! "$python" -c 'import fastmeta._C' 2>/dev/null; then
     step build 300 env FASTMETA_CUDA=0 "$python" setup.py build_ext --inplace || exit 1
   fi
-  export FASTMETA_CUDA_ON_HOST=1
   host=(env PYTHONPATH="$PWD:$PWD/tests" "$python" -c)
   step small 120 "${host[@]}" \
     'import host_cuda; host_cuda.register(); from bench.gpu import small; small.main("cpu")'
   if "$python" -c 'import triton' 2>/dev/null; then
-    step bench-layered 200 env TRITON_INTERPRET=1 FASTMETA_TRITON_ON_HOST=1 "${host[@]}" \
-      'import sys, triton_on_host; from bench.gpu.__main__ import main; main(sys.argv[1:])' \
+    step bench-layered 200 env TRITON_INTERPRET=1 "${host[@]}" \
+      'import sys, triton_on_host; triton_on_host.register(); from bench.gpu.__main__ import main; main(sys.argv[1:])' \
       --device cpu --only "tiny block" --peers fastmeta "plain loop" --seconds 0.1 \
       --output "$out/layered.json"
   fi

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench import cores, rounds
 from bench.layered import OURS, RULES, step
-from fastmeta.layers import Batch, Conv2d, State, Wanted
+from fastmeta.network.layers import Batch, Conv2d, State, Wanted
 
 # Tasks, examples, channels in and out, side, stride.
 CONVOLUTIONS = (
@@ -34,7 +34,7 @@ def rules(x: Tensor, w: Tensor, dy: Tensor, stride: int, below: int) -> Callable
 
     def run() -> object:
         state = State({"w": w}, Batch(len(x), x.shape[1]))
-        with mock.patch("fastmeta.layers.conv2d._GROUPED_BELOW", below):
+        with mock.patch("fastmeta.network.layers.conv2d._GROUPED_BELOW", below):
             layer.forward(state, x)
             return layer.backward(state, wanted, dy)
 
@@ -92,7 +92,7 @@ def chunks(seconds: float) -> None:
         cells: list[str] = []
         for k in range(0, 8, 2):
             largest = 1 << 20 + k
-            with mock.patch("fastmeta.executors.layered.program._LARGEST", largest):
+            with mock.patch("fastmeta.executors.layers.program._LARGEST", largest):
                 call = step(RULES, OURS[name], *OURS[name].make())
                 call()
             cells.append(f"{rounds.times({name: call}, seconds)[name].ms:.0f}")

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 import fastmeta
+from bench.growth import floor
 from bench.workloads import WORKLOADS, Workload
 from fastmeta import steps
 from fastmeta.arguments import plan_step
-from fastmeta.executors import fused
+from fastmeta.executors.fused import step as fused
+from fastmeta.options import Options
 from fastmeta.plan import planner
 from fastmeta.plan.snapshot import snapshot
 
@@ -37,21 +39,23 @@ def parts(workload: Workload) -> dict[str, Callable[[], object]]:
     model, support, query = workload.make()
     options: dict[str, Any] = {
         "inner_lr": workload.inner_lr, "inner_steps": workload.steps, "loss_fn": workload.loss_fn,
+        "executor": "fused",
     }  # fmt: skip
+    given = Options(**options)
 
     def look() -> None:
         with planner.stepping(model):
             pass
 
     def plan() -> Any:
-        return plan_step(model, snapshot(model), support, query, executor="fused", **options)
+        return plan_step(model, snapshot(model), support, query, given, True)
 
     def whole() -> None:
         for parameter in model.parameters():
             parameter.grad = None
-        fastmeta.maml_step(model, support, query, executor="fused", **options).loss.backward()
+        fastmeta.maml_step(model, support, query, **options).loss.backward()
 
-    out = fastmeta.maml_step(model, support, query, executor="fused", **options)
+    out = fastmeta.maml_step(model, support, query, **options)
 
     def backward() -> None:
         for parameter in model.parameters():
@@ -60,14 +64,13 @@ def parts(workload: Workload) -> dict[str, Callable[[], object]]:
 
     step = plan()
     planned = step.groups[0][1]
-    empty = replace(planned.chosen.kernel, step=_Nothing(planned.chosen.kernel.step))
+    made = floor.kernel_of(planned)
+    empty: Any = replace(made, step=_Nothing(made.step))
     outcome = planner.compute(planned)
     seen = snapshot(model)
     return {
         "look at the model": look,
-        "check and plan": lambda: plan_step(
-            model, seen, support, query, executor="fused", **options
-        ),
+        "check and plan": lambda: plan_step(model, seen, support, query, given, True),
         "pack and unpack": lambda: fused.run(planned.problem, empty),
         "result and autograd.Function": lambda: steps._meta_step(
             step, [(list(range(workload.tasks)), outcome)]

@@ -3,11 +3,12 @@
 Bytes are those of all operands, each read or written once; the floor's are in `bench/gpu/floor.py`.
 No GPU is needed.
 
-TRITON_INTERPRET=1 FASTMETA_TRITON_ON_HOST=1 python -m bench.triton_layered
+TRITON_INTERPRET=1 PYTHONPATH=.:tests python -m bench.triton_layered
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -22,8 +23,8 @@ import fastmeta
 from bench import convolutions, table
 from bench.gpu import floor
 from bench.workloads import WORKLOADS, Workload
-from fastmeta.executors.layered import program
-from fastmeta.plan import choosing
+from fastmeta.executors.layers import program
+from fastmeta.plan import verification
 
 HEADER = (
     "workload", "T", "launches of Triton", "of torch", "GB moved", "of Triton", "GFLOP",
@@ -85,7 +86,7 @@ def counted(workload: Workload) -> Counted:
     }  # fmt: skip
     found = Counted()
     with (
-        mock.patch.object(choosing.trial, "failure", return_value=None),
+        mock.patch.object(verification, "failure", return_value=None),
         mock.patch.object(InterpretedFunction, "run", lambda *a, **_: found.triton(*a)),
         mock.patch.object(program, "_largest", return_value=MEMORY // program._OF_MEMORY),
     ):
@@ -104,6 +105,7 @@ def counted(workload: Workload) -> Counted:
 
 
 def main() -> None:
+    importlib.import_module("triton_on_host").register()
     lines: list[list[str]] = []
     for workload in rows():
         found, operations = counted(workload), convolutions.operations(workload)

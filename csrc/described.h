@@ -68,8 +68,8 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
 }
 
 // Throws where the numbers of a rule that has any are not as many as they must be.
-inline const double* checked_options(const Description& network,
-                                     const std::vector<double>& options) {
+template <class Network>
+const double* checked_options(const Network& network, const std::vector<double>& options) {
   if (is_plain(network.rule)) return nullptr;
   if (options.size() == kRuleOptions) return options.data();
   throw std::invalid_argument("rule_options: " + std::to_string(options.size()) +

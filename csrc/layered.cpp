@@ -15,16 +15,17 @@
 #include "cpu/conv/conv_step.h"
 #include "cpu/pool.h"
 #include "cpu/step.h"
+#include "described.h"
 #include "signals.h"
 
 namespace fastmeta {
 namespace {
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 using Address = uintptr_t;
 using Pair = std::array<int, 2>;
-using Each = std::array<bool, kTensors>;
 // ((channels, height, width, filters), kernel, stride, padding, dilation, norm, eps, slope below
 // zero, window of the maximum, whether the mean follows, which tensors it has, which adapt, (the block
 // that it reads, the one that it adds))
@@ -35,7 +36,9 @@ class ConvStep {
  public:
   ConvStep(const std::vector<BlockTuple>& blocks, int loss, double loss_option, int64_t ignore_index,
            bool weighted, int support, int query, int steps, bool differentiate, bool first_order,
-           bool elementwise_rates, bool learned_rates, double prox, bool is_double, const std::string& instruction_set)
+           bool elementwise_rates, bool learned_rates, double prox, bool is_double,
+           const std::string& instruction_set, const RuleTuple& rule, bool per_step_support,
+           const std::optional<LossTuple>& query_loss)
       : set_(cpu::instruction_set(instruction_set).name),
         kernels_(conv::kernels(set_)),
         is_double_(is_double) {
@@ -56,10 +59,12 @@ class ConvStep {
       network_.blocks.push_back(block);
     }
     network_.loss = {LossKind(loss), loss_option, ignore_index, weighted};
+    network_.query_loss = query_loss ? described(*query_loss) : network_.loss;
     network_.support = support, network_.query = query, network_.steps = steps;
     network_.differentiate = differentiate, network_.first_order = first_order;
     network_.elementwise_rates = elementwise_rates, network_.learned_rates = learned_rates;
     network_.prox = prox;
+    network_.rule = described(rule), network_.per_step_support = per_step_support;
     const int lanes = is_double ? kernels_.of_double.lanes : kernels_.of_float.lanes;
     layout_ = conv::lay_out(network_, lanes);
     task_seconds_ = conv::seconds(network_, layout_, lanes);
@@ -78,15 +83,17 @@ class ConvStep {
            const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
            Address task_weights, const std::vector<Address>& support,
            const std::vector<Address>& query, Address support_losses, Address step_losses,
-           Address query_outputs, Address gradient, int threads) const {
-    if (!are_classes(support[2], tasks * network_.support) ||
-        !are_classes(query[2], tasks * network_.query)) {
+           Address query_outputs, Address gradient, int threads,
+           const std::vector<double>& rule_options) const {
+    const double* options = checked_options(network_, rule_options);
+    if (!are_classes(support[2], tasks * network_.sets() * network_.support, network_.loss) ||
+        !are_classes(query[2], tasks * network_.query, network_.query_loss)) {
       return false;
     }
     if (tasks * task_seconds_ < cpu::kWorthThreads) threads = 1;
     const auto of = [&](auto kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates, task_weights,
-             support, query, support_losses, step_losses, query_outputs, gradient, threads);
+             support, query, support_losses, step_losses, query_outputs, gradient, threads, options);
     };
     without_gil([&] { is_double_ ? of(kernels_.of_double) : of(kernels_.of_float); });
     return true;
@@ -100,11 +107,11 @@ class ConvStep {
   conv::Layout layout_;
   double task_seconds_;
 
-  bool are_classes(Address address, int64_t count) const {
+  bool are_classes(Address address, int64_t count, const Loss& loss) const {
     if (address == 0) return true;
     const auto labels = reinterpret_cast<const int64_t*>(address);
     const uint64_t classes = network_.blocks.back().filters;
-    const int64_t ignored = network_.loss.ignore_index;
+    const int64_t ignored = loss.ignore_index;
     return std::all_of(labels, labels + count, [=](int64_t label) {
       return uint64_t(label) < classes || label == ignored;
     });
@@ -117,7 +124,7 @@ class ConvStep {
               const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
               Address task_weights, const std::vector<Address>& support,
               const std::vector<Address>& query, Address support_losses, Address step_losses,
-              Address query_outputs, Address gradient, int threads) const {
+              Address query_outputs, Address gradient, int threads, const double* options) const {
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
     const auto integers = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
     conv::Addresses<T> addresses{};
@@ -130,6 +137,7 @@ class ConvStep {
     std::copy(evaluates.begin(), evaluates.end(), evaluated.get());
     conv::Call<T> call{};
     call.tasks = tasks;
+    call.rule_options = options;
     call.step_weights = step_weights.data();
     call.evaluates = evaluated.get();
     call.task_weights = of(task_weights);
@@ -151,13 +159,21 @@ class ConvStep {
 void bind_layered(py::module_& module) {
   py::class_<ConvStep>(module, "ConvStep")
       .def(py::init<const std::vector<BlockTuple>&, int, double, int64_t, bool, int, int, int, bool,
-                    bool, bool, bool, double, bool, const std::string&>())
+                    bool, bool, bool, double, bool, const std::string&, const RuleTuple&, bool,
+                    const std::optional<LossTuple>&>(),
+           "blocks"_a, "loss"_a, "loss_option"_a, "ignore_index"_a, "weighted"_a, "support"_a,
+           "query"_a, "steps"_a, "differentiate"_a, "first_order"_a, "elementwise_rates"_a,
+           "learned_rates"_a, "prox"_a, "is_double"_a, "instruction_set"_a, "rule"_a = RuleTuple{},
+           "per_step_support"_a = false, "query_loss"_a = py::none())
       .def_property_readonly("gradients", &ConvStep::gradients)
       .def_property_readonly("storage_bytes", &ConvStep::storage_bytes)
       .def_property_readonly("instruction_set", &ConvStep::instruction_set)
       .def_property_readonly("body", &ConvStep::body)
       .def_property_readonly("task_seconds", &ConvStep::task_seconds)
-      .def("run", &ConvStep::run);
+      .def("run", &ConvStep::run, "tasks"_a, "parameters"_a, "adapted"_a, "statistics"_a, "rates"_a,
+           "step_weights"_a, "evaluates"_a, "task_weights"_a, "support"_a, "query"_a,
+           "support_losses"_a, "step_losses"_a, "query_outputs"_a, "gradient"_a, "threads"_a,
+           "rule_options"_a = std::vector<double>{});
 }
 
 }  // namespace fastmeta

@@ -1,6 +1,6 @@
 """Fused, batched inner loops for meta-learning, behind one call."""
 
-from fastmeta import data
+from fastmeta import data, inner
 from fastmeta.adaptation import AdaptedTasks, adapt
 from fastmeta.backends import backends
 from fastmeta.explanation import explain
@@ -20,6 +20,7 @@ __all__ = [
     "clear_cache",
     "data",
     "explain",
+    "inner",
     "maml_step",
     "set_cliff_warnings",
 ]

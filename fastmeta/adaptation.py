@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fastmeta.arguments import outside_inference, plain_module, plan_step, refuse_cached
-from fastmeta.executors.problem import StatelessModel, private
-from fastmeta.inner_loop import Adapt, Rates
+from fastmeta.inner import InnerOptimizer
+from fastmeta.network.stateless import StatelessModel, private
+from fastmeta.options import Adapt, Loss, Options, Rates
 from fastmeta.plan import planner
 from fastmeta.task_arguments import check_inputs
 from fastmeta.tasks import Tree, stacked, unstack
@@ -123,9 +124,11 @@ def adapt(
     *,
     inner_lr: Rates = 0.01,
     inner_steps: int = 1,
-    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    inner_optimizer: InnerOptimizer | None = None,
+    loss_fn: Loss = F.cross_entropy,
     adapt: Adapt = None,
     prox: float = 0.0,
+    per_step_support: bool = False,
     executor: str = "auto",
 ) -> AdaptedTasks:
     """Adapts a model to each of T tasks; the model itself is not changed.
@@ -138,19 +141,17 @@ def adapt(
     """
     model = plain_module(model)
     with torch.inference_mode(False), torch.no_grad(), planner.stepping(model) as seen:
-        step = plan_step(
-            model,
-            seen,
-            outside_inference(support),
-            None,
+        options = Options(
             inner_lr=inner_lr,
             inner_steps=inner_steps,
+            inner_optimizer=inner_optimizer,
             loss_fn=loss_fn,
             adapt=adapt,
             prox=prox,
+            per_step_support=per_step_support,
             executor=executor,
-            differentiate=False,
         )
+        step = plan_step(model, seen, outside_inference(support), None, options, False)
         outcomes = [planner.compute(planned) for _, planned in step.groups]
         order = [i for indices, _ in step.groups for i in indices]
         places = torch.tensor(order, device="cpu").argsort().to(step.task_weights.device)
@@ -165,5 +166,5 @@ def adapt(
         }
         support_losses = in_order([outcome.support_losses for outcome in outcomes], 1)
     first = step.groups[0][1]
-    batched = first.chosen.choice.form in ("vmap", "fused")
+    batched = first.selected.offer.at_a_time > 1
     return AdaptedTasks(first.problem.model, parameters, support_losses, batched)

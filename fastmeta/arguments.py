@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,11 @@ from torch.utils import _pytree as pytree
 from fastmeta import inner_loop as loops
 from fastmeta import mistakes
 from fastmeta.executors import packing
+from fastmeta.inner import SGD, Adam, AdamW, RMSprop
 from fastmeta.inner_loop import InnerLoop
+from fastmeta.network.errors import refuse_unready
+from fastmeta.options import Options
 from fastmeta.plan import planner
-from fastmeta.plan.complaint import refuse_scripted
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import Snapshot
 from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch
@@ -26,7 +27,7 @@ from fastmeta.wording import a_kind
 
 _EXECUTORS = ("auto", "fused", "layered", "generic")
 _MEMORY = ("auto", "low")
-_PLAIN = frozenset((float, int, bool, str, type(None)))
+_PLAIN = frozenset((float, int, bool, str, type(None), SGD, Adam, AdamW, RMSprop))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,51 +46,31 @@ def plan_step(
     seen: Snapshot,
     support: Any,
     query: Any,
-    *,
-    inner_lr: Any,
-    inner_steps: int,
-    loss_fn: Callable[[Any, Any], Tensor],
-    adapt: Any = None,
-    first_order: bool = False,
-    step_weights: Any = None,
-    task_weights: Any = None,
-    prox: float = 0.0,
-    memory: str = "auto",
-    executor: str = "auto",
-    differentiate: bool = True,
+    options: Options,
+    differentiate: bool,
 ) -> PlannedStep:
-    """Checks the arguments of `maml_step` and plans it; without a `query`, the inner loop alone.
+    """Check the arguments of `maml_step` and plan it; without a `query`, the inner loop alone.
 
     **Raises** `TypeError` or `ValueError` naming the argument; nothing is changed then.
     """
-    _check_choices(loss_fn, memory, executor)
+    _check_choices(options)
     refuse_cached(model)
     _refuse_meta(seen)
     if forward_ad._current_level >= 0:
         _check_tangents({"support": support, "query": query, "model": seen.parameters})
-    by_default = mistakes.is_default(loss_fn)
-    tasks = _tasks(seen, support, query, by_default)
-    inner = _inner_loop(seen, inner_lr, inner_steps, adapt, step_weights, prox, first_order)
-    weights = _weights(seen, task_weights, tasks.tasks)
+    tasks = _tasks(seen, support, query, options)
+    inner = _inner_loop(seen, options)
+    weights = _weights(seen, options.task_weights, tasks.tasks)
 
     def prepare(indices: list[int], batch: TaskBatch) -> Planned:
         if not isinstance(tasks, TaskBatch):
             for label, examples in zip(("support", "query"), batch.sets(), strict=False):
                 check_model_dtype(examples, label, seen.parameters)
-        whole = len(indices) == tasks.tasks
-        planned = planner.prepare(
-            model,
-            seen,
-            loss_fn,
-            batch,
-            inner,
-            weights.detach() if whole else weights.detach()[indices],
-            differentiate=differentiate,
-            low_memory=memory == "low",
-            executor=executor,
-        )
-        if by_default:
-            mistakes.refuse_one_output(planned.chosen.plan.profile.prediction)
+        fixed = weights.detach()
+        some = fixed if len(indices) == tasks.tasks else fixed[indices]
+        planned = planner.prepare(model, seen, options, batch, inner, some, differentiate)
+        if any(map(mistakes.is_default, options.losses())):
+            mistakes.refuse_one_output(planned.selected.reading.profile.prediction)
         return planned
 
     everyone = list(range(tasks.tasks))
@@ -97,66 +78,67 @@ def plan_step(
         planned = prepare(everyone, tasks)
         if mistakes.may_lack_tasks(tasks):
             look = mistakes.warn_of_missing_tasks
-            seen.known(("no tasks", tasks.signature), lambda: look(model, loss_fn, tasks))
+            seen.known(("no tasks", tasks.signature), lambda: look(model, options.loss_fn, tasks))
         return PlannedStep(tasks, inner, weights, [(everyone, planned)])
     groups = [(indices, prepare(indices, batch)) for indices, batch in tasks.by_size()]
-    if len(groups) > 1 and groups[0][1].chosen.plan.maskable and planner.still_reads(groups[0][1]):
+    first = groups[0][1]
+    maskable = not tasks.per_step and first.selected.reading.maskable
+    if len(groups) > 1 and maskable and planner.still_reads(first):
         padded = prepare(everyone, tasks.padded())
         # Only a batched form gains from padding; the loop takes each task at its own size.
-        if padded.chosen.choice.form in ("vmap", "fused", "layered"):
+        if padded.selected.offer.at_a_time > 1:
             groups = [(everyone, padded)]
     return PlannedStep(tasks, inner, weights, groups)
 
 
-def _tasks(seen: Snapshot, support: Any, query: Any, by_default: bool) -> TaskBatch | RaggedTasks:
+def _tasks(seen: Snapshot, support: Any, query: Any, options: Options) -> TaskBatch | RaggedTasks:
     """The data, checked by itself, and where it is one batch against the model and its loss.
 
     The values of targets are looked at where data of a kind is first seen.
     """
-    batch = tensor_batch(support, query)
+    by_default = tuple(map(mistakes.is_default, options.losses()))
+    batch = None if options.per_step_support else tensor_batch(support, query)
     if batch is None or batch.signature is None:
-        tasks = _checked_tasks(seen, support, query)
-        if by_default:
+        tasks = _checked_tasks(seen, support, query, options)
+        if any(by_default):
             first = tasks.support.targets if isinstance(tasks, TaskBatch) else tasks.support[0][1]
             kinds = tuple((leaf.dtype, leaf.shape[-1:]) for leaf in pytree.tree_leaves(first))
-            seen.known(("targets", kinds), lambda: mistakes.refuse_regression(tasks))
+            seen.known(("targets", kinds), lambda: mistakes.refuse_regression(tasks, by_default))
         return tasks
 
     def check() -> bool:
-        tasks = _checked_tasks(seen, support, query)
-        return not by_default or mistakes.refuse_regression(tasks)
+        tasks = _checked_tasks(seen, support, query, options)
+        return mistakes.refuse_regression(tasks, by_default)
 
     autocasts = tuple(map(torch.is_autocast_enabled, seen.devices))
-    seen.known(("data", batch.signature, autocasts, by_default), check)
+    same = options.query_loss_fn is None
+    seen.known(("data", batch.signature, autocasts, by_default, same), check)
     return batch
 
 
-def _checked_tasks(seen: Snapshot, support: Any, query: Any) -> TaskBatch | RaggedTasks:
-    tasks = support_batch(support) if query is None else task_batch(support, query)
+def _checked_tasks(
+    seen: Snapshot, support: Any, query: Any, options: Options
+) -> TaskBatch | RaggedTasks:
+    steps = options.inner_steps if options.per_step_support else None
+    if query is None:
+        tasks = support_batch(support, steps)
+    else:
+        tasks = task_batch(support, query, steps, same_targets=options.query_loss_fn is None)
     if isinstance(tasks, TaskBatch):
         # Support and query were found to agree.
         check_model_dtype(tasks.support, "support", seen.parameters)
     return tasks
 
 
-def _inner_loop(
-    seen: Snapshot, inner_lr: Any, inner_steps: Any, adapt: Any, step_weights: Any, *rest: Any
-) -> InnerLoop:
-    def find() -> InnerLoop:
-        prox, first_order = rest
-        return loops.inner_loop(
-            seen.parameters,
-            inner_lr,
-            inner_steps,
-            adapt=adapt,
-            step_weights=step_weights,
-            prox=prox,
-            first_order=first_order,
-        )
-
-    plain = (inner_lr, inner_steps, adapt, step_weights, *rest)
-    kinds = tuple(map(type, plain))
-    return seen.known((kinds, plain), find) if _PLAIN.issuperset(kinds) else find()
+def _inner_loop(seen: Snapshot, options: Options) -> InnerLoop:
+    given = (
+        options.inner_lr, options.inner_steps, options.adapt, options.step_weights, options.prox,
+        options.first_order, options.inner_optimizer,
+    )  # fmt: skip
+    kinds = tuple(map(type, given))
+    if not _PLAIN.issuperset(kinds):
+        return loops.inner_loop(seen.parameters, options)
+    return seen.known((kinds, given), lambda: loops.inner_loop(seen.parameters, options))
 
 
 def _weights(seen: Snapshot, weights: Any, tasks: int) -> Tensor:
@@ -193,7 +175,7 @@ def plain_module(model: Any) -> nn.Module:
     """The module itself, out of `torch.compile`; **raises** where it can't be stepped."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {a_kind(model)}; it must be an nn.Module")
-    refuse_scripted(model, "model")
+    refuse_unready(model)
     if "_orig_mod" in model._modules:  # getattr would make an error's message first
         model = model._modules["_orig_mod"]
     if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -224,13 +206,20 @@ def _check_tangents(given: dict[str, Any]) -> None:
                 )
 
 
-def _check_choices(loss_fn: Any, memory: str, executor: str) -> None:
-    if isinstance(loss_fn, type):
-        name = loss_fn.__name__
-        call = f"nn.{name}()" if getattr(nn, name, None) is loss_fn else f"{name}(...)"
-        raise TypeError(f"loss_fn: the class {name}, not an instance of it; write {call}")
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn: {a_kind(loss_fn)}; it must be callable")
-    for label, value, known in (("memory", memory, _MEMORY), ("executor", executor, _EXECUTORS)):
+def _check_choices(options: Options) -> None:
+    for label, loss_fn in zip(("loss_fn", "query_loss_fn"), options.losses(), strict=True):
+        if isinstance(loss_fn, type):
+            name = loss_fn.__name__
+            call = f"nn.{name}()" if getattr(nn, name, None) is loss_fn else f"{name}(...)"
+            raise TypeError(f"{label}: the class {name}, not an instance of it; write {call}")
+        if not callable(loss_fn):
+            raise TypeError(f"{label}: {a_kind(loss_fn)}; it must be callable")
+    given: Any = options.per_step_support
+    if not isinstance(given, bool):
+        raise TypeError(f"per_step_support: {given!r}; it must be True or False")
+    for label, value, known in (
+        ("memory", options.memory, _MEMORY),
+        ("executor", options.executor, _EXECUTORS),
+    ):
         if value not in known:
             raise ValueError(f"{label}: {value!r}; it must be one of {', '.join(map(repr, known))}")

@@ -48,9 +48,8 @@ def backends() -> dict[str, Backend]:
         _extension(),
         _kernels("fused-cpu", "FusedStep", "chains of linear layers"),
         _kernels("layered-cpu", "ConvStep", "networks of convolutional blocks"),
-        Backend("layered-torch", True, "convolutional networks, by torch's operators"),
+        Backend("layered-torch", True, "networks of known layers, by torch's operators"),
         Backend("fused-cuda", *cuda_backend.state(BUILD_RECORD)),
-        Backend("fused-triton", *triton_device.state("chains of linear layers")),
         Backend("layered-triton", *triton_device.state("networks with convolutions")),
     ]
     return {backend.name: backend for backend in found}

@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastmeta.executors import layered
 from fastmeta.executors.fused import cuda
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.plan import planner
@@ -34,11 +33,10 @@ class Captured:
 
     def compute(self, planned: Planned) -> Outcome:
         """As `planner.compute`; **warns**, once, where no graph can be recorded."""
-        why = _declines(planned)
-        if why is not None:
-            self._warn(why)
+        device, offer = planned.problem.task_weights.device, planned.selected.offer
+        if offer.unrecordable:
+            self._warn(f"{offer.executor} can't be recorded: {offer.unrecordable}")
             return planner.compute(planned)
-        device = planned.problem.task_weights.device
         with cuda.guard(device):
             if cuda.capturing(device):
                 return planner.compute(planned)  # the caller records already
@@ -102,21 +100,6 @@ def record(planned: Planned) -> tuple[Outcome, Callable[[], None]]:
     return outcome, graph.replay
 
 
-def _declines(planned: Planned) -> str | None:
-    device, chosen = planned.problem.task_weights.device, planned.chosen
-    if not cuda.takes(device):
-        return f"tensors are on {device}"
-    if isinstance(chosen.fused, cuda.CudaKernel):
-        return None
-    if chosen.fused:
-        return "a graph would not keep the table of Triton's step alive"
-    if not isinstance(chosen.layered, layered.Program):
-        return f"the fused kernels don't serve: {chosen.not_fused or 'estimated slower'}"
-    if chosen.layered.not_triton:
-        return f"Triton computes none of its layers: {chosen.layered.not_triton}"
-    return None
-
-
 def _key(planned: Planned) -> Hashable:
     """All that a graph has taken for constant: sizes, options, addresses, stream and precision."""
     problem, inner = planned.problem, planned.problem.inner
@@ -124,7 +107,7 @@ def _key(planned: Planned) -> Hashable:
     tensors = [*problem.model.all_parameters().values(), *problem.model.module.buffers()]
     tensors += [rate for rate in rates if isinstance(rate, Tensor)]
     return (
-        planned.chosen, inner.signature, tuple(r for r in rates if isinstance(r, float)),
+        planned.selected, inner.signature, tuple(r for r in rates if isinstance(r, float)),
         tuple((id(t), t.data_ptr()) for t in tensors), cuda.stream(problem.task_weights.device),
         of_products(problem.task_weights.dtype),
     )  # fmt: skip

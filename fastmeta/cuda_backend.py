@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastmeta.executors.fused import cuda
+from fastmeta.executors.fused.gpu import FusedCuda
 from fastmeta.version import __version__
 
 AGAIN = "run `pip install .` again"
@@ -41,7 +41,7 @@ def state(record_file: Path) -> tuple[bool, str, str | None]:
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         try:
-            lines.append(f"{cuda.limits(device)[0]:,} bytes a block on {device}")
+            lines.append(f"{FusedCuda().limits(module, device)[0]:,} bytes a block on {device}")
         except RuntimeError as error:
             lines.append(f"not on {device}: {error}")
     live = any(not line.startswith("not on") for line in lines)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.inner import SGD, InnerOptimizer
+from fastmeta.inner.argument import inner_optimizer
+from fastmeta.options import Adapt, Options
 from fastmeta.wording import a_kind
-
-Adapt = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
-Rates = float | Tensor | Mapping[str, Any]
 
 SHARED = ""
 """The key of a learning rate that every adapted parameter shares."""
@@ -34,6 +34,8 @@ class InnerLoop:
     rates: dict[str, float | Tensor]
     per_step: frozenset[str]
     step_weights: tuple[float, ...]
+    optimizer: InnerOptimizer = field(default_factory=SGD)
+    """The update rule."""
     prox: float = 0.0
     first_order: bool = False
     learned_step_weights: Tensor | None = None
@@ -53,6 +55,7 @@ class InnerLoop:
         return (
             self.steps, self.adapted, tuple(self.rates), shapes, learned, self.per_step,
             self.step_weights, self.prox, self.first_order, self.learned_step_weights is None,
+            self.optimizer.structure, tuple(self.learned_options()),
         )  # fmt: skip
 
     def without(self, names: frozenset[str]) -> InnerLoop:
@@ -68,8 +71,16 @@ class InnerLoop:
             for key, rate in self.rates.items()
             if isinstance(rate, Tensor) and rate.requires_grad
         }
-        reached = learned and any(map(self.counts, range(1, self.steps + 1)))
-        return learned if reached else {}
+        return learned if self._moves_counts else {}
+
+    def learned_options(self) -> dict[str, Tensor]:
+        """The update rule's tensors that ask for a gradient, by name, as `learned_rates`."""
+        return self.optimizer.leaves() if self._moves_counts else {}
+
+    @cached_property
+    def _moves_counts(self) -> bool:
+        """Whether a query loss after some step is differentiated."""
+        return any(map(self.counts, range(1, self.steps + 1)))
 
     def fixed_rates(self) -> dict[str, float | Tensor]:
         """All learning rates, cut off from autograd."""
@@ -80,13 +91,21 @@ class InnerLoop:
 
     def rate(self, rates: Mapping[str, Any], name: str, step: int) -> Any:
         """The learning rate of one parameter at one step, out of `rates` (same keys)."""
-        key = SHARED if self.shared else name
+        key = self.key(name)
         return rates[key][step] if key in self.per_step else rates[key]
+
+    def key(self, name: str) -> str:
+        """The key of a parameter's learning rate."""
+        return SHARED if self.shared else name
 
     @cached_property
     def last_step_alone(self) -> bool:
         """Whether the loss is that after the last step, as it is by default."""
         return self.step_weights[-1] == 1.0 and not any(self.step_weights[:-1])
+
+    def rates_at(self, rates: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """The learning rate of each adapted parameter at one step, out of `rates` (same keys)."""
+        return {name: self.rate(rates, name, step) for name in self.adapted}
 
     def counts(self, step: int) -> bool:
         """Whether the query loss after this many steps is differentiated.
@@ -104,31 +123,28 @@ class InnerLoop:
         )
 
 
-def inner_loop(
-    parameters: Mapping[str, nn.Parameter],
-    inner_lr: Rates,
-    inner_steps: int,
-    *,
-    adapt: Adapt = None,
-    step_weights: Any = None,
-    prox: float = 0.0,
-    first_order: Any = False,
-) -> InnerLoop:
-    """Checks the inner loop's arguments against the model's parameters (name to parameter).
+def inner_loop(parameters: Mapping[str, nn.Parameter], options: Options) -> InnerLoop:
+    """Check the options of the inner loop against the model's parameters (name to parameter).
 
     **Raises** `TypeError` or `ValueError` that names the argument.
     """
-    steps = _steps(inner_steps)
-    adapted = adapted_names(parameters, adapt)
-    rates, per_step = _rates(inner_lr, {name: parameters[name] for name in adapted}, steps)
-    weights, learned = _step_weights(step_weights, steps)
+    steps = _steps(options.inner_steps)
+    adapted = adapted_names(parameters, options.adapt)
+    moving = {name: parameters[name] for name in adapted}
+    rates, per_step = _rates(options.inner_lr, moving, steps)
+    weights, learned = _step_weights(options.step_weights, steps)
+    prox: Any = options.prox
+    first_order: Any = options.first_order
     if isinstance(prox, bool) or not isinstance(prox, Real):
         raise TypeError(f"prox: {a_kind(prox)}; it must be a number")
-    if not 0 <= prox < float("inf"):
+    if not 0 <= float(prox) < float("inf"):
         raise ValueError(f"prox: {prox}; it must not be negative, and finite")
     if not isinstance(first_order, bool):
         raise TypeError(f"first_order: {first_order!r}; it must be True or False")
-    return InnerLoop(steps, adapted, rates, per_step, weights, float(prox), first_order, learned)
+    optimizer = inner_optimizer(options.inner_optimizer)
+    return InnerLoop(
+        steps, adapted, rates, per_step, weights, optimizer, float(prox), first_order, learned
+    )
 
 
 def adapted_names(parameters: Mapping[str, nn.Parameter], adapt: Adapt) -> tuple[str, ...]:

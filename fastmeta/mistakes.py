@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.executors.problem import StatelessModel, same_random_numbers
+from fastmeta.network.random_state import same_random_numbers
+from fastmeta.network.stateless import StatelessModel
 from fastmeta.tasks import RaggedTasks, TaskBatch, Tree
 from fastmeta.warning import warn
 
@@ -20,17 +21,21 @@ _ROUNDING = 0.005
 _INSTEAD = "for regression write loss_fn=torch.nn.functional.mse_loss"
 
 
-def refuse_regression(tasks: TaskBatch | RaggedTasks) -> bool:
+def refuse_regression(tasks: TaskBatch | RaggedTasks, by_default: Sequence[bool]) -> bool:
     """True; **raises** `ValueError` for targets of which the default loss makes nonsense.
 
-    It reads their values. Targets that require grad may leave the probabilities as they learn.
+    `by_default`: whether it is that of the support and of the query sets. It reads the values of
+    targets; those that require grad may leave the probabilities as they learn.
     """
     if isinstance(tasks, TaskBatch):
-        for label, examples in zip(("support", "query"), tasks.sets(), strict=False):
-            _check_probabilities(f"{label}_y", examples.targets)
+        labels = ("support", "query")
+        for label, examples, default in zip(labels, tasks.sets(), by_default, strict=False):
+            if default:
+                _check_probabilities(f"{label}_y", examples.targets)
         return True
-    for label, pairs in (("support", tasks.support), ("query", tasks.query or [])):
-        for i, (_, targets) in enumerate(pairs):
+    sets = (("support", tasks.support), ("query", tasks.query or []))
+    for (label, pairs), default in zip(sets, by_default, strict=True):
+        for i, (_, targets) in enumerate(pairs if default else ()):
             if isinstance(targets, Tensor):
                 _check_probabilities(f"{label}[{i}]_y", targets.unsqueeze(0))
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from fastmeta import adaptation
 from fastmeta.adaptation import AdaptedTasks
 from fastmeta.arguments import plain_module
 from fastmeta.capture import Captured
-from fastmeta.inner_loop import Adapt, Rates, adapted_names, check_rate
+from fastmeta.inner import InnerOptimizer
+from fastmeta.inner_loop import adapted_names, check_rate
+from fastmeta.options import Adapt, Loss, Options, Rates
 from fastmeta.plan import planner
 from fastmeta.steps import MetaStep, take_step
 from fastmeta.wording import a_kind
@@ -45,12 +47,15 @@ class MAML(nn.Module):
         *,
         inner_lr: Rates = 0.01,
         inner_steps: int = 1,
-        loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+        inner_optimizer: InnerOptimizer | None = None,
+        loss_fn: Loss = F.cross_entropy,
+        query_loss_fn: Loss | None = None,
         learn_inner_lr: str | None = None,
         first_order: bool = False,
         adapt: Adapt = None,
         step_weights: Any = None,
         prox: float = 0.0,
+        per_step_support: bool = False,
         memory: str = "auto",
         executor: str = "auto",
         capture: bool = False,
@@ -59,11 +64,14 @@ class MAML(nn.Module):
         self._compute = Captured().compute if capture else planner.compute
         self.model = plain_module(model)
         self.inner_steps = inner_steps
+        self.inner_optimizer = inner_optimizer
         self.loss_fn = loss_fn
+        self.query_loss_fn = query_loss_fn
         self.first_order = first_order
         self.adapts = adapt
         self.step_weights = step_weights
         self.prox = prox
+        self.per_step_support = per_step_support
         self.memory = memory
         self.executor = executor
         if learn_inner_lr is not None:
@@ -92,19 +100,22 @@ class MAML(nn.Module):
         self, support: Any, query: Any, *, task_weights: Any = None, inner_steps: int | None = None
     ) -> MetaStep:
         """`maml_step` on one batch of tasks; `inner_steps` overrides the module's own."""
-        options = {
-            "inner_lr": self.inner_lr,
-            "inner_steps": self.inner_steps if inner_steps is None else inner_steps,
-            "loss_fn": self.loss_fn,
-            "first_order": self.first_order,
-            "adapt": self.adapts,
-            "step_weights": self.step_weights,
-            "task_weights": task_weights,
-            "prox": self.prox,
-            "memory": self.memory,
-            "executor": self.executor,
-        }
-        return take_step(self.model, support, query, self._compute, options)
+        options = Options(
+            inner_lr=self.inner_lr,
+            inner_steps=self.inner_steps if inner_steps is None else inner_steps,
+            inner_optimizer=self.inner_optimizer,
+            loss_fn=self.loss_fn,
+            query_loss_fn=self.query_loss_fn,
+            first_order=self.first_order,
+            adapt=self.adapts,
+            step_weights=self.step_weights,
+            task_weights=task_weights,
+            prox=self.prox,
+            per_step_support=self.per_step_support,
+            memory=self.memory,
+            executor=self.executor,
+        )
+        return take_step(self.model, support, query, options, self._compute)
 
     def adapt(self, support: Any, *, inner_steps: int | None = None) -> AdaptedTasks:
         """`fastmeta.adapt` with this module's options."""
@@ -113,9 +124,11 @@ class MAML(nn.Module):
             support,
             inner_lr=self.inner_lr,
             inner_steps=self.inner_steps if inner_steps is None else inner_steps,
+            inner_optimizer=self.inner_optimizer,
             loss_fn=self.loss_fn,
             adapt=self.adapts,
             prox=self.prox,
+            per_step_support=self.per_step_support,
             executor=self.executor,
         )
 

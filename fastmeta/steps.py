@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fastmeta.arguments import PlannedStep, outside_inference, plain_module, plan_step
 from fastmeta.executors.problem import Outcome
-from fastmeta.inner_loop import Adapt, Rates
+from fastmeta.inner import InnerOptimizer
+from fastmeta.network.errors import refuse_second_derivative
+from fastmeta.options import Adapt, Loss, Options, Rates
 from fastmeta.plan import planner
-from fastmeta.plan.complaint import refuse_second_derivative
 from fastmeta.plan.planner import Planned
 from fastmeta.tasks import TaskBatch, Tree
 
@@ -50,12 +51,15 @@ def maml_step(
     *,
     inner_lr: Rates = 0.01,
     inner_steps: int = 1,
-    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    inner_optimizer: InnerOptimizer | None = None,
+    loss_fn: Loss = F.cross_entropy,
+    query_loss_fn: Loss | None = None,
     first_order: bool = False,
     adapt: Adapt = None,
     step_weights: Any = None,
     task_weights: Any = None,
     prox: float = 0.0,
+    per_step_support: bool = False,
     memory: str = "auto",
     executor: str = "auto",
 ) -> MetaStep:
@@ -82,8 +86,13 @@ def maml_step(
         of tensors are taken as they are: to read them would wait for a GPU, and a rate that is
         learned may turn negative.
     - `inner_steps`: K, at least 0.
+    - `inner_optimizer`: the update rule of the inner loop: an optimizer of `fastmeta.inner`
+        (`SGD`, `Adam`, `AdamW`, `RMSprop`), begun anew for each task, or a rule of your own; None
+        is gradient descent. Tensors among its options that require grad get their gradient.
     - `loss_fn`: `loss_fn(prediction, target)`, a 0-d mean over the examples of one task. The
         default is for classification: labels, or probabilities of classes.
+    - `query_loss_fn`: the loss on the query sets, called as `loss_fn` is; None is `loss_fn`. With
+        it, query targets may differ from the support's in dtype and structure.
     - `first_order`: take the inner gradients as constants (first-order MAML).
     - `adapt`: what the inner loop moves: None for every trainable parameter, a name or module
         prefix, several of them, or a predicate `(name, parameter) -> bool`.
@@ -91,6 +100,8 @@ def maml_step(
         (MAML++'s multi-step loss); None evaluates after the last alone.
     - `task_weights`: `[T]`; None is the mean over tasks.
     - `prox`: adds `prox / 2 * |phi - theta|^2` to the inner objective.
+    - `per_step_support`: True where each inner step has a support set of its own: support leaves
+        are `[T, K, N, ...]`, and step k uses `[:, k]`.
     - `memory`: `"auto"` is the fastest; `"low"` keeps peak memory flat in K, but for K
         parameter sets or, on the fused kernels, activations of a few MB.
     - `executor`: `"auto"`, `"fused"`, `"layered"` or `"generic"`; one that can't serve raises.
@@ -105,37 +116,40 @@ def maml_step(
 
     **Source:** Finn, Abbeel and Levine (2017), Model-agnostic meta-learning.
     """
-    options: dict[str, Any] = {
-        "inner_lr": inner_lr,
-        "inner_steps": inner_steps,
-        "loss_fn": loss_fn,
-        "first_order": first_order,
-        "adapt": adapt,
-        "step_weights": step_weights,
-        "task_weights": task_weights,
-        "prox": prox,
-        "memory": memory,
-        "executor": executor,
-    }
-    return take_step(model, support, query, planner.compute, options)
+    options = Options(
+        inner_lr=inner_lr,
+        inner_steps=inner_steps,
+        inner_optimizer=inner_optimizer,
+        loss_fn=loss_fn,
+        query_loss_fn=query_loss_fn,
+        first_order=first_order,
+        adapt=adapt,
+        step_weights=step_weights,
+        task_weights=task_weights,
+        prox=prox,
+        per_step_support=per_step_support,
+        memory=memory,
+        executor=executor,
+    )
+    return take_step(model, support, query, options)
 
 
 def take_step(
     model: nn.Module,
     support: Any,
     query: Any,
-    compute: Callable[[Planned], Outcome],
-    options: dict[str, Any],
+    options: Options,
+    compute: Callable[[Planned], Outcome] = planner.compute,
 ) -> MetaStep:
     """`maml_step`, of which `compute` makes what was planned."""
     if torch.compiler.is_compiling():
         # A graph break: the inner loop differentiates twice, which no compiled graph can.
         outside: Any = torch.compiler.disable(take_step)
-        return outside(model, support, query, compute, options)
+        return outside(model, support, query, options, compute)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             data = outside_inference(support), outside_inference(query)
-            return take_step(model, *data, compute, options)
+            return take_step(model, *data, options, compute)
     if _in_transform():
         raise RuntimeError(
             "model: stepped inside a transform of torch.func, which sees nothing of a step; call "
@@ -146,7 +160,7 @@ def take_step(
     model = plain_module(model)
     differentiate = torch.is_grad_enabled()
     with planner.stepping(model) as seen:
-        step = plan_step(model, seen, support, query, **options, differentiate=differentiate)
+        step = plan_step(model, seen, support, query, options, differentiate)
         try:
             outcomes = [(indices, compute(planned)) for indices, planned in step.groups]
         except NotImplementedError as error:
@@ -182,7 +196,7 @@ def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> 
             leaves, gradients = zip(*reached, strict=True)
             # A leaf that several groups of tasks reach stands there several times; autograd adds.
             loss = _MetaGradient.apply(loss, gradients, *leaves)
-    executors = sorted({planned.chosen.executor for _, planned in step.groups})
+    executors = sorted({planned.selected.offer.executor for _, planned in step.groups})
     return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(executors))
 
 

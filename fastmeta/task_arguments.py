@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fastmeta.tasks import Examples, RaggedTasks, TaskBatch, Tree, map_tensors
+from fastmeta.tasks import Examples, RaggedTasks, TaskBatch, Tree, map_tensors, per_step_batch
 from fastmeta.wording import a_kind
 
 
-def task_batch(support: Any, query: Any) -> TaskBatch | RaggedTasks:
+def task_batch(
+    support: Any, query: Any, steps: int | None = None, same_targets: bool = True
+) -> TaskBatch | RaggedTasks:
     """Checks `(x, y)` data and gives it one shape.
+
+    With `steps`, support leaves are `[T, K, N, ...]` with so many inner steps K. `same_targets`:
+    whether support and query have targets of one structure and dtype.
 
     **Raises** `TypeError` or `ValueError` that names the argument, before anything is computed.
     """
@@ -25,15 +30,15 @@ def task_batch(support: Any, query: Any) -> TaskBatch | RaggedTasks:
             "both need the same form"
         )
     if ragged:
-        return _ragged_tasks(support, query)
-    both = _examples("support", support), _examples("query", query)
+        return _ragged_tasks(support, query, steps, same_targets)
+    both = _examples("support", support, steps), _examples("query", query)
     if both[0].tasks != both[1].tasks:
         raise ValueError(
             f"query_x: {both[1].tasks} tasks, but support_x has {both[0].tasks}; "
             "both need the same leading dimension"
         )
-    _agree(*both)
-    return TaskBatch(*both)
+    _agree(*both, same_targets)
+    return TaskBatch(*both) if steps is None else per_step_batch(*both)
 
 
 def tensor_batch(support: Any, query: Any) -> TaskBatch | None:
@@ -49,11 +54,12 @@ def tensor_batch(support: Any, query: Any) -> TaskBatch | None:
     return TaskBatch(sets[0], None if query is None else sets[1])
 
 
-def support_batch(support: Any) -> TaskBatch | RaggedTasks:
+def support_batch(support: Any, steps: int | None = None) -> TaskBatch | RaggedTasks:
     """The same for support sets alone."""
     if _is_ragged(support):
-        return _ragged_tasks(support, None)
-    return TaskBatch(_examples("support", support), None)
+        return _ragged_tasks(support, None, steps)
+    examples = _examples("support", support, steps)
+    return TaskBatch(examples, None) if steps is None else per_step_batch(examples, None)
 
 
 def check_inputs(name: str, inputs: Tree, tasks: int) -> int:
@@ -103,7 +109,7 @@ def _is_ragged(data: Any) -> bool:
     )
 
 
-def _examples(name: str, data: Any) -> Examples:
+def _examples(name: str, data: Any, steps: int | None = None) -> Examples:
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise TypeError(
             f"{name}: {_describe(data)}; it must be a pair (x, y) with leading [T, N], "
@@ -121,7 +127,30 @@ def _examples(name: str, data: Any) -> Examples:
         raise ValueError(
             f"{name}_x: no {what} (shape {_shape(inputs_named[0][1])}); at least one is needed"
         )
+    if steps is not None:
+        _check_steps(inputs_named + targets_named, steps)
     return Examples(inputs, targets, tasks, count)
+
+
+def _check_steps(named: Sequence[tuple[str, Any]], steps: int) -> None:
+    """Checks that every leaf has a support set for each inner step."""
+    first_name, first = named[0]
+    for name, leaf in named:
+        if leaf.dim() < 3:
+            raise ValueError(
+                f"{name}: shape {_shape(leaf)}; with per_step_support it must have tasks, inner "
+                "steps and examples in front, [T, K, N, ...]"
+            )
+        if leaf.shape[1] != steps:
+            raise ValueError(
+                f"{name}: {leaf.shape[1]} support sets a task, but inner_steps is {steps}; with "
+                "per_step_support each inner step has one, [T, K, N, ...]"
+            )
+        if leaf.shape[2] != first.shape[2] or not leaf.shape[2]:
+            raise ValueError(
+                f"{name}: {leaf.shape[2]} examples, but {first_name} has {first.shape[2]}; both "
+                "need the same [T, K, N] in front, and at least one example"
+            )
 
 
 def _named_leaves(tree: Tree) -> list[tuple[str, Any]]:
@@ -151,12 +180,10 @@ def _leading(named: Sequence[tuple[str, Any]]) -> tuple[int, int]:
     return first.shape[0], first.shape[1]
 
 
-def _agree(support: Examples, query: Examples) -> None:
+def _agree(support: Examples, query: Examples, same_targets: bool) -> None:
     """Support and query go through one model: same structure, dtypes and devices."""
-    for part, left, right in (
-        ("x", support.inputs, query.inputs),
-        ("y", support.targets, query.targets),
-    ):
+    parts = [("x", support.inputs, query.inputs), ("y", support.targets, query.targets)]
+    for part, left, right in parts if same_targets else parts[:1]:
         left_named, right_named = _named_leaves(left), _named_leaves(right)
         if [path for path, _ in left_named] != [path for path, _ in right_named]:
             raise ValueError(
@@ -176,7 +203,9 @@ def _agree(support: Examples, query: Examples) -> None:
                 )
 
 
-def _ragged_tasks(support: list[Any], query: list[Any] | None) -> RaggedTasks:
+def _ragged_tasks(
+    support: list[Any], query: list[Any] | None, steps: int | None = None, same_targets: bool = True
+) -> RaggedTasks:
     if query is not None and len(support) != len(query):
         raise ValueError(
             f"query: {len(query)} tasks, but support has {len(support)}; "
@@ -186,17 +215,21 @@ def _ragged_tasks(support: list[Any], query: list[Any] | None) -> RaggedTasks:
         reference: list[tuple[str, Tensor]] | None = None
         for i, pair in enumerate(pairs):
             x, y = pair
-            _examples(f"{name}[{i}]", (_lift(f"{name}[{i}]", x), _lift(f"{name}[{i}]", y)))
+            own = steps if name == "support" else None
+            label = f"{name}[{i}]"
+            _examples(label, (_lift(label, x), _lift(label, y)), own)
             leaves = _named_leaves((x, y))
             reference = reference or leaves
             for (path, leaf), (_, first) in zip(leaves, reference, strict=True):
-                if leaf.shape[1:] != first.shape[1:] or leaf.dtype != first.dtype:
+                front = 1 if own is None else 2
+                if leaf.shape[front:] != first.shape[front:] or leaf.dtype != first.dtype:
                     raise ValueError(
-                        f"{name}[{i}]{path}: examples of shape {_shape(leaf)[1:]} and dtype "
-                        f"{_name(leaf.dtype)}, but task 0 has {_shape(first)[1:]} and "
+                        f"{name}[{i}]{path}: examples of shape {_shape(leaf)[front:]} and dtype "
+                        f"{_name(leaf.dtype)}, but task 0 has {_shape(first)[front:]} and "
                         f"{_name(first.dtype)}; only the number of examples may differ"
                     )
-    return RaggedTasks(_as_pairs(support), None if query is None else _as_pairs(query))
+    pairs = None if query is None else _as_pairs(query)
+    return RaggedTasks(_as_pairs(support), pairs, steps is not None)
 
 
 def _as_pairs(listed: list[Any]) -> list[tuple[Tree, Tree]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,8 +41,11 @@ class TaskBatch:
     """Tasks of one size: `T` tasks of `N` support and `Q` query examples."""
 
     support: Examples
+    """That of the first inner step, where each has its own."""
     query: Examples | None
     """None where only the inner loop is asked for."""
+    per_step: Examples | None = None
+    """The support sets of all inner steps, leaves `[T, K, N, ...]`, where each has its own."""
 
     @property
     def tasks(self) -> int:
@@ -54,13 +57,17 @@ class TaskBatch:
         """T rounded up to four binary digits, by which executors are chosen."""
         return rounded(self.tasks)
 
+    def support_at(self, step: int) -> Examples:
+        """The support set of an inner step."""
+        return self.support if self.per_step is None else _at_step(self.per_step, step)
+
     @cached_property
     def signature(self) -> Hashable:
         """All that checks and plans read of the data but its numbers and T.
 
         None where it is in trees, or its tensors disagree about T.
         """
-        known: list[Hashable] = []
+        known: list[Hashable] = [self.per_step is not None]
         for examples in self.sets():
             if not isinstance(examples.inputs, Tensor) or not isinstance(examples.targets, Tensor):
                 return None
@@ -76,15 +83,32 @@ class TaskBatch:
         """Support, and query where there is one."""
         return [self.support] if self.query is None else [self.support, self.query]
 
+    def given(self) -> list[Examples]:
+        """The sets as the caller gave them, with all inner steps' support in one."""
+        return [self.per_step or self.support, *self.sets()[1:]]
+
+    def mapped(self, function: Callable[[Examples], Examples]) -> TaskBatch:
+        """The batch with another set in place of each."""
+        rest = (each and function(each) for each in (self.query, self.per_step))
+        return TaskBatch(function(self.support), *rest)
+
     def first(self, count: int) -> TaskBatch:
         """The first `count` tasks, as views."""
-        query = None if self.query is None else _narrow(self.query, count)
-        return TaskBatch(_narrow(self.support, count), query)
+        return self.mapped(lambda examples: _narrow(examples, count))
+
+    def of_steps(self, steps: int) -> TaskBatch:
+        """The same with the support sets of the first inner steps alone."""
+        if self.per_step is None:
+            return self
+        trees = map_tensors(lambda leaf: leaf[:, :steps], _trees(self.per_step))
+        return replace(self, per_step=replace(self.per_step, inputs=trees[0], targets=trees[1]))
 
     def shortened(self, count: int) -> TaskBatch:
         """The first `count` examples of each task, as views; all where examples are padded."""
-        query = None if self.query is None else _shorten(self.query, count)
-        return TaskBatch(_shorten(self.support, count), query)
+        if self.per_step is not None:
+            query = self.query and _shorten(self.query, count, 1)
+            return per_step_batch(_shorten(self.per_step, count, 2), query)
+        return self.mapped(lambda examples: _shorten(examples, count, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +117,8 @@ class RaggedTasks:
 
     support: list[tuple[Tree, Tree]]
     query: list[tuple[Tree, Tree]] | None
+    per_step: bool = False
+    """Whether each inner step has a support set of its own, leaves `[K, N, ...]`."""
 
     @property
     def tasks(self) -> int:
@@ -104,7 +130,10 @@ class RaggedTasks:
         sets = [self.support] if self.query is None else [self.support, self.query]
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, pairs in enumerate(zip(*sets, strict=True)):
-            sizes = tuple(pytree.tree_leaves(pair)[0].shape[0] for pair in pairs)
+            shapes = [pytree.tree_leaves(pair)[0].shape for pair in pairs]
+            sizes = tuple(
+                shape[1 if self.per_step and axis == 0 else 0] for axis, shape in enumerate(shapes)
+            )
             groups.setdefault(sizes, []).append(i)
         return [
             (indices, self._batch(lambda pairs, chosen=indices: _stack([pairs[i] for i in chosen])))
@@ -122,7 +151,23 @@ class RaggedTasks:
         return self._batch(_pad)
 
     def _batch(self, make: Callable[[list[tuple[Tree, Tree]]], Examples]) -> TaskBatch:
-        return TaskBatch(make(self.support), None if self.query is None else make(self.query))
+        support, query = make(self.support), None if self.query is None else make(self.query)
+        return per_step_batch(support, query) if self.per_step else TaskBatch(support, query)
+
+
+def per_step_batch(support: Examples, query: Examples | None) -> TaskBatch:
+    """The batch of support leaves `[T, K, N, ...]`."""
+    whole = replace(support, count=pytree.tree_leaves(support.inputs)[0].shape[2])
+    return TaskBatch(_at_step(whole, 0), query, whole)
+
+
+def _trees(examples: Examples) -> tuple[Tree, Tree]:
+    return examples.inputs, examples.targets
+
+
+def _at_step(examples: Examples, step: int) -> Examples:
+    inputs, targets = map_tensors(lambda leaf: leaf[:, step], _trees(examples))
+    return Examples(inputs, targets, examples.tasks, examples.count)
 
 
 def rounded(count: int) -> int:
@@ -194,17 +239,13 @@ def _pad(pairs: list[tuple[Tree, Tree]]) -> Examples:
 
 
 def _narrow(examples: Examples, count: int) -> Examples:
-    inputs, targets = pytree.tree_map(
-        lambda leaf: leaf[:count], (examples.inputs, examples.targets)
-    )
+    inputs, targets = pytree.tree_map(lambda leaf: leaf[:count], _trees(examples))
     weights = None if examples.weights is None else examples.weights[:count]
     return Examples(inputs, targets, min(count, examples.tasks), examples.count, weights)
 
 
-def _shorten(examples: Examples, count: int) -> Examples:
+def _shorten(examples: Examples, count: int, axis: int) -> Examples:
     if examples.weights is not None or examples.count <= count:
         return examples
-    inputs, targets = pytree.tree_map(
-        lambda leaf: leaf[:, :count], (examples.inputs, examples.targets)
-    )
+    inputs, targets = pytree.tree_map(lambda leaf: leaf.narrow(axis, 0, count), _trees(examples))
     return Examples(inputs, targets, examples.tasks, count)

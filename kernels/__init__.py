@@ -1,1 +1,1 @@
-"""Triton kernels: the fused step on GPUs where no CUDA extension was built, and convolutions."""
+"""Triton kernels: convolutions, and what follows them in a block."""

@@ -164,3 +164,7 @@ def _correlate(
         right = tl.load(x + offset, mask=inside, other=0.0)
         sum = dot(tl.trans(left), right, sum, PRECISION)
     return sum
+
+
+INTERPRETED = not isinstance(convolve_kernel, triton.JITFunction)
+"""Whether Triton's interpreter runs the kernels: on the host, for tests."""

@@ -1,8 +1,6 @@
 """`python tests/compile_kernels.py 90` compiles every Triton kernel for compute capability 9.0.
 
-Needs no GPU. Prints a JSON list of what each takes: registers, stack and shared memory in bytes;
-how many barriers its source has, and how many of its loads go past the writes of its own block, as
-loads from read-only memory do.
+Needs no GPU. Prints a JSON list of what each takes: registers, stack and shared memory in bytes.
 """
 
 from __future__ import annotations
@@ -23,10 +21,8 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from fastmeta.kernels import block, block_passes, launch, tiles
+from fastmeta.kernels import block, block_passes, tiles
 from fastmeta.kernels.convolutions import convolve_kernel, weight_gradient_kernel
-from fastmeta.kernels.step import step_kernel
-from fastmeta.kernels.sums import sum_kernel
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 PRECISIONS = {torch.float32: ("ieee", "tf32", "bf16"), torch.float64: ("ieee",)}
@@ -59,26 +55,15 @@ def resources(
         "kernel": kernel.__name__, "capability": capability, **types, **constants,
         "registers": found["REG"], "stack": found["STACK"] + found["LOCAL"],
         "shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps,
-        "barriers": len(re.findall(r"\bbarrier\b", compiled.asm["ttir"])),
-        "read_only_loads": len(re.findall(r"ld\.global\S*\.nc", compiled.asm["ptx"])),
     }  # fmt: skip
 
 
 def all_kernels(capability: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for dtype, name in TYPES.items():
-        for precision in PRECISIONS[dtype]:
-            types = {
-                "buffer": f"*{name}", "operations": "*i64", "numbers": "*fp64", "count": "i32",
-            }  # fmt: skip
-            constants = {**launch.STEP, "PRECISION": precision}
-            options = launch.options(dtype)
-            found.append(resources(step_kernel, capability, types, constants, options))
-        types = dict.fromkeys(("out", "buffer", "weights"), f"*{name}")
-        types |= dict.fromkeys(("start", "stride", "tasks", "count"), "i64")
-        found.append(resources(sum_kernel, capability, types, launch.SUM, {}))
-        found += convolutions(capability, dtype) + passes(capability, dtype)
-    return found
+    return [
+        kernel
+        for dtype in TYPES
+        for kernel in (*convolutions(capability, dtype), *passes(capability, dtype))
+    ]
 
 
 def convolutions(capability: int, dtype: torch.dtype) -> list[dict[str, Any]]:

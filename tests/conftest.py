@@ -7,15 +7,20 @@ import os
 # Read when Triton is first imported, by whoever that is. 0 leaves its kernels to a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import fused_kernels
 import host_cuda
 import pytest
 import torch
 
 import fastmeta
-from fastmeta.executors.fused import cuda
-from fastmeta.plan import cost, snapshot
+from fastmeta.executors.base import NotSupported, Offer
+from fastmeta.executors.every import EXECUTORS
+from fastmeta.executors.generic.forms import Loop
+from fastmeta.executors.problem import Problem
+from fastmeta.network.reading import Reading
+from fastmeta.plan import selection, snapshot
 
-if cuda.on_host():
+if host_cuda.ON_HOST:
     # So much that sizes beyond any device's are tried too.
     os.environ.setdefault("FASTMETA_CUDA_SHARED", str(64 << 20))
     host_cuda.register()
@@ -40,15 +45,63 @@ def _uninitialised_memory_is_nan():
 
 
 @pytest.fixture
-def force_form(monkeypatch):
-    """`force_form("loop")` makes the general path take that form, with chunks of 2 for vmap."""
+def only(monkeypatch):
+    """`only("loop")` leaves that executor alone, and `only("loop", "vmap")` these."""
+
+    def leave(*names: str) -> None:
+        snapshot.clear_cache()
+        left = [executor for executor in EVERY if executor.name in names]
+        assert len(left) == len(names), names
+        monkeypatch.setattr(selection, "EXECUTORS", left)
+
+    return leave
+
+
+@pytest.fixture
+def without(only):
+    """`without("layered-cpu")` takes that executor away, where it is there."""
+    return lambda *names: only(*(e.name for e in EVERY if e.name not in names))
+
+
+@pytest.fixture
+def cuda_plays(monkeypatch) -> None:
+    """The CUDA kernels, executed on the host, compute the fused step."""
+    snapshot.clear_cache()
+    monkeypatch.setattr(selection, "EXECUTORS", host_cuda.played(selection.EXECUTORS))
+
+
+@pytest.fixture
+def triton_plays(monkeypatch) -> None:
+    """Triton's kernels, in its interpreter, compute convolutions."""
+    pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
+    import triton_on_host
+
+    snapshot.clear_cache()
+    monkeypatch.setattr(selection, "EXECUTORS", triton_on_host.played(selection.EXECUTORS))
+    monkeypatch.setattr("fastmeta.executors.layers.many._at_once", triton_on_host.lists_at_once)
+
+
+EVERY = [*EXECUTORS]
+"""As they were before any test took some away."""
+
+
+class _LoopOfOne(Loop):
+    """The loop for a single task, over which `vmap` has nothing to map."""
+
+    def make_offer(self, reading: Reading, problem: Problem) -> Offer:
+        if problem.tasks.tasks > 1:
+            raise NotSupported("another form is forced")
+        return super().make_offer(reading, problem)
+
+
+@pytest.fixture
+def force_form(only, monkeypatch):
+    """`force_form("loop")` leaves that form alone, with chunks of 2 for vmap."""
 
     def force(form: str) -> None:
-        def choose(profile, sizes, unavailable):
-            assert form not in unavailable, unavailable[form]
-            return cost.Choice(form, 2, "forced")
-
-        snapshot.clear_cache()
-        monkeypatch.setattr(cost, "choose", choose)
+        monkeypatch.setattr("fastmeta.executors.generic.cost.chunk_size", lambda *_: 2)
+        only(fused_kernels.FUSED if form == "fused" else form)
+        if form == "vmap":
+            monkeypatch.setattr(selection, "EXECUTORS", [*selection.EXECUTORS, _LoopOfOne()])
 
     return force

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 
+import host_cuda
 import pytest
 
 from fastmeta import _C
-from fastmeta.executors.fused import cuda
 
 DEVICE = os.environ.get("FASTMETA_TEST_DEVICE", "cpu")
-ON_HOST = cuda.on_host()
+ON_HOST = host_cuda.ON_HOST
 FUSED = "fused-cuda-on-host" if ON_HOST else f"fused-{DEVICE}"
 """What results name."""
 

@@ -1,7 +1,8 @@
-"""The CUDA kernels compiled for the host, where FASTMETA_CUDA_ON_HOST=1 sends the fused step."""
+"""The CUDA kernels compiled for the host, which FASTMETA_CUDA_ON_HOST=1 has the tests run."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -10,8 +11,18 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import compiling
+import torch
+
+from fastmeta.executors.base import Executor
+from fastmeta.executors.convolutional.cpu import ConvolutionalCpu
+from fastmeta.executors.every import EXECUTORS
+from fastmeta.executors.fused.cpu import FusedCpu
+from fastmeta.executors.fused.gpu import FusedCuda
+
+ON_HOST = os.environ.get("FASTMETA_CUDA_ON_HOST", "") == "1"
 
 TWIN = compiling.ROOT / "tests" / "cuda_on_host"
 SOURCES = [
@@ -55,17 +66,44 @@ def build() -> Path:
     return result
 
 
-def register() -> None:
-    """Makes it the module that the package looks for."""
-    name = "fastmeta._cuda_on_host"
-    if name in sys.modules:
-        return
+@functools.cache
+def module() -> ModuleType:
+    """The compiled module."""
     spec = importlib.util.spec_from_file_location("_cuda", build())
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[name] = module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+class FusedCudaOnHost(FusedCuda):
+    """The CUDA kernels, executed on the host for tensors that lie there."""
+
+    name = "fused-cuda-on-host"
+
+    def takes(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def module(self) -> ModuleType | None:
+        return module()
+
+    def limits(self, module: ModuleType, device: torch.device) -> tuple[int, int]:
+        return module.limits(0)  # as the environment says now
+
+
+def played(executors: list[Executor]) -> list[Executor]:
+    """The executors with these kernels for the fused step, and without the processor's own."""
+    return [
+        FusedCudaOnHost() if isinstance(executor, FusedCuda) else executor
+        for executor in executors
+        if not isinstance(executor, (FusedCpu, ConvolutionalCpu))
+    ]
+
+
+def register() -> None:
+    """Has them play for the whole process."""
+    EXECUTORS[:] = played(EXECUTORS)
 
 
 def run(*arguments: str) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.plan import planner
 
 STEPS, RATE = 2, 0.1
 OPTIONS = {"inner_steps": STEPS, "inner_lr": RATE}
@@ -289,14 +288,14 @@ def test_without_grad_only_the_loss(form: str, force_form) -> None:
 
 def test_without_grad_no_gradient_is_computed(monkeypatch) -> None:
     computed = []
-    compute = planner.compute
-    monkeypatch.setattr(planner, "compute", lambda p: computed.append(compute(p)) or computed[-1])
-    model = _model()
-    _loss(model)
+    maml, data = fastmeta.MAML(_model()), _tasks()
+    compute = maml._compute
+    monkeypatch.setattr(maml, "_compute", lambda p: computed.append(compute(p)) or computed[-1])
+    maml(*data)
     with torch.no_grad():
-        _loss(model)
+        maml(*data)
     with torch.inference_mode():
-        _loss(model)
+        maml(*data)
     known = [any(g is not None for _, g in outcome.gradients) for outcome in computed]
     assert known == [True, False, False]
 

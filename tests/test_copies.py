@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fastmeta
 from fastmeta.arguments import plan_step
 from fastmeta.modules import LEARNED
+from fastmeta.options import Options
 from fastmeta.plan.snapshot import snapshot
 
 STEPS = 2
@@ -176,17 +177,16 @@ def test_a_meta_step_without_gradient(duplicate: Duplicate) -> None:
         pytest.param(lambda y, t: F.cross_entropy(2 * y, t), id="opaque"),
     ],
 )
-def test_a_plan(loss_fn: Any, duplicate: Duplicate) -> None:
+def test_a_reading(loss_fn: Any, duplicate: Duplicate) -> None:
     model = _model()
-    step = plan_step(
-        model, snapshot(model), *_tasks(), inner_lr=0.1, inner_steps=STEPS, loss_fn=loss_fn
-    )
-    plan = step.groups[0][1].chosen.plan
-    twin = duplicate(plan)
-    assert twin.profile == plan.profile
-    assert twin.network == plan.network
-    assert str(twin.loss) == str(plan.loss)
-    assert (twin.unreadable, twin.unavailable) == (plan.unreadable, plan.unavailable)
+    options = Options(inner_lr=0.1, inner_steps=STEPS, loss_fn=loss_fn)
+    step = plan_step(model, snapshot(model), *_tasks(), options, True)
+    reading = step.groups[0][1].selected.reading
+    twin = duplicate(reading)
+    assert twin.profile == reading.profile
+    assert twin.network == reading.network
+    assert str(twin.loss) == str(reading.loss)
+    assert twin.unreadable == reading.unreadable
 
 
 @COPIES

@@ -65,7 +65,6 @@ def test_it_names_layers_loss_executor_form_and_reason() -> None:
 def test_it_names_the_form_that_is_chosen(form: str, force_form) -> None:
     force_form(form)
     assert f"form: {form}" in fastmeta.explain(_mlp(), *_tasks(3))
-    assert "(forced)" in fastmeta.explain(_mlp(), *_tasks(3))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,11 @@ def test_it_names_the_form_that_is_chosen(form: str, force_form) -> None:
         ({"memory": "low", "inner_steps": 2}, "inner loop reversible"),
         (
             {"memory": "low", "executor": "generic"},
-            'form: sweep (memory="low" asks for memory flat in K)',
+            "not vmap: memory='low' asks for memory flat in K",
+        ),
+        (
+            {"memory": "low", "executor": "generic"},
+            "form: sweep, task by task, memory flat in K (no other can compute it as asked)",
         ),
     ],
 )
@@ -111,8 +114,8 @@ def test_it_says_why_a_model_cant_be_read(model: nn.Module, reason: str) -> None
 
 def test_it_says_why_vmap_cant_serve() -> None:
     text = fastmeta.explain(Branching(), *_tasks(3, tasks=8))
-    assert "form: loop (vmap can't serve: " in text
-    assert ".item()" in text
+    assert "form: loop, task by task" in text
+    assert ".item()" in text.partition("  not vmap: ")[2].splitlines()[0]
 
 
 def test_it_says_of_each_group_of_ragged_tasks_how_it_is_computed() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.executors.problem import _SMALL, private
+from fastmeta.network.stateless import _SMALL, private
 
 LARGE = _SMALL + 1
 MEMORY = pytest.mark.parametrize("memory", ["small", "large", "numpy", "mapped", "shared", "view"])

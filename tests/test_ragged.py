@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastmeta
 from fastmeta.arguments import plan_step
+from fastmeta.options import Options
 from fastmeta.plan.snapshot import snapshot
 
 SIZES = [(4, 6), (2, 3), (4, 6), (1, 5), (3, 3), (2, 3)]
@@ -74,9 +75,8 @@ def test_losses_of_padded_and_of_grouped_tasks(name: str, form: str, force_form)
             y[0] = 0
     model = mlp(3 if classes else 2)
     agree(model, support, query, loss_fn)
-    groups = plan_step(
-        model, snapshot(model), support, query, inner_lr=0.1, inner_steps=2, loss_fn=loss_fn
-    ).groups
+    options = Options(inner_lr=0.1, inner_steps=2, loss_fn=loss_fn)
+    groups = plan_step(model, snapshot(model), support, query, options, True).groups
     # Padded into one batch for vmap; the loop takes the four sizes as they are.
     assert len(groups) == (1 if form == "vmap" else 4)
 
@@ -87,9 +87,8 @@ def test_batch_norm_sees_the_real_examples_only(form: str, force_form) -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
     support, query = pairs([4, 2, 4, 3]), pairs([6, 3, 6, 3])
     agree(model, support, query, F.cross_entropy)
-    step = plan_step(
-        model, snapshot(model), support, query, inner_lr=0.1, inner_steps=2, loss_fn=F.cross_entropy
-    )
+    options = Options(inner_lr=0.1, inner_steps=2, loss_fn=F.cross_entropy)
+    step = plan_step(model, snapshot(model), support, query, options, True)
     assert [indices for indices, _ in step.groups] == [[0, 2], [1], [3]]
 
 

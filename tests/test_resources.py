@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.plan import cost, snapshot
 
 STATUS = Path("/proc/self/status")
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -86,13 +85,10 @@ def _opaque() -> Loss:
     ],
 )
 def test_steps_leak_nothing(
-    form: str, steps: int, make_loss: Callable[[], Loss], monkeypatch
+    form: str, steps: int, make_loss: Callable[[], Loss], only, monkeypatch
 ) -> None:
-    def choose(profile, sizes, unavailable) -> cost.Choice:
-        return cost.Choice("loop" if form in unavailable else form, 4, "forced")
-
-    snapshot.clear_cache()
-    monkeypatch.setattr(cost, "choose", choose)
+    only(*{form} if make_loss is _standard else {form, "loop"})
+    monkeypatch.setattr("fastmeta.executors.generic.cost.loop", lambda *_: 1.0)
     model, tasks = _sinusoid_network(), _tasks()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 

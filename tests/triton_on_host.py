@@ -1,18 +1,23 @@
-"""Triton's kernels on the host: its interpreter (see conftest.py), and single operations in it."""
+"""Triton's kernels on the host: its interpreter, mended, and an executor that runs in it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
 
-from fastmeta.executors.fused.operations.table import Table
-from fastmeta.executors.fused.operations.views import Space, View
-from fastmeta.kernels import launch
+from fastmeta.executors.base import Executor, Offer
+from fastmeta.executors.convolutional.cpu import ConvolutionalCpu
+from fastmeta.executors.every import EXECUTORS
+from fastmeta.executors.layers import many
+from fastmeta.executors.layers.offers import LayersTriton
+from fastmeta.executors.problem import Problem
+from fastmeta.network.reading import Reading
 
 _patch_tensor = interpreter._patch_lang_tensor
 
@@ -39,38 +44,38 @@ def _widened(builder, side):
 
 interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
 
-TASKS = 2
+
+class LayersTritonOnHost(LayersTriton):
+    """Triton's kernels in its interpreter, for tensors that lie on the host."""
+
+    name = "layered-triton-on-host"
+
+    def takes(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def missing(self, device: torch.device) -> str | None:
+        return None
+
+    def make_offer(self, reading: Reading, problem: Problem) -> Offer:
+        # The interpreter's time says nothing.
+        return replace(super().make_offer(reading, problem), timeable=False)
 
 
-class Machine:
-    """A buffer with matrices of `TASKS` tasks, and a table of operations on them."""
+def played(executors: list[Executor]) -> list[Executor]:
+    """The executors with this one, and without the processor's own for convolutions."""
+    return [
+        LayersTritonOnHost() if isinstance(executor, LayersTriton) else executor
+        for executor in executors
+        if not isinstance(executor, ConvolutionalCpu)
+    ]
 
-    def __init__(self) -> None:
-        self._space = Space(TASKS)
-        self._filled: list[tuple[View, Tensor]] = []
-        self.zero, self.one = self.given(torch.zeros(1, 1)), self.given(torch.ones(1, 1))
-        self.table = Table(self.one)
 
-    def given(self, matrix: Tensor) -> View:
-        """[T, rows, cols], or [rows, cols] where the tasks share it."""
-        view = (self._space.shared if matrix.dim() == 2 else self._space.of_tasks)(
-            *matrix.shape[-2:]
-        )
-        self._filled.append((view, matrix))
-        return view
+def lists_at_once(parts: object) -> bool:
+    """In the place of `many._at_once`: what a GPU does with lists of tensors."""
+    return True
 
-    def room(self, rows: int, cols: int) -> View:
-        """A matrix for an operation to write."""
-        return self._space.of_tasks(rows, cols)
 
-    def run(self, dtype: torch.dtype = torch.float64) -> None:
-        """Works through the table, on a buffer that holds no number where nothing was given."""
-        self._buffer = torch.full((self._space.size,), torch.nan, dtype=dtype)
-        for view, matrix in self._filled:
-            self._buffer[view.offset : view.offset + matrix.numel()] = matrix.flatten().to(dtype)
-        launch.step(self._buffer, *self.table.tensors(), TASKS)
-
-    def read(self, view: View) -> Tensor:
-        """[T, rows, cols]."""
-        size = (TASKS, view.rows, view.cols)
-        return self._buffer.as_strided(size, (view.task, view.row, view.col), view.offset).clone()
+def register() -> None:
+    """Has it play for the whole process."""
+    EXECUTORS[:] = played(EXECUTORS)
+    many._at_once = lists_at_once

@@ -2,7 +2,7 @@
 
 python -m bench.gpu                                   the first CUDA device
 python -m bench.gpu --only "W5s, T=32" "W6, T=4"      the layered step, TRITON_INTERPRET=0
-python -m bench.gpu --device cpu --only tiny          a dry run, with FASTMETA_CUDA_ON_HOST=1
+bash bench/gpu.sh                                     without a GPU, a dry run on the host
 
 A form is timed only where its loss and meta-gradient agree with the plain loop in float64, at 25
 tasks or fewer. Figures are medians: *ms* between events around each call, *waited* until the

@@ -8,7 +8,8 @@ from dataclasses import replace
 from bench import compare, rounds, table
 from bench.growth import floor, steps
 from bench.workloads import WORKLOADS, Workload, mlp
-from fastmeta.plan import cost
+from fastmeta.executors.fused.cpu import CALL
+from fastmeta.executors.generic import cost
 
 
 def shapes(quick: bool) -> Iterator[Workload]:
@@ -35,18 +36,17 @@ def shapes(quick: bool) -> Iterator[Workload]:
 
 def measure(workload: Workload, seconds: float) -> table.Record:
     planned = steps.planned(workload, "auto")
-    chosen = planned.chosen
-    chunk = cost.chunk_size(chosen.plan.profile, chosen.sizes)
+    selected = planned.selected
     calls = {path: steps.whole(workload, path) for path in ("fused", "general")}
     timings = rounds.times(calls, seconds)
     return {
         "workload": workload.name,
         "ms": {name: timing.ms for name, timing in timings.items()},
         "estimated_ms": {
-            "fused": 1e3 * (cost.FUSED_CALL + floor.kernel_of(planned).step.seconds),
-            "general": 1e3 * min(cost.seconds(chosen.plan.profile, chosen.sizes, chunk)),
+            "fused": 1e3 * (CALL + floor.kernel_of(planned).step.seconds),
+            "general": 1e3 * cost.cheapest(selected.reading.profile, planned.problem),
         },
-        "taken": "fused" if chosen.fused else "general",
+        "taken": "fused" if selected.executor.family == "fused" else "general",
     }
 
 

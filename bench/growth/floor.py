@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from bench import fused, operations, rounds, table
 from bench.growth import steps
 from bench.workloads import WORKLOADS, Workload
-from fastmeta.executors.fused import Kernel
+from fastmeta.executors.fused.kernel import Kernel, kernel
+from fastmeta.executors.fused.lowering import lower
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
 
@@ -27,7 +28,7 @@ def measure(name: str, seconds: float) -> table.Record:
     # The loop of the check is long; a few tasks fill the same lanes.
     fused.check(workload if workload.tasks <= 100 else workload.with_tasks(50))
     planned = steps.planned(workload)
-    kernel = kernel_of(planned)
+    made = kernel_of(planned)
     products = {(library, side): call for side in SIDES for library, call in large_products(side)}
     timings = rounds.times(
         {
@@ -43,28 +44,28 @@ def measure(name: str, seconds: float) -> table.Record:
         gflops[library] = max(found, gflops.get(library, 0))
     return {
         "workload": name,
-        "form": kernel.step.form,
-        "engine": kernel.step.engine,
-        "operations": operations_of(workload, kernel),
+        "form": made.step.form,
+        "engine": made.step.engine,
+        "operations": operations_of(workload, made),
         "gflops": gflops,
         "whole_ms": timings["whole"].ms,
         "kernel_ms": timings["kernel"].ms,
     }
 
 
-def operations_of(workload: Workload, kernel: Kernel) -> int:
-    layers = kernel.recipe.layers
+def operations_of(workload: Workload, made: Kernel) -> int:
+    layers = made.recipe.layers
     return operations.of_step(
         [layers[0].inputs, *(layer.outputs for layer in layers)],
         workload.tasks, workload.support, workload.query, workload.steps,
-        dual=kernel.step.form == "dual",
+        dual=made.step.form == "dual",
     )  # fmt: skip
 
 
 def kernel_of(planned: Planned) -> Kernel:
-    if planned.chosen.kernel is None:
-        raise ValueError("executor: this step has no fused kernel; plan it with 'fused'")
-    return planned.chosen.kernel
+    """The fused kernel of a step; **raises** `NotSupported` where it has none."""
+    problem = planned.problem
+    return kernel(problem, lower(planned.selected.reading), problem.low_memory)
 
 
 def floor_ms(record: table.Record, gflops: float) -> float:

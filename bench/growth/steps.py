@@ -8,6 +8,7 @@ from dataclasses import replace
 from bench.peers import fastmeta_step, functional, plain
 from bench.workloads import WORKLOADS, Workload, mlp
 from fastmeta.arguments import plan_step
+from fastmeta.options import Options
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.snapshot import snapshot
 
@@ -45,8 +46,8 @@ def whole(workload: Workload, contender: str = "fused") -> Callable[[], object]:
 def planned(workload: Workload, executor: str = "fused") -> Planned:
     """The step, checked and planned: what `planner.compute` runs."""
     model, support, query = workload.make()
-    step = plan_step(
-        model, snapshot(model), support, query, inner_lr=workload.inner_lr,
-        inner_steps=workload.steps, loss_fn=workload.loss_fn, executor=executor,
+    options = Options(
+        inner_lr=workload.inner_lr, inner_steps=workload.steps, loss_fn=workload.loss_fn,
+        executor=executor,
     )  # fmt: skip
-    return step.groups[0][1]
+    return plan_step(model, snapshot(model), support, query, options, True).groups[0][1]

@@ -10,15 +10,11 @@ from torch import Tensor
 
 from fastmeta.executors import packing
 from fastmeta.executors.addresses import Addresses
-from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.executors.problem import Outcome, Problem, WrongLabel
 
 SUPPORT = ("support_x", "support_y", "support_y", "support weights", "support weights")
 QUERY = ("query_x", "query_y", "query_y", "query weights", "query weights")
 """Names of a set's tensors, in the order in which the compiled steps take them."""
-
-
-class WrongLabel(Exception):
-    """A label is none of the network's classes."""
 
 
 class Compiled(Protocol):

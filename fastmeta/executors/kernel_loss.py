@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fastmeta.executors.base import NotSupported
 from fastmeta.executors.problem import Problem
+from fastmeta.network.losses.standard import Loss
 
 # In the order of csrc/network.h.
 _LOSSES = (
     "cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "huber_loss",
     "smooth_l1_loss", "l1_loss",
 )  # fmt: skip
-
-
-class Declined(Exception):
-    """What compiled kernels can't serve; the message says why."""
-
-
-class StandardLoss(Protocol):
-    """What a recognised loss tells."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def options(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -61,13 +47,13 @@ class KernelLoss:
             positive, factors = positive * weight, factors * weight
         return positive, factors.contiguous()
 
-    def declines(self, problem: Problem, outputs: int, dtype: torch.dtype) -> str | None:
-        """Why its weights can't be served for predictions of so many outputs; None if they can."""
+    def check(self, problem: Problem, outputs: int, dtype: torch.dtype) -> None:
+        """**Raises** `NotSupported` where predictions of so many outputs don't fit its weights."""
         for weight in (self.weight, self.pos_weight):
             if weight is None:
                 continue
             if weight.dtype != dtype or weight.device != problem.task_weights.device:
-                return (
+                raise NotSupported(
                     f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
                 )
             if self.of_classes:
@@ -79,20 +65,16 @@ class KernelLoss:
                 except RuntimeError:
                     fits = False
                 if not fits:
-                    return f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
-        return None
+                    raise NotSupported(
+                        f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
+                    )
 
 
-def kernel_loss(loss: StandardLoss | None) -> KernelLoss:
-    """The loss in the kernels' terms; **raises** `Declined`."""
-    if loss is None:
-        raise Declined(
-            "the loss is none of torch's standard ones: pass one of them, or a function that does "
-            "nothing but call one"
-        )
+def kernel_loss(loss: Loss) -> KernelLoss:
+    """The loss in the kernels' terms; **raises** `NotSupported`."""
     options = loss.options
     if loss.kind == "smooth_l1_loss" and options.get("beta", 1.0) == 0:
-        raise Declined("smooth_l1_loss has beta=0")
+        raise NotSupported("smooth_l1_loss has beta=0")
     option = options.get("label_smoothing", options.get("delta", options.get("beta")))
     default = 0.0 if loss.kind == "cross_entropy" else 1.0
     weight, pos_weight = options.get("weight"), options.get("pos_weight")

@@ -1,4 +1,4 @@
-"""What compiled steps read of a model, its gradients back from there, and what they decline."""
+"""Data of a model as compiled steps read it, gradients back from there, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch.utils._device import DeviceContext
 
 from fastmeta.executors import rates
 from fastmeta.executors.addresses import check_storage, overrides
+from fastmeta.executors.base import NotSupported
+from fastmeta.executors.kernel_loss import KernelLoss
 from fastmeta.executors.problem import Problem
+from fastmeta.tasks import Examples
 from fastmeta.wording import a_kind
 
 
@@ -78,41 +81,55 @@ def gradients(
     return pairs
 
 
-def declines(problem: Problem, used: Iterable[str]) -> str | None:
-    """Why parameters of these names, at least one, can't be served; None where they can."""
+def check(problem: Problem, used: Iterable[str]) -> torch.dtype:
+    """The dtype of the parameters of these names, at least one.
+
+    **Raises** `NotSupported` where compiled steps, or the layers' rules, can't take them.
+    """
     names, device = list(used), problem.task_weights.device
     named = problem.model.all_parameters()
     if watched():
-        return "a mode of torch's is on, which would see nothing of a compiled step"
+        raise NotSupported("a mode of torch's is on, which would see nothing of a compiled step")
     given = [leaf for examples in problem.tasks.sets() for leaf in examples.leaves()]
     for tensor in (*named.values(), *given):
         if overrides(tensor):
-            return f"a tensor is {a_kind(tensor)}, whose operators are its own"
+            raise NotSupported(f"a tensor is {a_kind(tensor)}, whose operators are its own")
     if any(name not in named for name in names):
-        return "a layer's weight is a buffer"
+        raise NotSupported("a layer's weight is a buffer")
     dtype = named[names[0]].dtype
     if dtype not in (torch.float32, torch.float64):
-        return f"parameters are {dtype}, not float32 or float64"
+        raise NotSupported(f"parameters are {dtype}, not float32 or float64")
     for name in names:
         if named[name].device != device:
-            return f"parameters are on {named[name].device}, task_weights on {device}"
+            raise NotSupported(f"parameters are on {named[name].device}, task_weights on {device}")
         if named[name].dtype != dtype:
-            return "parameters are of different dtypes"
+            raise NotSupported("parameters are of different dtypes")
     if torch.is_autocast_enabled(device.type):
-        return (
+        raise NotSupported(
             "autocast is on, and the kernels compute in the parameters' own precision; leave it off"
         )
     if not problem.inner.adapted:
-        return "no layer reads a parameter that adapts"
+        raise NotSupported("no layer reads a parameter that adapts")
     if problem.task_weights.dtype != dtype:
-        return "task_weights are of another dtype than the parameters"
-    return None
+        raise NotSupported("task_weights are of another dtype than the parameters")
+    return dtype
 
 
-def declines_buffers(
-    problem: Problem, norms: Iterable[Norm | None], dtype: torch.dtype
-) -> str | None:
-    """Running statistics may be written, because every pass's are thrown away; nothing else."""
+def check_plain(problem: Problem) -> None:
+    """**Raises** `NotSupported` for all but gradient descent on one support set and loss."""
+    if not problem.inner.optimizer.is_plain:
+        raise NotSupported(f"the inner optimizer is {type(problem.inner.optimizer).__name__}")
+    if problem.tasks.per_step is not None:
+        raise NotSupported("each inner step has a support set of its own")
+    if problem.objective is not problem.query_objective:
+        raise NotSupported("the query sets have a loss of their own")
+
+
+def check_buffers(problem: Problem, norms: Iterable[Norm | None], dtype: torch.dtype) -> None:
+    """**Raises** `NotSupported` where a pass writes more than running statistics.
+
+    These may be written, because every pass's are thrown away.
+    """
     module, device = problem.model.module, problem.task_weights.device
     written = set(problem.model.written)
     for norm in norms:
@@ -125,12 +142,49 @@ def declines_buffers(
         buffers = dict(module.named_buffers())
         for name in found:
             if name not in buffers or buffers[name].requires_grad:
-                return "running statistics are no constant buffers"
+                raise NotSupported("running statistics are no constant buffers")
             if buffers[name].dtype != dtype or buffers[name].device != device:
-                return f"running statistics are {buffers[name].dtype}, parameters {dtype}"
+                raise NotSupported(
+                    f"running statistics are {buffers[name].dtype}, parameters {dtype}"
+                )
     for name in list(written):
         owner, _, counter = name.rpartition(".")
         norm_types = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
         if counter == "num_batches_tracked" and type(module.get_submodule(owner)) in norm_types:
             written.remove(name)
-    return "a forward pass writes buffers" if written else None
+    if written:
+        raise NotSupported("a forward pass writes buffers")
+
+
+def check_inputs(examples: Examples, differentiate: bool, dtype: torch.dtype) -> None:
+    """**Raises** `NotSupported` for inputs that are not one tensor of the parameters' dtype."""
+    x = examples.inputs
+    if not isinstance(x, Tensor):
+        raise NotSupported("inputs are trees")
+    if differentiate and any(leaf.requires_grad for leaf in examples.leaves()):
+        raise NotSupported("inputs or targets require grad")
+    if x.dtype != dtype:
+        raise NotSupported(f"inputs are {x.dtype}, parameters {dtype}")
+    if x.shape[1:].numel() == 0:
+        raise NotSupported("a set is empty")
+
+
+def check_targets(examples: Examples, dtype: torch.dtype) -> None:
+    """**Raises** `NotSupported` for targets that are not one tensor, of labels or of this dtype."""
+    y = examples.targets
+    if not isinstance(y, Tensor):
+        raise NotSupported("targets are trees")
+    if y.is_floating_point() and y.dtype != dtype:
+        raise NotSupported(f"targets are {y.dtype}, parameters {dtype}")
+
+
+def check_rows(examples: Examples, loss: KernelLoss, outputs: int) -> None:
+    """**Raises** `NotSupported` where a compiled loss can't read the targets."""
+    y = examples.targets
+    if loss.of_classes and not y.is_floating_point():
+        if y.dim() != 2:
+            raise NotSupported("labels are not one an example")
+    elif not y.is_floating_point():
+        raise NotSupported(f"targets are {y.dtype}")
+    elif tuple(y.shape[2:]) != (outputs,):
+        raise NotSupported("targets are not one row an example")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -16,11 +15,6 @@ OLDEST_TRITON = (3, 6)
 """The release that the tests compile with."""
 
 
-def on_host() -> bool:
-    """Whether CPU tensors go to Triton's interpreter: for tests."""
-    return os.environ.get("FASTMETA_TRITON_ON_HOST", "") == "1"
-
-
 def missing() -> tuple[str, str | None] | None:
     """Why no device here can run the kernels, and what to do; None where nothing is missing."""
     if importlib.util.find_spec("triton") is None:
@@ -30,11 +24,7 @@ def missing() -> tuple[str, str | None] | None:
     triton: Any = importlib.import_module("triton")
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
         return f"Triton {triton.__version__} is older than 3.6", "install a newer torch and Triton"
-    interpreted = importlib.import_module("fastmeta.kernels.step").INTERPRETED
-    if on_host() and interpreted:
-        return None
-    if on_host():
-        return "FASTMETA_TRITON_ON_HOST=1 needs TRITON_INTERPRET=1", "set both or neither"
+    interpreted = importlib.import_module("fastmeta.kernels.convolutions").INTERPRETED
     if torch.version.hip is not None:
         return "the kernels were never tried on ROCm", None
     if torch.version.cuda is None:
@@ -59,8 +49,6 @@ def state(made_of: str) -> tuple[bool, str, str | None]:
     if nothing_works is not None:
         return False, *nothing_works
     made_of = f"{made_of}; Triton {importlib.import_module('triton').__version__}"
-    if on_host():
-        return True, f"{made_of}, interpreted on the host", None
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     why = [too_old(device) for device in devices]
     if all(why):

@@ -6,8 +6,8 @@ import weakref
 
 from torch import nn
 
-from fastmeta.plan.chosen import Chosen
-from fastmeta.plan.guards import is_torchs
+from fastmeta.network.provenance import is_torchs
+from fastmeta.plan.selection import Selected
 from fastmeta.warning import warn
 
 _SERVED = (
@@ -28,9 +28,9 @@ def set_cliff_warnings(wanted: bool) -> None:
     _wanted = wanted
 
 
-def warn_of_cliff(model: nn.Module, chosen: Chosen) -> None:
+def warn_of_cliff(model: nn.Module, selected: Selected) -> None:
     """Warn where the general path computes a step that the kernels could, but for one cause."""
-    why = cause(chosen)
+    why = cause(selected)
     if not why or not _wanted or model in _warned or not _is_served(model):
         return
     _warned.add(model)
@@ -42,11 +42,12 @@ def warn_of_cliff(model: nn.Module, chosen: Chosen) -> None:
     )
 
 
-def cause(chosen: Chosen) -> str | None:
-    """The reason why no kernel computes a step; None where one does, or would be slower."""
-    if chosen.fused or chosen.layered:
+def cause(selected: Selected) -> str | None:
+    """The reason why no compiled executor computes a step; None where one does, or is slower."""
+    if selected.executor.replaces_module:
         return None
-    return chosen.not_layered if chosen.plan.profile.has_convolution else chosen.not_fused
+    convolutions = selected.reading.profile.has_convolution
+    return selected.unsupported_by("layered" if convolutions else "fused")
 
 
 def _is_served(model: nn.Module) -> bool:

@@ -1,10 +1,10 @@
-"""Makes plans and keeps them, and computes what was planned."""
+"""The plan of a step: the model read, an executor selected, both kept for the next step."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,26 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.executors import fused, generic, packing
-from fastmeta.executors.call import WrongLabel
-from fastmeta.executors.problem import (
-    FormUnavailable,
-    Outcome,
-    Problem,
-    StatelessModel,
-    same_random_numbers,
-    swapping,
-)
+from fastmeta.executors import packing
+from fastmeta.executors.base import Offer
+from fastmeta.executors.every import REFERENCE
+from fastmeta.executors.problem import FormUnavailable, Outcome, Problem, WrongLabel
 from fastmeta.inner_loop import InnerLoop
-from fastmeta.plan import chosen as kernels
-from fastmeta.plan import losses, reader
-from fastmeta.plan.choosing import Entry, choose
-from fastmeta.plan.chosen import Chosen, run
+from fastmeta.network import reader
+from fastmeta.network.graph import Network
+from fastmeta.network.losses import standard
+from fastmeta.network.losses.recognition import identity, recognise
+from fastmeta.network.losses.standard import objective
+from fastmeta.network.profile import profile
+from fastmeta.network.random_state import same_random_numbers
+from fastmeta.network.reading import Losses, Reading
+from fastmeta.network.stateless import StatelessModel, swapping
+from fastmeta.options import Options
 from fastmeta.plan.cliff import warn_of_cliff
-from fastmeta.plan.layers import Network
-from fastmeta.plan.plan import Plan, objective
-from fastmeta.plan.profile import profile
-from fastmeta.plan.recognition import identity, recognise
+from fastmeta.plan.selection import Entry, Selected, select
 from fastmeta.plan.snapshot import Snapshot, snapshot
 from fastmeta.tasks import TaskBatch
 from fastmeta.warning import warn
@@ -63,141 +60,134 @@ def stepping(model: nn.Module) -> Generator[Snapshot, None, None]:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A problem with what was chosen for it."""
+    """A problem with the executor selected for it."""
 
     problem: Problem
-    chosen: Chosen
+    selected: Selected
+
+
+@dataclass(eq=False)
+class _Latest:
+    """What was selected for data of one kind, at the latest options of loss and activations."""
+
+    selected: Selected
 
 
 def prepare(
     model: nn.Module,
     seen: Snapshot,
-    loss_fn: Callable[[Any, Any], Tensor],
+    options: Options,
     tasks: TaskBatch,
     inner: InnerLoop,
     task_weights: Tensor,
-    *,
     differentiate: bool,
-    low_memory: bool,
-    executor: str = "auto",
 ) -> Planned:
-    """Finds or makes the plan, and chooses the form that computes this step.
+    """Read the model and select an executor, or find what was read and selected before.
 
     **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions, and
     where the executor that was asked for can't serve.
     """
-    loss = recognise(loss_fn)
+    executor, given = options.executor, options.losses()
+    losses = recognise(given[0]), recognise(given[1])
     device = task_weights.device.type
-    on_cpu = seen.known(("on cpu", device), lambda: fused.on_cpu(task_weights.device))
     asked = (
-        (loss.structure if loss else identity(loss_fn), seen.signs()),
+        tuple(map(_structure, losses, given)), seen.signs(),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        task_weights.dtype, inner.signature, differentiate, low_memory, executor,
+        task_weights.dtype, inner.signature, differentiate, options.memory, executor,
         packing.watched(),
     )  # fmt: skip
 
-    def problem(plan: Plan, keeps_features: bool = False) -> Problem:
+    objectives = [objective(given[0], losses[0])] * 2
+    if options.query_loss_fn is not None:
+        objectives[1] = objective(given[1], losses[1])
+
+    def problem(reading: Reading, keeps_features: bool = False) -> Problem:
         return Problem(
-            model=StatelessModel(model, plan.profile.written_buffers, seen.slots),
-            objective=objective(loss_fn, loss),
+            model=StatelessModel(model, reading.profile.written_buffers, seen.slots),
+            objective=objectives[0],
+            query_objective=objectives[1],
             tasks=tasks,
             inner=inner,
             task_weights=task_weights,
             differentiate=differentiate,
-            may_capture=plan.may_capture or seen.learns_buffers,
-            draws_random=plan.profile.draws_random,
+            low_memory=options.memory == "low",
+            may_capture=reading.may_capture or seen.learns_buffers,
+            draws_random=reading.profile.draws_random,
             keep_adapted=tasks.query is None,
-            has_attention=plan.profile.has_attention,
-            unread=plan.unread,
+            has_attention=reading.profile.has_attention,
+            unread=reading.unread,
             keeps_features=keeps_features,
         )
 
-    def find() -> Chosen:
+    def find() -> _Latest:
         entry = seen.known(
             _fingerprint(tasks, inner, asked),
-            lambda: Entry(_make(model, loss_fn, loss, tasks, seen.constants), set()),
+            lambda: Entry(_read(model, seen, given[0], losses, tasks)),
         )
-        if not entry.plan.is_at(loss, seen.constants):
-            entry.plan = entry.plan.at(loss, seen.constants)
-        _check_targets(loss, tasks, entry.plan.profile.prediction)
-        found = choose(entry, problem(entry.plan), seen.unseen, low_memory, executor)
-        if executor == "auto" and not low_memory:
-            warn_of_cliff(model, found)
-        return found
+        if not entry.reading.is_at(losses, seen.constants):
+            entry.reading = entry.reading.at(losses, seen.constants)
+        _check_targets(losses, tasks, entry.reading.profile.prediction)
+        selected = select(entry, problem(entry.reading), executor)
+        if executor == "auto" and options.memory != "low":
+            warn_of_cliff(model, selected)
+        return _Latest(selected)
 
     # A GPU's kernels are launched for so many tasks.
-    count = tasks.rounded if on_cpu else tasks.tasks
+    count = tasks.rounded if device == "cpu" else tasks.tasks
     signature = tasks.signature
-    latest = (
-        [find()] if signature is None else seen.known((signature, count, asked), lambda: [find()])
-    )
-    chosen = latest[0]
-    if not chosen.plan.is_at(loss, seen.constants):
-        plan = chosen.plan.at(loss, seen.constants)
-        latest[0] = chosen = _at(chosen, problem(plan), plan, low_memory)
-    if chosen.executor in ("generic", "layered-torch"):  # a kernel looks at the labels itself
-        _check_targets(loss, tasks, chosen.plan.profile.prediction)
-    return Planned(problem(chosen.plan, chosen.features == ""), chosen)
+    latest = find() if signature is None else seen.known((signature, count, asked), find)
+    selected = latest.selected
+    if not selected.reading.is_at(losses, seen.constants):
+        reading = selected.reading.at(losses, seen.constants)
+        latest.selected = selected = _at(selected, reading, problem(reading))
+    if not selected.offer.checks_labels:
+        _check_targets(losses, tasks, selected.reading.profile.prediction)
+    return Planned(problem(selected.reading, selected.features == ""), selected)
 
 
-def _at(chosen: Chosen, problem: Problem, plan: Plan, low_memory: bool) -> Chosen:
-    """The same choice for a plan that differs in options alone."""
-    by = chosen.fused or chosen.layered
-    if by is None:
-        return replace(chosen, plan=plan)
-    like = kernels.like(problem, plan, by, low_memory)
-    if chosen.fused:
-        return replace(chosen, plan=plan, kernel=like)
-    return replace(chosen, plan=plan, way=like)
+def _at(selected: Selected, reading: Reading, problem: Problem) -> Selected:
+    """The same executor for a reading that differs in options of loss and activations alone."""
+    offer = selected.executor.offer(reading, problem)
+    assert isinstance(offer, Offer)
+    return replace(selected, reading=reading, offer=offer)
 
 
-def _check_targets(
-    loss: losses.Loss | None, tasks: TaskBatch, prediction: tuple[int, ...] | None
-) -> None:
-    if loss is None or prediction is None:
-        return
-    loss.check("support_y", tasks.support.targets, prediction)
-    if tasks.query is not None:
-        loss.check("query_y", tasks.query.targets, prediction)
+def _check_targets(losses: Losses, tasks: TaskBatch, prediction: tuple[int, ...] | None) -> None:
+    labels = ("support_y", "query_y")
+    for label, loss, examples in zip(labels, losses, tasks.given(), strict=False):
+        if loss is not None and prediction is not None:
+            targets = examples.targets
+            if examples is tasks.per_step and isinstance(targets, Tensor):
+                targets = targets.flatten(0, 1)
+            loss.check(label, targets, prediction)
 
 
 def compute(planned: Planned) -> Outcome:
-    """Runs the chosen form; the loop takes over where a capture turns up."""
-    problem, plan, choice = planned.problem, planned.chosen.plan, planned.chosen.choice
-    by = planned.chosen.fused or planned.chosen.layered
+    """Run the selected executor; plain autograd takes over where it turns out not to serve."""
+    problem, reading = planned.problem, planned.selected.reading
     try:
-        outcome = run(problem, by, choice.form, choice.chunk)
+        return planned.selected.offer.run(problem)
     except WrongLabel:
-        _check_targets(plan.loss, problem.tasks, plan.profile.prediction)  # says which
+        losses = reading.loss, reading.query_loss
+        _check_targets(losses, problem.tasks, reading.profile.prediction)  # says which
         raise
     except FormUnavailable:
-        outcome = generic.run(problem, "loop", 1)
+        pass
     except RuntimeError as error:
-        # Hooks that the caller put around this call, not around the one that was tried.
+        # Hooks that the caller put around this call, not around the one that was verified.
         if "saved tensor hooks" not in str(error):
             raise
-        outcome = generic.run(problem, "loop", 1)
-    unreached = plan.profile.unreached
-    if choice.form == "vmap" and unreached:
-        # functorch gives zeros where autograd gives nothing: optimizers tell the two apart.
-        names = {id(p): name for name, p in problem.model.parameters().items()}
-        outcome.gradients = [
-            (leaf, None if names.get(id(leaf)) in unreached and _is_zero(gradient) else gradient)
-            for leaf, gradient in outcome.gradients
-        ]
-    return outcome
-
-
-def _is_zero(gradient: Tensor | None) -> bool:
-    return gradient is None or not bool(gradient.any())
+    fallback = REFERENCE.offer(reading, problem)
+    assert isinstance(fallback, Offer)
+    return fallback.run(replace(problem, keeps_features=False))
 
 
 def still_reads(planned: Planned) -> bool:
-    """Whether the plan's layers repeat the module on the data at hand: its Python may have changed.
+    """Return whether the layers repeat the module on the data at hand: its Python may have changed.
 
     Padding relies on that; nothing else of the general path does.
     """
-    network, model = planned.chosen.plan.network, planned.problem.model.module
+    network, model = planned.selected.reading.network, planned.problem.model.module
     example = planned.problem.tasks.support.inputs
     if network is None or not isinstance(example, Tensor):
         return False
@@ -208,9 +198,13 @@ def still_reads(planned: Planned) -> bool:
     return True
 
 
+def _structure(loss: standard.Loss | None, loss_fn: Callable[..., Any]) -> Hashable:
+    return loss.structure if loss else identity(loss_fn)
+
+
 def _fingerprint(tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]) -> Hashable:
-    """What a plan depends on; a plan with another fingerprint is stale."""
-    loss, autocast, _, _, differentiate, *_ = asked
+    """All that a reading depends on, beside the model."""
+    losses, signs, autocast, _, _, differentiate, *_ = asked
     data = tuple(
         (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
         for examples in tasks.sets()
@@ -218,20 +212,20 @@ def _fingerprint(tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]) -> 
     )
     masked = tasks.support.weights is not None
     return (
-        data, loss, autocast, masked, inner.adapted, inner.first_order, differentiate,
+        data, losses, signs, autocast, masked, inner.adapted, inner.first_order, differentiate,
     )  # fmt: skip
 
 
-def _make(
-    model: nn.Module, loss_fn: Callable[..., Any], loss: losses.Loss | None, tasks: TaskBatch,
-    constants: Mapping[str, float],
-) -> Plan:  # fmt: skip
+def _read(
+    model: nn.Module, seen: Snapshot, loss_fn: Callable[..., Any], losses: Losses,
+    tasks: TaskBatch,
+) -> Reading:  # fmt: skip
     _warn_of_unwritten_statistics(model)
     measured = profile(
         model,
-        objective(loss_fn, loss),
+        objective(loss_fn, losses[0]),
         tasks,
-        check=lambda prediction: _check_targets(loss, tasks, prediction),
+        check=lambda prediction: _check_targets(losses, tasks, prediction),
     )
     network: Network | None = None
     why = ""
@@ -245,10 +239,20 @@ def _make(
                 network = reader.read(model, example)
             except reader.Unreadable as reason:
                 why = str(reason)
-    shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    unread = frozenset(sizes.keys() - network.parameters()) if network else frozenset[str]()
-    return Plan(measured, network, loss, dict(constants), shape, sizes, unread, why)
+    return Reading(
+        profile=measured,
+        network=network,
+        loss=losses[0],
+        query_loss=losses[1],
+        constants=dict(seen.constants),
+        example=tuple(example.shape[1:]) if isinstance(example, Tensor) else (),
+        sizes=sizes,
+        unread=frozenset(sizes.keys() - network.parameters()) if network else frozenset[str](),
+        unreadable=why,
+        unseen=seen.unseen,
+        writes=seen.writes,
+    )
 
 
 def _warn_of_unwritten_statistics(model: nn.Module) -> None:

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fastmeta.executors.problem import Slots
-from fastmeta.hooks import GLOBAL_HOOKS
+from fastmeta.network.errors import refuse_unready
+from fastmeta.network.hooks import GLOBAL_HOOKS
+from fastmeta.network.provenance import by_value, is_plain, is_torchs
+from fastmeta.network.stateless import Slots
+from fastmeta.network.vocabulary import ACTIVATION_MODULES
 from fastmeta.plan.cache import Cache
-from fastmeta.plan.complaint import refuse_scripted
-from fastmeta.plan.guards import INTERNAL, Guards, by_value, is_plain, is_torchs
-from fastmeta.plan.vocabulary import ACTIVATION_MODULES
+from fastmeta.plan.guards import INTERNAL, Guards
 
 T = TypeVar("T")
 
@@ -39,47 +40,38 @@ class Snapshot:
         self._guards = guards = Guards(model)
         self.unseen = guards.unseen
         """The first thing that its Python reads and no guard can watch; empty if none."""
+        self.writes = guards.writes
+        """The first thing that its Python writes; empty if none."""
         # The model's own life must not depend on what is kept of it.
         self._parts: list[tuple[weakref.ref[nn.Module], list[str]]] = []
         self._constants: list[tuple[weakref.ref[nn.Module], str, str]] = []
-        self.constants: dict[str, float] = {}
+        self.constants: dict[str, Any] = {}
         """Options of activations by name, as they are now: arguments of a step, not of its plan."""
         for name, module in model.named_modules():
-            refuse_scripted(module, f"model: {name}")
+            refuse_unready(module, name)
             part, own = weakref.ref(module), vars(module)
-            _, options = ACTIVATION_MODULES.get(type(module), ("", ()))
+            _, options = ACTIVATION_MODULES.get(kind := type(module), ("", ()))
             options = [option for option in options if type(own.get(option)) is float]
-            self._constants += [
-                (part, f"{name}.{option}".lstrip("."), option) for option in options
-            ]
+            self._constants += [(part, f"{name}.{each}".lstrip("."), each) for each in options]
             # Attributes that code reads: also such that are not there, as they would hide a method.
             read = guards.names
-            if (kind := type(module)) in guards.of_torchs:
+            if kind in guards.of_torchs:
                 read = {n for n in guards.of_torchs[kind] if n in own or hasattr(kind, n)}
             read = read - INTERNAL - {*options}
-            read = {name for name in read if name not in own or _is_kept(own[name], guards)}
-            self._parts.append((part, sorted(read)))
+            self._parts.append((part, sorted(n for n in read if _is_kept(own.get(n), guards))))
         self._expected, self._children = self._values()
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        for name, parameter in self.parameters.items():
-            if nn.parameter.is_lazy(parameter):
-                raise ValueError(
-                    f"model: {name} is not initialised yet (a lazy module); run the model once "
-                    "first"
-                )
         self.devices = {p.device.type for p in self.parameters.values()}
         self._tensors: list[Tensor] = [*self.parameters.values(), *model.buffers()]
         self._states = [*map(_state, self._tensors)]
-        self._hooks = [*map(len, GLOBAL_HOOKS)]
         self.learns_buffers = any(buffer.requires_grad for buffer in model.buffers())
         self.slots = Slots(model)
         self.compiled = any(
             m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
         )
         values = [by_value(value) for value in self._expected if not isinstance(value, Tensor)]
-        states, hooks = tuple(self._states), tuple(self._hooks)
         # Models that are alike by value share what was found.
-        key = (tuple(values), _places(model), states, hooks, guards.key(), self.unseen)
+        key = (tuple(values), _places(model), tuple(self._states), guards.key(), self.unseen)
         self._cache, self._token = cache, cache.token(key)
         self._read_constants()
 
@@ -98,17 +90,13 @@ class Snapshot:
         return (
             children == self._children
             and self._read_constants()
-            and [*map(len, GLOBAL_HOOKS)] == self._hooks
             and self._guards.hold()
             and [*map(_state, self._tensors)] == self._states
         )
 
     def _values(self) -> tuple[list[Any], list[int]]:
-        """The class, attributes, tensors and number of hooks of every part; and its children.
-
-        These by address, which they have to themselves: they are parts, and alive.
-        """
-        values: list[Any] = []
+        """The class, attributes, tensors and hooks of every part; the addresses of its children."""
+        values: list[Any] = [*map(len, GLOBAL_HOOKS)]
         children: list[int] = []
         for part, names in self._parts:
             module: Any = part()
@@ -127,17 +115,11 @@ class Snapshot:
         return values, children
 
     def _read_constants(self) -> bool:
-        for part, name, option in self._constants:
-            value = vars(part()).get(option)
-            if type(value) is not float:
-                return False
-            self.constants[name] = value
-        return True
+        self.constants = {name: vars(part()).get(each) for part, name, each in self._constants}
+        return all(type(value) is float for value in self.constants.values())
 
     def signs(self) -> Hashable:
         """The signs of the constants, which a plan depends on."""
-        if not self.constants:
-            return ()
         return tuple((value > 0) - (value < 0) for value in self.constants.values())
 
     def known(self, key: Hashable, find: Callable[[], T]) -> T:
@@ -157,11 +139,8 @@ def _same(value: Any, other: Any) -> bool:
 
 def _places(model: nn.Module) -> Hashable:
     """The names at which each module, parameter and buffer is found."""
-    found = [
-        *model.named_modules(remove_duplicate=False),
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
+    kinds = (model.named_modules, model.named_parameters, model.named_buffers)
+    found = [pair for named in kinds for pair in named(remove_duplicate=False)]
     order: dict[int, int] = {}
     return tuple((name, order.setdefault(id(each), len(order))) for name, each in found)
 

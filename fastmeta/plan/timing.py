@@ -1,4 +1,4 @@
-"""Times the forms that can serve, once a plan: what an estimate leaves out is in the figure."""
+"""Times offers, once a reading: what an estimate leaves out is in the figure."""
 
 from __future__ import annotations
 
@@ -7,47 +7,38 @@ from dataclasses import replace
 
 import torch
 
+from fastmeta.executors.base import Executor, Offer
+from fastmeta.executors.every import REFERENCE
 from fastmeta.executors.problem import Problem
-from fastmeta.plan import cost
-from fastmeta.plan.chosen import Chosen, run, way
+from fastmeta.network.reading import Reading
 
 _ENOUGH = 0.02
-"""Seconds after which a form is not run again; the shortest of its runs counts."""
+"""Seconds after which an offer is not run again; the shortest of its runs counts."""
 
 
 def may_time(problem: Problem) -> bool:
-    """Return whether a form may be chosen by the clock: random numbers do not depend on it."""
+    """Return whether executors may be chosen by the clock: random numbers do not depend on it."""
     return not problem.draws_random and not torch.are_deterministic_algorithms_enabled()
 
 
-def sample(problem: Problem, tasks: int) -> Problem:
-    """The first tasks, with as few inner steps as show what one takes."""
-    inner = problem.inner
-    if inner.steps > 2:
-        inner = replace(inner, steps=2, step_weights=(0.0, 0.0, 1.0), learned_step_weights=None)
-    first = problem.tasks.first(tasks)
-    return replace(
-        problem, tasks=first, inner=inner, task_weights=problem.task_weights[: first.tasks]
-    )
+def factor(reading: Reading, problem: Problem, executor: Executor, keeps_features: bool) -> float:
+    """The seconds of an offer over its estimate, on as many tasks as it takes at a time."""
+    whole = executor.offer(reading, problem)
+    assert isinstance(whole, Offer)
+    tasks = 2 if executor is REFERENCE else whole.at_a_time
+    small = replace(problem.shortened(tasks, steps=2), keeps_features=keeps_features)
+    offer = executor.offer(reading, small)
+    if not isinstance(offer, Offer):  # of a single task
+        small, offer = problem, whole
 
-
-def factor(problem: Problem, chosen: Chosen) -> float:
-    """Seconds of a form over its estimate, on a sample: one chunk of tasks, or two in the loop."""
-    form = chosen.choice.form
-    small = sample(problem, 2 if form == "loop" else chosen.choice.chunk)
-    small = replace(small, keeps_features=chosen.features == "")
-    rules = "its rules are timed"
-    by = way(small, chosen.plan, rules, low_memory=False) if form == "layered" else None
-    sizes = replace(chosen.sizes, tasks=small.tasks.tasks, steps=small.inner.steps)
-
-    device = small.task_weights.device
+    device = problem.task_weights.device
     # Beside other processes, what takes longer than a slice of time looks longer still.
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if alone else time.perf_counter
 
     def once() -> float:
         start = clock()
-        run(small, by, form, chosen.choice.chunk)
+        offer.run(small)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return clock() - start
@@ -56,4 +47,4 @@ def factor(problem: Problem, chosen: Chosen) -> float:
     times = [once()]
     while sum(times) < _ENOUGH:
         times.append(once())
-    return min(times) / cost.estimate(form, chosen.plan.profile, sizes, chosen.choice.chunk)
+    return min(times) / offer.seconds

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import compiling
-import host_cuda
 import pytest
 import torch
 
@@ -23,18 +22,12 @@ needs_compiler = pytest.mark.skipif(
 SCRIPT = Path(gpu.__file__).parents[1] / "gpu.sh"
 
 
-@pytest.fixture
-def on_host(monkeypatch) -> None:
-    host_cuda.register()
-    monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")
-
-
 def test_the_script_is_valid() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
 
 
 @needs_compiler
-def test_a_dry_run(on_host, tmp_path, capsys) -> None:
+def test_a_dry_run(cuda_plays, tmp_path, capsys) -> None:
     output = tmp_path / "gpu.json"
     gpu.main(
         ["--device", "cpu", "--only", "tiny", "--peers", "fastmeta", "plain loop", "torch.func",
@@ -59,14 +52,6 @@ def test_a_dry_run(on_host, tmp_path, capsys) -> None:
     assert {r["form"]: r["why"] for r in records if "why" in r} == dict.fromkeys(
         left_out, "CUDA graphs are a GPU's"
     )
-
-
-@pytest.fixture
-def triton_plays(monkeypatch) -> None:
-    pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
-    import triton_on_host  # noqa: F401
-
-    monkeypatch.setenv("FASTMETA_TRITON_ON_HOST", "1")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -138,7 +123,7 @@ def test_a_floor_is_of_whole_rounds_of_tasks() -> None:
 
 
 @needs_compiler
-def test_the_small_steps_run(on_host, capsys, monkeypatch) -> None:
+def test_the_small_steps_run(cuda_plays, capsys, monkeypatch) -> None:
     for name in ("FASTMETA_FORM", "FASTMETA_CUDA_THREADS", "FASTMETA_CUDA_STORAGE"):
         monkeypatch.setenv(name, "")  # and put back what it sets
     small.main("cpu")

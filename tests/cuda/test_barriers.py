@@ -79,11 +79,10 @@ def test_the_order_of_threads_changes_nothing(contract, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("site", NAMES)
-def test_without_this_barrier_a_number_is_wrong(site: str, contract, monkeypatch) -> None:
+def test_without_this_barrier_a_number_is_wrong(site: str, contract, monkeypatch, request) -> None:
     run = contract
     if site == "kSlicesMade":
-        monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")
-        host_cuda.register()
+        request.getfixturevalue("cuda_plays")
         run = sums_over_tasks()
     reference = run()
     monkeypatch.setenv("FASTMETA_CUDA_SKIP", str(NAMES.index(site)))

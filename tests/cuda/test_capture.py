@@ -10,7 +10,6 @@ import pickle
 from typing import Any
 
 import compiling
-import host_cuda
 import pytest
 import torch
 from mlps import examples, mlp
@@ -25,10 +24,8 @@ on_host = pytest.mark.skipif(compiling.COMPILER is None, reason="there is no C++
 
 
 @pytest.fixture
-def recorded(monkeypatch) -> list[Outcome]:
+def recorded(cuda_plays, monkeypatch) -> list[Outcome]:
     """The outcomes of all recordings, made on the host."""
-    host_cuda.register()
-    monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")
     made: list[Outcome] = []
 
     def tensors(outcome: Outcome) -> list[torch.Tensor]:
@@ -114,11 +111,7 @@ def test_what_a_graph_takes_for_constant_is_recorded_anew(recorded) -> None:
 
 @on_host
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
-def test_a_step_by_tritons_layers_is_recorded_too(recorded, monkeypatch) -> None:
-    pytest.importorskip("triton", reason="Triton is installed on Linux x86-64 only")
-    import triton_on_host  # noqa: F401
-
-    monkeypatch.setenv("FASTMETA_TRITON_ON_HOST", "1")
+def test_a_step_by_tritons_layers_is_recorded_too(recorded, triton_plays) -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(3, 2),
@@ -196,8 +189,7 @@ def test_where_recording_fails_steps_run_all_the_same(recorded, monkeypatch) -> 
     agree(maml, data(model))  # warnings are errors here
 
 
-def test_on_the_processor_it_warns_once(monkeypatch) -> None:
-    monkeypatch.delenv("FASTMETA_CUDA_ON_HOST", raising=False)
+def test_on_the_processor_it_warns_once() -> None:
     model = network()
     maml = fastmeta.MAML(model, capture=True)
     batch = data(model)

@@ -18,15 +18,9 @@ from torch import nn
 import fastmeta
 from bench.workloads import WORKLOADS
 from fastmeta.executors.fused import cuda
-from fastmeta.plan import snapshot
+from fastmeta.plan import snapshot, verification
 
 pytestmark = pytest.mark.skipif(compiling.COMPILER is None, reason="there is no C++ compiler here")
-
-
-@pytest.fixture
-def on_host(monkeypatch) -> None:
-    host_cuda.register()
-    monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")
 
 
 @pytest.mark.timeout(900)
@@ -34,9 +28,7 @@ def test_the_oracle_suite_passes() -> None:
     host_cuda.build()
     tests = Path(__file__).parent.parent / "executors"
     of_chains = [
-        str(file)
-        for file in sorted(tests.glob("test_*.py"))
-        if "layered" not in file.name and "triton" not in file.name
+        str(file) for file in sorted(tests.glob("test_*.py")) if "layered" not in file.name
     ]
     # -P: the package under test, not the source tree beside the tests.
     run = subprocess.run(
@@ -57,7 +49,7 @@ def step(model: nn.Module, **options) -> fastmeta.MetaStep:
 
 @pytest.mark.parametrize("fault", ["launch", "shared"])
 def test_a_refused_launch_names_its_cause_and_touches_no_gradient(
-    fault: str, on_host, monkeypatch
+    fault: str, cuda_plays, monkeypatch
 ) -> None:
     model = mlp(3, 5, 2, activation=nn.Tanh())
     step(model).loss.backward()  # planned, and trusted since
@@ -70,7 +62,7 @@ def test_a_refused_launch_names_its_cause_and_touches_no_gradient(
     assert step(model).executor == "fused-cuda-on-host"
 
 
-def test_what_does_not_fit_lies_in_device_memory(on_host, monkeypatch) -> None:
+def test_what_does_not_fit_lies_in_device_memory(cuda_plays, monkeypatch) -> None:
     model = mlp(3, 5, 2, activation=nn.Tanh())
     data = [examples(3, n, model, True) for n in (4, 5)]
     found = []
@@ -82,13 +74,13 @@ def test_what_does_not_fit_lies_in_device_memory(on_host, monkeypatch) -> None:
     assert torch.equal(*found)
 
 
-def test_wide_layers_that_do_not_fit_are_declined_with_the_bytes(on_host) -> None:
+def test_wide_layers_that_do_not_fit_are_declined_with_the_bytes(cuda_plays) -> None:
     model = mlp(3, 513, 513, 2, activation=nn.Tanh())
     with pytest.raises(ValueError, match=r"takes [\d,]+ bytes of shared memory, .* wider than 512"):
         step(model)
 
 
-def test_without_memory_no_gradient_is_touched(on_host, monkeypatch) -> None:
+def test_without_memory_no_gradient_is_touched(cuda_plays, monkeypatch) -> None:
     model = mlp(3, 5, 2, activation=nn.Tanh())
     step(model).loss.backward()
     before = [p.grad.clone() for p in model.parameters()]
@@ -104,7 +96,7 @@ def test_without_memory_no_gradient_is_touched(on_host, monkeypatch) -> None:
     assert step(model).executor == "fused-cuda-on-host"
 
 
-def test_what_a_graph_records_is_its_own(on_host, monkeypatch) -> None:
+def test_what_a_graph_records_is_its_own(cuda_plays, monkeypatch) -> None:
     model = mlp(3, 5, 2, activation=nn.Tanh())
     options = {"inner_steps": 2, "step_weights": [0.2, 0.0, 0.8]}
     torch.manual_seed(0)
@@ -116,15 +108,15 @@ def test_what_a_graph_records_is_its_own(on_host, monkeypatch) -> None:
     assert len(cuda._in_graphs) == kept + 1
 
 
-def test_without_a_driver_the_next_executor_serves(on_host, monkeypatch) -> None:
+def test_without_a_driver_the_next_executor_serves(cuda_plays, monkeypatch) -> None:
     monkeypatch.setenv("FASTMETA_CUDA_FAIL", "driver")
     model = mlp(3, 5, 2, activation=nn.Tanh())
     data = [examples(3, n, model, True) for n in (4, 5)]
-    assert fastmeta.maml_step(model, *data).executor == "generic"
+    assert fastmeta.maml_step(model, *data).executor == "layered-torch"
     assert "CUDA driver version is insufficient" in fastmeta.explain(model, *data)
 
 
-def test_a_label_that_is_no_class_makes_its_task_no_number(on_host) -> None:
+def test_a_label_that_is_no_class_makes_its_task_no_number(cuda_plays) -> None:
     model = mlp(3, 5, 2, activation=nn.Tanh())
     (sx, sy), query = (examples(3, n, model, True) for n in (4, 5))
     fastmeta.maml_step(model, (sx, sy), query, executor="fused")
@@ -135,7 +127,7 @@ def test_a_label_that_is_no_class_makes_its_task_no_number(on_host) -> None:
 
 
 def test_the_inner_loop_runs_backward_where_that_leaves_fewer_tasks_after_each_other(
-    on_host,
+    cuda_plays,
 ) -> None:
     """As docs/design.md has it of W1b and W1c."""
     model = mlp(1, 40, 40, 1, activation=nn.ReLU()).float()
@@ -155,7 +147,7 @@ def test_the_inner_loop_runs_backward_where_that_leaves_fewer_tasks_after_each_o
 @pytest.mark.parametrize(
     ("name", "size"), [("W1b", 97_280), ("W2", 183_360), ("W2b", 231_936), ("W4", 132_432)]
 )
-def test_a_task_takes_as_many_bytes_as_the_document_says(name: str, size: int, on_host) -> None:
+def test_a_task_takes_as_many_bytes_as_the_document_says(name: str, size: int, cuda_plays) -> None:
     workload = WORKLOADS[name].with_tasks(1)
     words = fastmeta.explain(*workload.make(), inner_steps=workload.steps, loss_fn=workload.loss_fn)
     assert "a task a block in shared memory" in words
@@ -163,7 +155,7 @@ def test_a_task_takes_as_many_bytes_as_the_document_says(name: str, size: int, o
 
 
 @pytest.mark.parametrize("form", ["primal", "dual"])
-def test_the_same_bits_every_run(form: str, on_host, monkeypatch) -> None:
+def test_the_same_bits_every_run(form: str, cuda_plays, monkeypatch) -> None:
     monkeypatch.setenv("FASTMETA_FORM", form)
     model = mlp(6, 5, 2, activation=nn.Tanh())
     data = [examples(3, n, model, True) for n in (4, 5)]
@@ -176,7 +168,7 @@ def test_the_same_bits_every_run(form: str, on_host, monkeypatch) -> None:
     assert all(map(torch.equal, found[0], found[2]))
 
 
-def test_several_tasks_a_block_and_every_size_of_it(on_host, monkeypatch) -> None:
+def test_several_tasks_a_block_and_every_size_of_it(cuda_plays, monkeypatch) -> None:
     model = mlp(2, 3, 2, activation=nn.Tanh())
     data = [examples(100, n, model, True) for n in (2, 3)]
     losses = []
@@ -192,3 +184,36 @@ def test_several_tasks_a_block_and_every_size_of_it(on_host, monkeypatch) -> Non
     for found in losses:
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def not_built(cuda_plays, monkeypatch) -> None:
+    """The host plays a GPU for which no CUDA kernels were built."""
+    monkeypatch.setattr(host_cuda.FusedCudaOnHost, "module", lambda _: None)
+
+
+def test_without_the_cuda_kernels_the_layers_rules_serve_perceptrons(not_built) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    words = fastmeta.explain(model, *data)
+    assert "kernel: torch's operators" in words
+    assert "not fused: the CUDA kernels are not there; `python -m fastmeta info` says why" in words
+    out = fastmeta.maml_step(model, *data, inner_lr=0.1, inner_steps=2)
+    assert out.executor == "layered-torch"
+    loop = fastmeta.maml_step(model, *data, inner_lr=0.1, inner_steps=2, executor="generic")
+    leaves = list(model.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(out.loss, leaves), torch.autograd.grad(loop.loss, leaves)
+    )
+
+
+def test_asked_for_the_missing_cuda_kernels_are_named(not_built) -> None:
+    with pytest.raises(ValueError, match="'fused' can't serve: the CUDA kernels are not there"):
+        step(mlp(3, 5, 2, activation=nn.Tanh()))
+
+
+def test_what_the_layers_rules_fail_at_goes_to_the_general_path(not_built, monkeypatch) -> None:
+    model = mlp(3, 5, 2, activation=nn.Tanh())
+    data = [examples(3, n, model, True) for n in (4, 5)]
+    monkeypatch.setattr(verification, "failure", lambda *_: "it disagrees with autograd")
+    assert fastmeta.maml_step(model, *data).executor == "generic"

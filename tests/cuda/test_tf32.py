@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import compiling
-import host_cuda
 import oracle
 import pytest
 import torch
@@ -19,9 +18,7 @@ pytestmark = pytest.mark.skipif(compiling.COMPILER is None, reason="there is no 
 
 
 @pytest.fixture(autouse=True)
-def _on_host(monkeypatch) -> Iterator[None]:
-    host_cuda.register()
-    monkeypatch.setenv("FASTMETA_CUDA_ON_HOST", "1")
+def _on_host(cuda_plays) -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import fastmeta
 from fastmeta.executors.addresses import Addresses
-from fastmeta.executors.fused import cuda
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -34,7 +34,7 @@ def convolutional() -> tuple[nn.Module, Pair]:
     return model.eval(), (torch.randn(4, 5, 1, 6, 6), torch.randn(4, 5, 1))
 
 
-FUSED = "fused-cuda-on-host" if cuda.on_host() else "fused-cpu"
+FUSED = "fused-cuda-on-host" if host_cuda.ON_HOST else "fused-cpu"
 NETWORKS = {FUSED: dense, "layered-cpu": convolutional}
 
 

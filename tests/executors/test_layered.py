@@ -15,16 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.executors.layered.passes import Pass
+from fastmeta.arguments import plan_step
+from fastmeta.executors.layers import program
+from fastmeta.executors.layers.lowering import lower
+from fastmeta.executors.layers.passes import Pass
+from fastmeta.options import Options
+from fastmeta.plan.snapshot import snapshot
 from fastmeta.wording import counted
 
 CLASSES = 3
 
 
 @pytest.fixture(autouse=True)
-def rules_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def rules_alone(without) -> None:
     """The compiled step has tests of its own."""
-    monkeypatch.setattr("fastmeta.executors.layered.not_compiled", lambda *_: "rules are tested")
+    without("layered-cpu")
 
 
 def norm(kind: str, channels: int, side: int) -> nn.Module:
@@ -228,7 +233,7 @@ def test_losses(name: str) -> None:
 
 
 def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", 1)
+    monkeypatch.setattr("fastmeta.executors.layers.program._LARGEST", 1)
     inner_lr = rates.by_kind("per-step", 2, {})
     agrees(
         conv4().double(), two_sets(5), leaves=(inner_lr,), inner_lr=inner_lr,
@@ -238,7 +243,7 @@ def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any moment no more passes are alive than one task needs."""
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", 1)
+    monkeypatch.setattr("fastmeta.executors.layers.program._LARGEST", 1)
     alive: weakref.WeakSet[Pass] = weakref.WeakSet()
     most: dict[int, int] = {}
     make = Pass.__init__
@@ -330,13 +335,16 @@ def test_the_plan_takes_the_rules_where_there_are_convolutions() -> None:
     assert fastmeta.maml_step(flat.double(), *data, inner_lr=0.1).executor != "layered-torch"
 
 
-def test_explain_shows_what_each_layer_keeps() -> None:
+def test_what_each_layer_keeps() -> None:
     model, data = resnet().double(), two_sets()
-    lines = fastmeta.explain(
-        model, *data, inner_lr=0.1, inner_steps=2, adapt=names_of(model, "head"), executor="layered"
-    ).splitlines()
-    kept = [int(line.split()[-2].replace(",", "")) for line in lines if line.endswith(" kept")]
-    nodes = len(kept)
+    options: dict[str, Any] = {
+        "inner_lr": 0.1, "inner_steps": 2, "adapt": names_of(model, "head"), "executor": "layered",
+    }  # fmt: skip
+    lines = fastmeta.explain(model, *data, **options).splitlines()
+    step = plan_step(model, snapshot(model), *data, Options(**options), True)
+    planned = step.groups[0][1]
+    made = program.program(planned.problem, lower(planned.selected.reading))
+    kept, nodes = made.workspaces, len(made.workspaces)
     assert lines[0].startswith(f"model: Sequential, {nodes} layers")
     # Of the first, 3 channels of 9 x 9: output and gradient for 3 tasks of 3 + 4 examples, once.
     assert kept[0] == 3 * (3 + 4) * 2 * 3 * 81 * 8

@@ -124,10 +124,11 @@ def image(case: Case) -> tuple[int, int, int]:
     chunk=st.sampled_from([1, 1 << 30]),
 )
 def test_drawn_graphs_agree_with_the_oracle(
-    case: Case, drawn: list[Any], tasks: int, low: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastmeta.executors.layered.not_compiled", lambda *_: "rules are tested")
-    monkeypatch.setattr("fastmeta.executors.layered.program._LARGEST", chunk)
+    case: Case, drawn: list[Any], tasks: int, low: bool, chunk: int, without,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    without("layered-cpu")
+    monkeypatch.setattr("fastmeta.executors.layers.program._LARGEST", chunk)
     case = replace(
         case, widths=[case.widths[0], CLASSES], norm="batch", tasks=tasks, steps=case.steps % 4
     )

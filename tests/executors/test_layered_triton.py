@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-import triton_on_host  # noqa: F401
+import triton_on_host
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 import fastmeta
-from fastmeta.executors.layered import on_triton
-from fastmeta.layers.triton_conv2d import TritonConv2d
-from fastmeta.plan import choosing
+from fastmeta.network.layers.triton_conv2d import TritonConv2d
+from fastmeta.plan import verification
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+    pytest.mark.usefixtures("triton_plays"),
+]
 
 CLASSES = 3
-NAME = "layered-triton-on-host"
-
-
-@pytest.fixture(autouse=True)
-def _on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTMETA_TRITON_ON_HOST", "1")
+NAME = triton_on_host.LayersTritonOnHost.name
 
 
 @pytest.fixture
 def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial beside the loop would take as long again."""
-    monkeypatch.setattr(choosing.trial, "failure", lambda *_: None)
+    monkeypatch.setattr(verification, "failure", lambda *_: None)
 
 
 class Network(nn.Module):
@@ -220,6 +219,23 @@ def test_without_a_convolution_torch_serves() -> None:
     assert out.executor == "layered-torch"
 
 
-def test_backends_tell_that_it_is_live() -> None:
-    assert fastmeta.backends()["layered-triton"].live
-    assert on_triton.name() == NAME
+def test_backends_tell_what_is_missing(monkeypatch) -> None:
+    if torch.version.cuda is None:
+        assert fastmeta.backends()["layered-triton"].detail == "this torch has no CUDA"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    missing = fastmeta.backends()["layered-triton"]
+    assert missing.detail == "Triton is not installed"
+    assert not missing.live
+    assert missing.remedy
+
+
+def test_without_triton_the_package_is_whole(tmp_path) -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, fastmeta\n"
+        "data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in 'sq']\n"
+        "assert fastmeta.maml_step(torch.nn.Linear(3, 2), *data).executor\n"
+        "assert not fastmeta.backends()['layered-triton'].live"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -8,16 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import host_cuda
 import pytest
 import threads_started
 
 from fastmeta.executors import call
-from fastmeta.executors.fused import cuda
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
 
-@pytest.mark.skipif(cuda.on_host(), reason="it is about the processor's kernels")
+@pytest.mark.skipif(host_cuda.ON_HOST, reason="it is about the processor's kernels")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("executor", ["fused", "layered"])
 def test_a_second_thread_is_started_for_a_long_step_alone(executor: str) -> None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
+from fastmeta.network.losses.recognition import recognise
 from fastmeta.plan import planner
-from fastmeta.plan.recognition import recognise
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -94,8 +94,8 @@ CHANGES: dict[str, Callable[[float], Loss]] = {
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one for each plan that is made."""
     made: list[int] = []
-    make = planner._make
-    monkeypatch.setattr(planner, "_make", lambda *a: made.append(1) or make(*a))
+    make = planner._read
+    monkeypatch.setattr(planner, "_read", lambda *a: made.append(1) or make(*a))
     return made
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
-from fastmeta.executors.problem import StatelessModel
+from fastmeta.network.stateless import StatelessModel
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 

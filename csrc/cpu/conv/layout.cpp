@@ -79,6 +79,7 @@ int patched_block(const Network& n) {
 // How many blocks there are in front of which nothing adapts, and of which the others read the
 // last one's output alone.
 int longest_body(const Network& n) {
+  if (n.per_step_support) return 0;  // each step has inputs of its own
   const int depth = int(n.blocks.size());
   int body = 0;
   for (int end = 1; end < depth && !adapts(n.blocks[end - 1]); ++end) {
@@ -121,8 +122,14 @@ std::vector<int> connect(const Network& n, Layout& layout) {
 
 }  // namespace
 
+bool learns_numbers(const Network& n) {
+  return n.learned_rates || n.rule.learns[0] || n.rule.learns[1];
+}
+
+// What a rule makes of the parameters themselves stays differentiated.
 bool sweeps(const Network& n) {
-  return n.differentiate && n.steps > 0 && (!n.first_order || n.learned_rates);
+  return n.differentiate && n.steps > 0 &&
+         (!n.first_order || learns_numbers(n) || n.rule.decays);
 }
 
 Layout lay_out(const Network& n, int lanes) {
@@ -180,14 +187,23 @@ Layout lay_out(const Network& n, int lanes) {
 
   Taker take(layout);
   const bool second = sweeps(n) && !n.first_order;
-  layout.steps_kept = sweeps(n) ? n.steps : 1;
+  layout.steps_kept = second ? n.steps : 1;
+  layout.sets_kept = n.per_step_support ? layout.steps_kept : 1;
   layout.weights_kept = sweeps(n) ? n.steps : 1;
-  layout.gradients_kept = n.learned_rates && sweeps(n) ? n.steps : 1;
+  // SGD's pullback looks at neither gradient nor buffer, that of clipping at the gradient.
+  const bool looks = sweeps(n) && (n.rule.kind != RuleKind::sgd || learns_numbers(n));
+  layout.states_kept = looks ? n.steps : 1;
+  layout.gradients_kept = looks || (sweeps(n) && n.rule.clips) ? n.steps : 1;
   layout.weights = take(layout.block * layout.weights_kept);
   layout.gradient = take(layout.block * layout.gradients_kept);
   layout.lambda = take(layout.block);
   layout.vector = take(layout.block);
   layout.anchor = take(layout.block);
+  for (int j = 0; !is_plain(n.rule) && j < states_of(n.rule); ++j) {
+    layout.states[j] = take(layout.block * layout.states_kept);
+    layout.cotangents[j] = take(layout.block);
+  }
+  layout.clips = take(n.rule.clips ? n.steps : 0);
   for (int i = 0; i < 2; ++i) {
     layout.turned[i] = take(inputs);
     layout.prepared[i] = take(planes);
@@ -195,7 +211,8 @@ Layout lay_out(const Network& n, int lanes) {
   layout.weight_sums = take(planes);
   const int64_t image = int64_t(first.channels) * (first.height + 2 * layout.frame[0]) *
                         (first.width + 2 * layout.frame[1]);
-  layout.support_x = take(image * n.support);
+  layout.support_size = (image * n.support + kLine - 1) / kLine * kLine;
+  layout.support_x = take(layout.support_size * layout.sets_kept);
   layout.query_x = take(image * n.query);
   const auto patches = [&](Kept& kept, int64_t measured, int64_t examples) {
     if (!by_patches) return;
@@ -209,6 +226,7 @@ Layout lay_out(const Network& n, int lanes) {
   layout.support_measured = take(kOfDouble * measures);
   layout.query_measured = take(kOfDouble * measures);
   for (int k = 0; k < layout.steps_kept; ++k) {
+    if (k > 0 && layout.sets_kept > 1) layout.support_measured = take(kOfDouble * measures);
     for (int l = 0; l < depth; ++l) {
       if (k > 0 && l < layout.body) {  // which is run once
         layout.support.push_back(layout.support[l]);

@@ -53,10 +53,15 @@ struct Block {
 
 struct Network {
   std::vector<Block> blocks;  // each is read by a later one, but the last
-  Loss loss;
+  Loss loss, query_loss;
   int support, query, steps;  // N, Q (0: no query set), K
   bool differentiate, first_order, elementwise_rates, learned_rates;
   double prox;
+  UpdateRule rule = {};
+  bool per_step_support = false;  // whether each inner step has a support set of its own
+  // The support sets of a task, and the one of step k among them.
+  int sets() const { return per_step_support ? steps : 1; }
+  int set(int k) const { return per_step_support ? k : 0; }
 };
 
 // Taps that read pixels side by side: from (row, col) of the first, `count` pixels on.
@@ -122,11 +127,14 @@ struct Layout {
   // read that of the last alone.
   int body = 0;
   int64_t block = 0, given = 0;  // numbers of a block of parameters, and of given statistics
-  int steps_kept = 0, weights_kept = 0, gradients_kept = 0;
+  int steps_kept = 0, weights_kept = 0, gradients_kept = 0, states_kept = 0, sets_kept = 0;
   int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
+  // Of an update rule: its state, whose cotangents, and what clipping scales the gradients by.
+  int64_t states[kMostStates] = {}, cotangents[kMostStates] = {}, clips = 0;
   int64_t turned[2] = {0, 0}, prepared[2] = {0, 0};  // weights as kernels take them
   // Channels last, in a frame of zeros as wide as the padding of the block that goes by patches.
   int64_t support_x = 0, query_x = 0;
+  int64_t support_size = 0;  // of a set
   int64_t support_loss = 0, query_loss = 0;
   std::vector<Kept> support, query;  // [steps kept * blocks], [blocks]
   std::vector<Moving> moving;        // [blocks]
@@ -147,6 +155,9 @@ struct Layout {
   int64_t size = 0;
 };
 
+// Whether rates or options of the update rule get a gradient.
+bool learns_numbers(const Network&);
+
 // Whether anything goes backward through the inner steps.
 bool sweeps(const Network&);
 
@@ -162,9 +173,11 @@ struct Call {
   int64_t tasks;
   const T* parameters;  // a block of them as laid out, then the given statistics
   const T* rates;       // [K, blocks * kTensors], or [K, block]
+  const double* rule_options;  // [kRuleOptions]; null for plain SGD
   const double* step_weights;
   const bool* evaluates;
   const T* task_weights;
+  // Where each step has its own support set, those of a task are [K, ...] instead of [...].
   const int64_t *support_counts, *query_counts;  // of real examples, which come first; or null
   const T *support_x, *query_x;  // [T, N, C, H, W]
   const T *support_y, *query_y;

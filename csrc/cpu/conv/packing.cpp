@@ -75,12 +75,14 @@ int64_t parameters_of(const Network& n) {
 
 int64_t tensors_of(const Network& n) { return int64_t(n.blocks.size()) * kTensors; }
 
+int64_t options_of(const Network& n) { return int(n.rule.learns[0]) + int(n.rule.learns[1]); }
+
 }  // namespace
 
 int64_t gradient_size(const Network& n) {
   if (!n.differentiate) return 0;
   const int64_t all = parameters_of(n), rates = n.elementwise_rates ? all : tensors_of(n);
-  return all + (n.learned_rates ? n.steps * rates : 0);
+  return all + (n.learned_rates ? n.steps * rates : 0) + options_of(n);
 }
 
 int64_t packed_size(const Network& n, const Layout& layout) {
@@ -89,7 +91,7 @@ int64_t packed_size(const Network& n, const Layout& layout) {
 
 int64_t sums_size(const Network& n, const Layout& layout) {
   const int64_t rates = n.elementwise_rates ? layout.block : tensors_of(n);
-  return layout.block + (n.learned_rates ? n.steps * rates : 0);
+  return layout.block + (n.learned_rates ? n.steps * rates : 0) + options_of(n);
 }
 
 template <class T>
@@ -117,14 +119,10 @@ void pack(const Network& n, const Layout& layout, const Addresses<T>& from, T* t
 
 template <class T>
 void unpack(const Network& n, const Layout& layout, const T* from, T* to) {
-  to = unpack_block(n, layout, from, to);
-  if (!n.learned_rates) return;
-  from += layout.block;
-  if (!n.elementwise_rates) {
-    std::copy_n(from, n.steps * tensors_of(n), to);
-    return;
-  }
-  for (int k = 0; k < n.steps; ++k, from += layout.block) to = unpack_block(n, layout, from, to);
+  const int blocks = 1 + (n.learned_rates && n.elementwise_rates ? n.steps : 0);
+  for (int i = 0; i < blocks; ++i, from += layout.block) to = unpack_block(n, layout, from, to);
+  const int64_t rates = n.learned_rates && !n.elementwise_rates ? n.steps * tensors_of(n) : 0;
+  std::copy_n(from, rates + options_of(n), to);
 }
 
 template <class T>

@@ -14,7 +14,7 @@ struct Addresses {
   std::vector<const T*> parameters, statistics;
   std::vector<T*> adapted;  // [T, ...] in the order of the parameters; empty unless asked for
   const T* rates;           // [K, blocks * kTensors], or [K, P] if elementwise
-  T* gradient;              // [P], then in the same way of learned rates
+  T* gradient;              // [P], then in the same way of learned rates, then learned options
 };
 
 // Numbers of that gradient.

@@ -9,7 +9,7 @@ namespace fastmeta::FASTMETA_NAMESPACE::conv {
 template <class T>
 void run_task(const Network& network, const Layout& layout, const Call<T>& call, int64_t task,
               T* numbers, T* sums) {
-  TaskStep<T>(network, layout, call, task, numbers, sums).run();
+  TaskStep<T>({network, layout, call, task, numbers, sums}).run();
 }
 
 template <class T>

@@ -8,6 +8,8 @@
 #if defined(FASTMETA_BYTES)
 #include "../math.h"
 #include "../transpose.h"
+#else
+#include "../../numbers.h"
 #endif
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
@@ -18,14 +20,6 @@ using Num = typename Vector<T>::type;
 #else
 template <class T>
 using Num = T;
-template <class T>
-T select(bool condition, T a, T b) {
-  return condition ? a : b;
-}
-template <class T>
-T sqrt(T x) {
-  return T(__builtin_sqrt(x));
-}
 #endif
 
 template <class T>

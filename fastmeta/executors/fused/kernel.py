@@ -5,23 +5,24 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmeta.executors import rates
+from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
-from fastmeta.executors.fused.recipe import Recipe
+from fastmeta.executors.fused.lowering import Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
-from fastmeta.plan.layers import BatchNorm
+from fastmeta.network.layers import BatchNorm
 
 _NORMS = (None, True, False)
 """By whether a norm takes the statistics of the batch."""
 
-_ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY", "CUDA_ON_HOST", "CUDA_THREADS", "CUDA_STORAGE")
+_ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY")
 
 _RULES = ("sgd", "adam", "rmsprop")
 # In the order of csrc/network.h.
@@ -53,13 +54,7 @@ class Kernel:
     """Whether the query loss after each number of steps is asked for."""
     norms: tuple[BatchNorm | None, ...]
     """The batch norm of each layer."""
-    _arguments: tuple[Any, ...] = ()
-    """Those of the compiled step, after the recipe."""
     _rates: list[tuple[Hashable, Tensor]] = field(default_factory=list)
-
-    def at(self, recipe: Recipe) -> Kernel:
-        """The kernel for a recipe that differs in numbers alone: slopes, the loss's options."""
-        return replace(self, recipe=recipe, step=_step.__wrapped__(recipe, *self._arguments))
 
     def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
         """The packed learning rates where all are one number; made anew for another number."""
@@ -86,28 +81,13 @@ class Kernel:
         return self.recipe.layers[-1].outputs
 
     @property
-    def executor(self) -> str:
-        """As results report it."""
-        return "fused-cpu"
-
-    @property
-    def words(self) -> str:
-        """The kernel, for `explain`."""
+    def description(self) -> str:
+        """The kernel in words."""
         step = self.step
         return (
             f"{step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
             f"inner loop {step.memory}"
         )
-
-    @property
-    def storage_bytes(self) -> int:
-        """Of the tasks that it takes at a time."""
-        return self.step.storage_bytes
-
-    @property
-    def group(self) -> tuple[int, int, float]:
-        """How many tasks it takes at a time, their storage in bytes, and its estimated seconds."""
-        return self.step.tasks, self.step.storage_bytes, self.step.seconds
 
     @property
     def body_flops(self) -> int:
@@ -118,14 +98,13 @@ class Kernel:
 def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel:
     """The kernel for this problem's sizes and options."""
     inner = problem.inner
-    arguments = _step_arguments(problem, inner.steps, low_memory)
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    step = _step(recipe, *arguments)
-    return Kernel(recipe, step, recipe.names(), evaluates, recipe.norms(), arguments)
+    step = _step(recipe, *_step_arguments(problem, inner.steps, low_memory))
+    return Kernel(recipe, step, recipe.names(), evaluates, recipe.norms())
 
 
-def grows(problem: Problem, recipe: Recipe) -> str | None:
-    """What keeps a reversible kernel from being flat in K; None where it is.
+def check_flat(problem: Problem, recipe: Recipe) -> None:
+    """**Raises** `NotSupported` where a reversible kernel's memory is not flat in K.
 
     Weights are rebuilt, activations and deltas of every step are not. Sets of parameters may grow:
     those of an update rule do, with its state.
@@ -135,12 +114,12 @@ def grows(problem: Problem, recipe: Recipe) -> str | None:
         for steps in (1, max(1, problem.inner.steps))
     )
     sets = problem.inner.steps * whole.parameters * problem.task_weights.element_size()
-    if whole.storage_bytes - sets - whole.rule_bytes <= max(_FLAT * first.storage_bytes, _SMALL):
-        return None
-    return (
-        f"memory='low' asks for memory flat in K, and what {problem.inner.steps} steps leave takes "
-        f"{whole.storage_bytes >> 20} MB a thread, one step's {first.storage_bytes >> 20} MB"
-    )
+    if whole.storage_bytes - sets - whole.rule_bytes > max(_FLAT * first.storage_bytes, _SMALL):
+        raise NotSupported(
+            f"memory='low' asks for memory flat in K, and what {problem.inner.steps} steps leave "
+            f"takes {whole.storage_bytes >> 20} MB a thread, one step's "
+            f"{first.storage_bytes >> 20} MB"
+        )
 
 
 def _step_arguments(problem: Problem, steps: int, low_memory: bool) -> tuple[Any, ...]:

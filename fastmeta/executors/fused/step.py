@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastmeta.executors import call, rates
 from fastmeta.executors.fused.kernel import Kernel
-from fastmeta.executors.fused.recipe import Recipe
+from fastmeta.executors.fused.lowering import Recipe
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 

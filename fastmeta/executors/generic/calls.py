@@ -81,23 +81,3 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         items = [mapped(function, item) for item in tree]
         return kind._make(items) if hasattr(kind, "_make") else kind(items)
     return tree
-
-
-def generators(device: torch.device) -> list[Tensor]:
-    """The states of the generators that a pass may draw from."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def have_moved(before: list[Tensor], device: torch.device) -> bool:
-    """Return whether something has been drawn since."""
-    now = generators(device)
-    # `torch.equal` takes ten times as long.
-    return any(a.numpy().tobytes() != b.numpy().tobytes() for a, b in zip(before, now, strict=True))
-
-
-def set_generators(states: list[Tensor], device: torch.device) -> None:
-    """Put the generators back to `states`."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)

@@ -20,31 +20,24 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from fastmeta.executors.generic.calls import (
-    Call,
-    Opaque,
-    generators,
-    have_moved,
-    key_of,
-    mapped,
-    reads_parameters,
-    set_generators,
-)
-from fastmeta.executors.problem import Problem, StatelessModel, private, swapping
-from fastmeta.hooks import GLOBAL_HOOKS, has_hooks
+from fastmeta.executors.generic.calls import Call, Opaque, key_of, mapped, reads_parameters
+from fastmeta.executors.problem import Problem
+from fastmeta.network.hooks import GLOBAL_HOOKS, has_hooks
+from fastmeta.network.random_state import generators, have_moved, set_generators
+from fastmeta.network.stateless import StatelessModel, private, swapping
 from fastmeta.tasks import Tree
 
 
-class NotKept(Exception):
+class NotKept(RuntimeError):
     """The features can't be kept; the message says why, and the step runs the body every time."""
 
 
-def worth_keeping(problem: Problem, form: str) -> bool:
+def worth_keeping(problem: Problem, differentiates_again: bool) -> bool:
     """Return whether some parameter does not adapt, and that a set is seen more than once."""
     inner = problem.inner
-    if len(inner.adapted) == len(problem.model.all_parameters()):
+    if len(inner.adapted) == len(problem.model.all_parameters()) or problem.tasks.per_step:
         return False
-    if form == "sweep" and problem.differentiate and inner.steps:
+    if differentiates_again and problem.differentiate and inner.steps:
         return True
     queries = sum(problem.evaluates(step) for step in range(inner.steps + 1))
     return inner.steps > 1 or queries > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fastmeta.executors.generic.features import Body, Kept, Model
 from fastmeta.executors.problem import Problem
+from fastmeta.inner import InnerOptimizer
+from fastmeta.inner.one_task import one_task
+from fastmeta.network.tape import captured_leaves
 from fastmeta.tasks import Tree, map_tensors, unstack
 
 
@@ -30,8 +33,16 @@ class SharedLeaves:
         self.adapted = [self.parameters[name] for name in adapted]
         self.learned = {key: rate.detach().requires_grad_() for key, rate in learned.items()}
         self.rates = {**problem.inner.fixed_rates(), **self.learned}
-        self.originals: list[Tensor] = [*parameters.values(), *learned.values()]
-        self.proxies: list[Tensor] = [*self.parameters.values(), *self.learned.values()]
+        options = problem.inner.learned_options() if problem.differentiate else {}
+        self.options = {name: each.detach().requires_grad_() for name, each in options.items()}
+        """The update rule's own tensors."""
+        self.rule = one_task(problem.inner.optimizer.with_leaves(self.options))
+        self.originals: list[Tensor] = [*parameters.values(), *learned.values(), *options.values()]
+        self.proxies: list[Tensor] = [
+            *self.parameters.values(),
+            *self.learned.values(),
+            *self.options.values(),
+        ]
         self.captured: dict[int, Tensor] = {}
         self._sums: list[Tensor | None] = [None] * len(self.proxies)
         self._own_sums: set[int] = set()
@@ -85,7 +96,7 @@ class DataLeaves:
         self._tasks = problem.tasks.tasks
         self._sets: list[tuple[list[Tree], list[Tree]]] = []
         self._moving: list[Tensor] = []
-        for examples in problem.tasks.sets():
+        for examples in problem.tasks.given():
             self._sets.append(
                 (
                     unstack(map_tensors(Tensor.detach, examples.inputs), self._tasks),
@@ -101,7 +112,7 @@ class DataLeaves:
             for examples in problem.tasks.sets()
         ]
         self._flags = [
-            [leaf.requires_grad for leaf in examples.leaves()] for examples in problem.tasks.sets()
+            [leaf.requires_grad for leaf in examples.leaves()] for examples in problem.tasks.given()
         ]
 
     def task(self, index: int) -> tuple[list[tuple[Any, Any, Tensor | None]], list[Tensor]]:
@@ -156,39 +167,6 @@ def over_tasks(losses: Sequence[Sequence[Tensor | None]], steps: int, like: Tens
     return torch.stack(flat).view(steps, -1)  # pyright: ignore[reportArgumentType]
 
 
-def captured_leaves(roots: Sequence[Tensor], known: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves of the autograd graph of `roots` that are not below `known`."""
-    stop: set[Any] = set()
-    known_ids: set[int] = set()
-    for tensor in known:
-        known_ids.add(id(tensor))
-        if tensor.grad_fn is not None:
-            stop.add(tensor.grad_fn)
-    found: list[Tensor] = []
-    seen: set[Any] = set(stop)
-    pending: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    for root in roots:
-        if root.grad_fn is None and root.requires_grad and id(root) not in known_ids:
-            found.append(root)
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.__class__ is _Leaf:
-            if id(node.variable) not in known_ids:
-                found.append(node.variable)
-            continue
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                pending.append(parent)
-    return found
-
-
-_Leaf: Any = torch._C._functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
-"""A leaf's node in the graph."""
-
-
 def _require_grad(
     tree: tuple[Tree, Tree], flags: list[bool], leaves: list[Tensor]
 ) -> tuple[Tree, Tree]:
@@ -202,3 +180,55 @@ def _require_grad(
 
     x, y = tree
     return map_tensors(mark, x), map_tensors(mark, y)
+
+
+def set_at(problem: Problem, given: tuple[Any, Any, Any], step: int) -> tuple[Any, Any, Any]:
+    """One task's support set `(inputs, targets, weights)` at an inner step."""
+    if problem.tasks.per_step is None:
+        return given
+    inputs, targets, weights = given
+    return *map_tensors(lambda leaf: leaf[step], (inputs, targets)), weights
+
+
+def with_prox(
+    problem: Problem,
+    rule: InnerOptimizer,
+    gradients: Mapping[str, Tensor | None],
+    state: Any,
+    here: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    step: int,
+) -> dict[str, Tensor | None]:
+    """One task's gradients with those of the proximal term; a constant in first order.
+
+    Where an entry has not left its start the two ends of the term's derivative cancel, and do so
+    exactly only where both are left out: at the first step, and where the rule says so.
+    """
+    prox = problem.inner.prox
+    if not prox or not step:
+        return {**gradients}
+    pulls = {name: prox * (here[name] - start[name]) for name in gradients}
+    if not problem.second_order:
+        pulls = {name: pull.detach() for name, pull in pulls.items()}
+    found = {n: pulls[n] if g is None else g + pulls[n] for n, g in gradients.items()}
+    for name, still in rule.still(found, state).items():
+        gradient, pull = gradients[name], torch.where(still, 0.0, pulls[name])
+        found[name] = pull if gradient is None else gradient + pull
+    return {**found}
+
+
+def stepped(
+    problem: Problem,
+    rule: InnerOptimizer,
+    gradients: Mapping[str, Tensor | None],
+    state: Any,
+    here: dict[str, Tensor],
+    rates: Mapping[str, Any],
+    step: int,
+) -> tuple[dict[str, Tensor], Any]:
+    """One task's adapted parameters, and the rule's state, after a step (1)."""
+    if problem.inner.optimizer.is_plain:  # which leaves what the loss does not reach as it is
+        moving = {name: g for name, g in gradients.items() if g is not None}
+        return {**here, **{n: here[n] - rates[n] * g for n, g in moving.items()}}, state
+    zeros = {n: torch.zeros_like(here[n]) if g is None else g for n, g in gradients.items()}
+    return rule.update(zeros, state, here, rates, step)

@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from fastmeta.executors.generic.features import Body, Model, features_of, through_body
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, over_tasks
+from fastmeta.executors.generic.leaves import (
+    DataLeaves,
+    SharedLeaves,
+    over_tasks,
+    set_at,
+    stepped,
+    with_prox,
+)
 from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.tasks import Tree, detached, stacked
+from fastmeta.tasks import Tree, detached, map_tensors, stacked
 
 
 def run(problem: Problem, body: Body | None = None) -> Outcome:
@@ -102,12 +109,13 @@ class _Task:
         problem, inner = self._problem, self._problem.inner
         theta = self._shared.parameters
         phi = dict(theta)
+        state = self._shared.rule.init({name: theta[name] for name in inner.adapted})
         total: Tensor | None = None
         for step in range(inner.steps + 1):
             if problem.evaluates(step):
                 weight, counts = inner.step_weights[step], inner.counts(step)
                 with torch.set_grad_enabled(problem.differentiate and counts):
-                    loss = self._loss(phi, -1, ends=step == inner.steps)
+                    loss = self._query_loss(phi, last=step == inner.steps)
                 if step == inner.steps:
                     self.query_output = detached(self._prediction)
                 self.step_losses.append(loss.detach())
@@ -117,22 +125,29 @@ class _Task:
             else:
                 self.step_losses.append(None)
             if step < inner.steps:
-                loss = self._loss(phi, 0, ends=step == 0)
+                given = set_at(problem, self._sets[0], step)
+                loss = self._loss(phi, self._models[0], given, problem.objective, step == 0)
                 self.support_losses.append(loss.detach())
-                phi = self._descend(loss, phi, step)
+                phi, state = self._descend(loss, phi, state, step)
         self._prediction = None
         self._models = []  # the body's graph must not outlive the task
         if problem.keep_adapted:
             self.adapted = {name: phi[name].detach() for name in inner.adapted}
         return torch.zeros(()) if total is None else total
 
-    def _loss(self, phi: dict[str, Tensor], of: int, ends: bool) -> Tensor:
+    def _query_loss(self, phi: dict[str, Tensor], last: bool) -> Tensor:
+        return self._loss(
+            phi, self._models[-1], self._sets[-1], self._problem.query_objective, last
+        )
+
+    def _loss(
+        self, phi: dict[str, Tensor], model: Model, given: Any, objective: Any, ends: bool
+    ) -> Tensor:
         """The loss over a set at `phi`; `ends` marks the first support and the last query pass."""
-        inputs, targets, weights = self._sets[of]
-        model = self._models[of]
+        inputs, targets, weights = given
         problem = self._problem
         self._prediction = model(phi, inputs, self._scratch)
-        loss = problem.objective(self._prediction, targets, weights)
+        loss = objective(self._prediction, targets, weights)
         # Where the plan knows every layer there is nothing to capture, unless the model's Python
         # state has changed since: one task is looked at all the same.
         walk = problem.may_capture or (self._first and ends)
@@ -142,34 +157,27 @@ class _Task:
             self._shared.search(model, loss, known)
         return loss
 
-    def _descend(self, loss: Tensor, phi: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        problem, inner = self._problem, self._problem.inner
-        second_order = problem.differentiate and not inner.first_order
-        names = inner.adapted
-        gradients = (
+    def _descend(
+        self, loss: Tensor, phi: dict[str, Tensor], state: Any, step: int
+    ) -> tuple[dict[str, Tensor], Any]:
+        problem, shared, names = self._problem, self._shared, self._problem.inner.adapted
+        here = {name: phi[name] for name in names}
+        found = (
             torch.autograd.grad(
                 loss,
-                [phi[name] for name in names],
-                create_graph=second_order,
+                [*here.values()],
+                create_graph=problem.second_order,
                 allow_unused=True,
-                retain_graph=second_order or bool(self._shared.captured),
+                retain_graph=problem.second_order or bool(shared.captured),
             )
             if loss.requires_grad
             else [None] * len(names)
         )
-        moved = dict(phi)
-        for name, gradient in zip(names, gradients, strict=True):
-            here = phi[name]
-            if inner.prox:
-                pull = here - self._shared.parameters[name]
-                pull = pull if second_order else pull.detach()
-                gradient = pull * inner.prox if gradient is None else gradient + pull * inner.prox
-            if gradient is None:
-                continue
-            rate = inner.rate(self._shared.rates, name, step)
-            if isinstance(rate, Tensor):
-                there = here - rate * gradient
-            else:
-                there = here.sub(gradient, alpha=rate)
-            moved[name] = there if problem.differentiate else there.detach().requires_grad_()
-        return moved
+        gradients = dict(zip(names, found, strict=True))
+        gradients = with_prox(problem, shared.rule, gradients, state, here, shared.parameters, step)
+        rates = problem.inner.rates_at(shared.rates, step)
+        there, state = stepped(problem, shared.rule, gradients, state, here, rates, step)
+        if not problem.differentiate:
+            there = {name: value.detach().requires_grad_() for name, value in there.items()}
+            state = map_tensors(Tensor.detach, state)
+        return {**phi, **there}, state

@@ -6,17 +6,25 @@ products, each step's graph built and freed on its own (docs/design.md, equation
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmeta.executors.generic.features import Body, Model, features_of, through_body
-from fastmeta.executors.generic.leaves import DataLeaves, SharedLeaves, over_tasks
+from fastmeta.executors.generic.leaves import (
+    DataLeaves,
+    SharedLeaves,
+    over_tasks,
+    set_at,
+    stepped,
+    with_prox,
+)
 from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.tasks import Tree, detached, stacked
+from fastmeta.inner.optimizer import no_cotangent
+from fastmeta.network.random_state import generators, same_random_numbers
+from fastmeta.tasks import Tree, detached, map_tensors, stacked
 
 
 def run(problem: Problem, body: Body | None = None) -> Outcome:
@@ -67,6 +75,8 @@ class _Task:
         self._own = own
         self._scratch = problem.model.scratch()
         self._path: list[dict[str, Tensor]] = []  # adapted parameters at theta_0 .. theta_K
+        self._states: list[Any] = []  # of the update rule, at s_0 .. s_{K-1}
+        self._sigma: Any = None  # the cotangent of the state
         self._random: list[Any] = []
         self._lambda: dict[int, Tensor] = {}
         self.step_losses: list[Tensor | None] = [None] * (problem.inner.steps + 1)
@@ -79,22 +89,26 @@ class _Task:
         inner, parameters = self._problem.inner, self._shared.parameters
         start = {name: parameters[name].detach() for name in inner.adapted}
         self._path.append(start)
+        rates = {key: _detached(rate) for key, rate in self._shared.rates.items()}
+        rule = self._shared.rule
+        state = map_tensors(Tensor.detach, rule.init(start))
         for step in range(inner.steps):
             here = self._path[-1]
-            self._random.append(_generator_state(self._problem))
+            self._random.append(generators(self._problem.task_weights.device))
+            self._states.append(state)
             point = {name: value.detach().requires_grad_() for name, value in here.items()}
-            loss = self._loss(point, 0)
+            loss = self._support_loss(point, step)
             self.support_losses.append(loss.detach())
-            gradients = _gradients(loss, list(point.values()), bool(self._shared.captured))
-            there: dict[str, Tensor] = {}
-            for name, gradient in zip(point, gradients, strict=True):
-                gradient = self._pulled(gradient, here[name], start[name])
-                if gradient is None:
-                    there[name] = here[name]
-                else:
-                    rate = _detached(inner.rate(self._shared.rates, name, step))
-                    there[name] = here[name] - rate * gradient
+            found = _gradients(loss, list(point.values()), bool(self._shared.captured))
+            gradients = with_prox(
+                self._problem, rule, dict(zip(point, found, strict=True)), state, here, start, step
+            )
+            with torch.no_grad():
+                there, state = stepped(
+                    self._problem, rule, gradients, state, here, inner.rates_at(rates, step), step
+                )
             self._path.append(there)
+        self._sigma = no_cotangent(state)
         if self._problem.keep_adapted:
             self.adapted = self._path[-1]
         if not self._problem.differentiate:
@@ -106,18 +120,24 @@ class _Task:
     def backward(self) -> None:
         """The reverse sweep."""
         inner = self._problem.inner
-        anchor: dict[str, Tensor] = {}
+        shared, anchor = self._shared, dict[str, Tensor]()
         self._add_query(inner.steps)  # (2)
         for step in range(inner.steps - 1, -1, -1):
             self._through_step(step, anchor)  # (3), (4)
             self._add_query(step)
         for name, value in anchor.items():  # (5)
-            self._add(self._shared.parameters[name], value)
+            self._add(shared.parameters[name], value)
+        of_theta, of_options = shared.rule.pullback_init(self._path[0], self._sigma)
+        for name, value in of_theta.items():
+            self._add(shared.parameters[name], value)
+        for name, value in of_options.items():
+            self._add(shared.options[name], value)
         self._through_body()
 
     def release(self) -> None:
         """Drops what only the sweep needed."""
         self._path.clear()
+        self._states.clear()
         self._random.clear()
         self._lambda.clear()
         self._models.clear()
@@ -141,48 +161,61 @@ class _Task:
                 self._add(leaf, gradient)
 
     def _through_step(self, step: int, anchor: dict[str, Tensor]) -> None:
-        inner, shared = self._problem.inner, self._shared
+        problem, shared, inner = self._problem, self._shared, self._problem.inner
         start, here = self._path[0], self._path[step]
-        vectors: dict[str, Tensor] = {}
-        for name in inner.adapted:
-            cotangent = self._lambda.get(id(shared.parameters[name]))
-            if cotangent is not None:
-                rate = _detached(inner.rate(shared.rates, name, step))
-                vectors[name] = rate * cotangent
-        if not vectors or (inner.first_order and not shared.learned):
+        proxies = {name: shared.parameters[name] for name in inner.adapted}
+        learned = [name for name in proxies if inner.key(name) in shared.learned]
+        plain = inner.optimizer.is_plain
+        if plain:  # what nothing depends on stays without a gradient
+            proxies = {n: proxy for n, proxy in proxies.items() if id(proxy) in self._lambda}
+        if not proxies or (plain and inner.first_order and not learned):
             return
+        cotangents = {
+            name: self._lambda.get(id(proxy), torch.zeros_like(here[name]))
+            for name, proxy in proxies.items()
+        }
         point = {name: value.detach().requires_grad_() for name, value in here.items()}
-        with _replayed(self._problem, self._random[step]):
-            if inner.first_order:
-                loss = self._loss(point, 0)
-                others: list[Tensor] = []
-                gradients = _gradients(loss, list(point.values()), bool(shared.captured))
-                products: list[Tensor | None] = [None] * len(point)
-            else:
-                loss = self._loss(point, 0)
-                others = self._others()
-                gradients, products = _hessian_product(
-                    loss,
-                    point,
-                    others,
-                    vectors,
-                    retain_graph=bool(shared.captured),
-                )
-        for name, gradient in zip(point, gradients, strict=True):
-            gradient = self._pulled(gradient, here[name], start[name])
-            cotangent = self._lambda.get(id(shared.parameters[name]))
-            if gradient is not None and cotangent is not None:
-                self._add_rate_gradient(name, step, cotangent * gradient)
-        for proxy, product in zip(
-            [*(shared.parameters[name] for name in point), *others], products, strict=True
-        ):
+        with same_random_numbers(problem.task_weights.device, self._random[step]):
+            loss = self._support_loss(point, step)
+            others = [] if inner.first_order else self._others()
+            found = _gradients(
+                loss, [*point.values()], bool(shared.captured), create_graph=problem.second_order
+            )
+        on_tape = dict(zip(point, found, strict=True))
+        gradients = {name: g if g is None else g.detach() for name, g in on_tape.items()}
+        gradients = with_prox(
+            problem, shared.rule, gradients, self._states[step], here, start, step
+        )
+        reached = {n: torch.zeros_like(here[n]) if g is None else g for n, g in gradients.items()}
+        pulled = shared.rule.pullback(
+            {name: reached[name] for name in proxies},
+            self._states[step],
+            {name: here[name] for name in proxies},
+            inner.rates_at({key: _detached(rate) for key, rate in shared.rates.items()}, step),
+            step,
+            (cotangents, self._sigma),
+            [name for name in learned if name in proxies],
+        )
+        self._sigma = pulled.state
+        for name, gradient in pulled.rates.items():
+            self._add_rate_gradient(name, step, gradient)
+        for name, gradient in pulled.options.items():
+            self._add(shared.options[name], gradient)
+        for name, proxy in proxies.items():
+            self._lambda[id(proxy)] = pulled.parameters[name]
+        if inner.first_order:
+            return
+        leaves = [*(shared.parameters[name] for name in point), *others]
+        products = _products(
+            on_tape, pulled.gradients, [*point.values(), *others], bool(shared.captured)
+        )
+        for proxy, product in zip(leaves, products, strict=True):
             if product is not None:
-                self._add(proxy, -product)
-        if inner.prox and not inner.first_order:
-            for name, vector in vectors.items():
-                self._add(shared.parameters[name], -inner.prox * vector)
-                pull = inner.prox * vector
-                anchor[name] = anchor[name] + pull if name in anchor else pull
+                self._add(proxy, product)
+        for name, gamma in pulled.anchored.items() if inner.prox else ():
+            self._add(proxies[name], inner.prox * gamma)
+            pull = -inner.prox * gamma
+            anchor[name] = anchor[name] + pull if name in anchor else pull
 
     def _add_query(self, step: int) -> None:
         inner = self._problem.inner
@@ -204,20 +237,28 @@ class _Task:
                 self._add(proxy, gradient if weight == 1.0 else weight * gradient)
 
     def _query_loss(self, step: int, point: Mapping[str, Tensor]) -> Tensor:
-        loss = self._loss(point, -1, last=step == self._problem.inner.steps)
+        objective = self._problem.query_objective
+        loss, prediction = self._loss(point, self._models[-1], self._sets[-1], objective)
         self.step_losses[step] = loss.detach()
+        if step == self._problem.inner.steps:
+            self.query_output = detached(prediction)
         return loss
 
-    def _loss(self, point: Mapping[str, Tensor], of: int, last: bool = False) -> Tensor:
-        problem, shared, model = self._problem, self._shared, self._models[of]
-        inputs, targets, weights = self._sets[of]
+    def _support_loss(self, point: Mapping[str, Tensor], step: int) -> Tensor:
+        given = set_at(self._problem, self._sets[0], step)
+        return self._loss(point, self._models[0], given, self._problem.objective)[0]
+
+    def _loss(
+        self, point: Mapping[str, Tensor], model: Model, given: Any, objective: Any
+    ) -> tuple[Tensor, Any]:
+        """The loss over a set, and the prediction."""
+        shared = self._shared
+        inputs, targets, weights = given
         prediction = model({**shared.parameters, **point}, inputs, self._scratch)
-        loss = problem.objective(prediction, targets, weights)
-        if last:
-            self.query_output = detached(prediction)
-        if problem.differentiate and loss.requires_grad:
+        loss = objective(prediction, targets, weights)
+        if self._problem.differentiate and loss.requires_grad:
             shared.search(model, loss, [*shared.proxies, *point.values(), *self._own])
-        return loss
+        return loss, prediction
 
     def _others(self) -> list[Tensor]:
         """The leaves with learning rate 0."""
@@ -226,26 +267,16 @@ class _Task:
         captured = self._shared.captured.values()
         return [*fixed, *captured, *self._own, *features_of(self._models)]
 
-    def _pulled(self, gradient: Tensor | None, here: Tensor, start: Tensor) -> Tensor | None:
-        prox = self._problem.inner.prox
-        if not prox:
-            return gradient
-        pull = prox * (here - start)
-        return pull if gradient is None else gradient + pull
-
     def _add(self, proxy: Tensor, value: Tensor) -> None:
         total = self._lambda.get(id(proxy))
         self._lambda[id(proxy)] = value if total is None else total + value
 
-    def _add_rate_gradient(self, name: str, step: int, product: Tensor) -> None:
-        inner, shared = self._problem.inner, self._shared
-        key = name if name in inner.rates else ""
-        if key not in shared.learned:
-            return
-        rate = shared.learned[key]
+    def _add_rate_gradient(self, name: str, step: int, gradient: Tensor) -> None:
+        inner = self._problem.inner
+        key = inner.key(name)
+        rate = self._shared.learned[key]
         whole = torch.zeros_like(rate)
-        part = whole[step] if key in inner.per_step else whole
-        part.sub_(product.sum_to_size(part.shape) if part.dim() else product.sum())
+        (whole[step] if key in inner.per_step else whole).add_(gradient)
         self._add(rate, whole)
 
 
@@ -262,55 +293,33 @@ def _gradients(
     )
 
 
-def _hessian_product(
-    loss: Tensor,
-    point: dict[str, Tensor],
-    others: list[Tensor],
-    vectors: dict[str, Tensor],
+def _products(
+    gradients: Mapping[str, Tensor | None],
+    vectors: Mapping[str, Tensor],
+    leaves: list[Tensor],
     retain_graph: bool,
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """`(g, H v)` by double backward; the products run over the point's leaves, then `others`.
+) -> Sequence[Tensor | None]:
+    """The products of the Hessian with `vectors`, by the leaves.
 
     Reverse over reverse, through this step alone: faster here than forward over reverse, and in
     less memory (docs/design.md, "Hessian-vector products by autograd").
     """
-    leaves = [*point.values(), *others]
-    found = _gradients(loss, list(point.values()), create_graph=True)
-    gradients: list[Tensor | None] = [None if g is None else g.detach() for g in found]
     # A gradient that does not depend on anything (of a linear loss) has no second derivative.
     curved = {
-        name: g
-        for name, g in zip(point, found, strict=True)
-        if g is not None and g.requires_grad and name in vectors
+        name: gradient
+        for name, gradient in gradients.items()
+        if gradient is not None and gradient.requires_grad and name in vectors
     }
     if not curved:
-        return gradients, [None] * len(leaves)
-    products = torch.autograd.grad(
+        return [None] * len(leaves)
+    return torch.autograd.grad(
         list(curved.values()),
         leaves,
-        [vectors[name].to(g.dtype) for name, g in curved.items()],
+        [vectors[name].to(gradient.dtype) for name, gradient in curved.items()],
         allow_unused=True,
         retain_graph=retain_graph,
     )
-    return gradients, list(products)
 
 
 def _detached(rate: Any) -> Any:
     return rate.detach() if isinstance(rate, Tensor) else rate
-
-
-def _generator_state(problem: Problem) -> Any:
-    device = problem.task_weights.device
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
-
-
-@contextmanager
-def _replayed(problem: Problem, state: Any) -> Generator[None, None, None]:
-    """Draws the numbers drawn at `state` again, and leaves the generator where it was."""
-    device = problem.task_weights.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], device)
-        yield

@@ -7,6 +7,7 @@ torch 2.13 (docs/design.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.func import vmap as over_tasks
 from torch.utils import _pytree as pytree
 
 from fastmeta.executors.generic.features import Body, Kept, Model
-from fastmeta.executors.generic.leaves import filled
+from fastmeta.executors.generic.leaves import filled, set_at, stepped, with_prox
 from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
+from fastmeta.inner.one_task import one_task
 from fastmeta.tasks import map_tensors
 
 
@@ -30,11 +32,13 @@ def run(problem: Problem, chunk: int, body: Body | None = None) -> Outcome:
     """
     inner, batch = problem.inner, problem.tasks
     theta = {name: p.detach() for name, p in problem.model.parameters().items()}
-    learned = inner.learned_rates() if problem.differentiate else {}
+    learned = (
+        (inner.learned_rates(), inner.learned_options()) if problem.differentiate else ({}, {})
+    )
     leaves, spec = pytree.tree_flatten(
         tuple(
             (examples.inputs, examples.targets, _optional(examples.weights))
-            for examples in batch.sets()
+            for examples in batch.given()
         )
     )
     moving = [problem.differentiate and leaf.requires_grad for leaf in leaves]
@@ -54,7 +58,7 @@ def run(problem: Problem, chunk: int, body: Body | None = None) -> Outcome:
         try:
             gradients, extra = function(
                 theta,
-                {key: rate.detach() for key, rate in learned.items()},
+                tuple(map(_detached, learned)),
                 [leaf for leaf, moves in zip(data, moving, strict=True) if moves],
                 [leaf for leaf, moves in zip(data, moving, strict=True) if not moves],
                 {name: buffer.expand(size, *buffer.shape) for name, buffer in scratch.items()},
@@ -68,8 +72,8 @@ def run(problem: Problem, chunk: int, body: Body | None = None) -> Outcome:
         auxiliary.append(extra)
         if problem.differentiate:
             weights = problem.task_weights[part]
-            of_theta, of_rates, of_data = gradients
-            summed = [_weighted_sum(g, weights) for g in (*of_theta.values(), *of_rates.values())]
+            *of_shared, of_data = gradients
+            summed = [_weighted_sum(g, weights) for g in pytree.tree_leaves(of_shared)]
             sums = (
                 summed if sums is None else [a.add_(b) for a, b in zip(sums, summed, strict=True)]
             )
@@ -77,7 +81,7 @@ def run(problem: Problem, chunk: int, body: Body | None = None) -> Outcome:
     outcome = _outcome(auxiliary)
     if problem.differentiate:
         assert sums is not None
-        originals = [*problem.model.parameters().values(), *learned.values()]
+        originals = pytree.tree_leaves((problem.model.parameters(), learned))
         outcome.gradients += zip(originals, sums, strict=True)
         moved = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
         parts = [torch.cat(column) for column in zip(*data_parts, strict=True)]
@@ -91,41 +95,39 @@ def _task_function(
     """One task: `(gradients, (step_losses, support_losses, [query_output], adapted))`."""
     inner = problem.inner
 
-    def descend(phi: Any, theta: Any, rates: Any, predict: Any, support: Any, step: int) -> Any:
-        _, targets, weights = support
+    def descend(
+        phi: Any, theta: Any, state: Any, learned: Any, support_loss: Any, step: int
+    ) -> Any:
+        rates, rule = learned
+        here = {name: phi[name] for name in inner.adapted}
+        gradients, loss = grad_and_value(lambda adapted: support_loss({**phi, **adapted}))(here)
+        if inner.first_order:
+            gradients = _detached(gradients)
+        gradients = with_prox(problem, rule, gradients, state, here, theta, step)
+        rates = inner.rates_at(rates, step)
+        there, state = stepped(problem, rule, gradients, state, here, rates, step)
+        return {**phi, **there}, state, loss
 
-        def support_loss(adapted: dict[str, Tensor]) -> Tensor:
-            # All else is closed over: an argument would be another tensor at every step.
-            prediction = predict({**phi, **adapted})
-            return problem.objective(prediction, targets, weights[0] if weights else None)
-
-        adapted = {name: phi[name] for name in inner.adapted}
-        gradients, loss = grad_and_value(support_loss)(adapted)
-        moved = dict(phi)
-        for name, gradient in gradients.items():
-            if inner.prox:
-                gradient = gradient + inner.prox * (phi[name] - theta[name])
-            if inner.first_order:
-                gradient = gradient.detach()
-            moved[name] = phi[name] - inner.rate(rates, name, step) * gradient
-        return moved, loss
-
-    def meta_loss(theta: Any, rates: Any, moved: Any, fixed: Any, scratch: Any) -> Any:
+    def meta_loss(theta: Any, learned: Any, moved: Any, fixed: Any, scratch: Any) -> Any:
         given, kept = iter(moved), iter(fixed)
         leaves = [next(given) if moves else next(kept) for moves in moving]
         sets = pytree.tree_unflatten(leaves, spec)
         support, query = sets[0], sets[-1]
         support_model, query_model = _models(problem, body, theta, moved)
 
-        def predict(phi: Any) -> Any:
-            return support_model(phi, support[0], scratch)
+        def support_loss(phi: Any, step: int) -> Tensor:
+            # All else is closed over: an argument would be another tensor at every step.
+            inputs, targets, weights = set_at(problem, support, step)
+            prediction = support_model(phi, inputs, scratch)
+            return problem.objective(prediction, targets, weights[0] if weights else None)
 
         if body is not None and inner.steps:
             # Outside the inner gradient, whose tensors end with it.
             with torch.enable_grad():
-                predict(theta)
-        all_rates = {**inner.fixed_rates(), **rates}
-        phi = theta
+                support_model(theta, support[0], scratch)
+        rates, options = learned
+        learned = {**inner.fixed_rates(), **rates}, one_task(inner.optimizer.with_leaves(options))
+        phi, state = theta, learned[1].init({name: theta[name] for name in inner.adapted})
         step_losses: list[Tensor | None] = []
         support_losses: list[Tensor] = []
         total = output = None
@@ -134,12 +136,13 @@ def _task_function(
             if problem.evaluates(step):
                 inputs, targets, weights = query
                 output = query_model(phi, inputs, scratch)
-                loss = problem.objective(output, targets, weights[0] if weights else None)
+                loss = problem.query_objective(output, targets, weights[0] if weights else None)
                 worth = inner.step_weights[step] * loss
                 total = worth if total is None else total + worth
             step_losses.append(loss)
             if step < inner.steps:
-                phi, loss = descend(phi, theta, all_rates, predict, support, step)
+                own_loss = partial(support_loss, step=step)
+                phi, state, loss = descend(phi, theta, state, learned, own_loss, step)
                 support_losses.append(loss)
         losses = filled(step_losses, support_losses)
         adapted = {name: phi[name] for name in inner.adapted} if problem.keep_adapted else {}
@@ -172,6 +175,10 @@ def _outcome(auxiliary: list[Any]) -> Outcome:
         query_outputs=joined[0] if joined else None,
         adapted=map_tensors(lambda *parts: torch.cat(parts), *adapted),
     )
+
+
+def _detached(tree: Any) -> Any:
+    return map_tensors(Tensor.detach, tree)
 
 
 def _optional(weights: Tensor | None) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""The convolutional executor: blocks of convolution, norm, activation and pooling in C++."""

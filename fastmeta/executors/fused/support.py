@@ -1,0 +1,47 @@
+"""The problems that the fused kernels can't compute."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+
+from fastmeta.executors import packing
+from fastmeta.executors.base import NotSupported
+from fastmeta.executors.fused.lowering import Recipe
+from fastmeta.executors.problem import Problem
+
+
+def check(problem: Problem, recipe: Recipe) -> None:
+    """**Raises** `NotSupported` for a problem that no kernel for the network can compute."""
+    packing.check_plain(problem)
+    device = problem.task_weights.device
+    dtype = packing.check(problem, [name for name in recipe.names() if name])
+    packing.check_buffers(problem, recipe.norms(), dtype)
+    outputs = recipe.layers[-1].outputs
+    recipe.loss.check(problem, outputs, dtype)
+    if problem.tasks.support.weights is not None and any(
+        norm is not None and norm.batch_statistics for norm in recipe.norms()
+    ):
+        raise NotSupported("padded examples would count in the statistics of a batch norm")
+    _check_batches(problem, recipe)
+    for examples in problem.tasks.sets():
+        packing.check_inputs(examples, problem.differentiate, dtype)
+        packing.check_targets(examples, dtype)
+        x, y = examples.inputs, examples.targets
+        if x.device != device or y.device != device:
+            raise NotSupported(
+                f"inputs are on {x.device}, targets on {y.device}, parameters on {device}"
+            )
+        if math.prod(x.shape[2:]) != recipe.layers[0].inputs:
+            raise NotSupported("inputs are not one row an example")
+        packing.check_rows(examples, recipe.loss, outputs)
+
+
+def _check_batches(problem: Problem, recipe: Recipe) -> None:
+    """One example has no variance: **raises** what torch raises."""
+    normed = [n for n in recipe.layers if n.norm is not None and n.norm.batch_statistics]
+    for examples in problem.tasks.sets() if normed else ():
+        if examples.count == 1 and (examples is not problem.tasks.support or problem.inner.steps):
+            like = problem.task_weights.new_zeros(1, normed[0].outputs)
+            F.batch_norm(like, None, None, training=True)

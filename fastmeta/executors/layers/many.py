@@ -1,0 +1,50 @@
+"""Arithmetic on all parameters: on a GPU one launch for all that lie densely, elsewhere one by one.
+
+On the CPU a list's temporaries would all be there at once, in fresh pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+
+
+def scaled(parts: Parameters, rates: Mapping[str, float | Tensor]) -> Parameters:
+    """Each times its rate."""
+    numbers = [rate for rate in (rates[name] for name in parts) if isinstance(rate, float)]
+    if not _at_once(parts) or len(numbers) < len(parts):
+        return {name: rates[name] * part for name, part in parts.items()}
+    return dict(zip(parts, torch._foreach_mul([*parts.values()], numbers), strict=True))
+
+
+def add(totals: Parameters, parts: Parameters, sign: float) -> None:
+    """Adds `sign` times the parts to the totals; one that is not there yet begins with its part."""
+    new = {name: part for name, part in parts.items() if name not in totals}
+    old = {name: part for name, part in parts.items() if name in totals}
+    totals.update(new if sign == 1 else scaled(new, dict.fromkeys(new, sign)))
+    if _at_once(old):
+        there = [totals[name] for name in old]
+        sums = torch._foreach_add(there, [*old.values()], alpha=sign)
+        totals.update(zip(old, sums, strict=True))
+    else:
+        totals.update((name, totals[name].add(part, alpha=sign)) for name, part in old.items())
+
+
+def over_tasks(parts: Parameters) -> Parameters:
+    """The sums of `[T, ...]` over tasks, `[1, ...]`."""
+    if not _at_once(parts):
+        return {name: part.sum(0, keepdim=True) for name, part in parts.items()}
+    sums = torch.cat([part.flatten(1) for part in parts.values()], 1).sum(0)
+    pieces = sums.split([part[0].numel() for part in parts.values()])
+    return {
+        name: piece.view(1, *part.shape[1:])
+        for (name, part), piece in zip(parts.items(), pieces, strict=True)
+    }
+
+
+def _at_once(parts: Parameters) -> bool:
+    return any(part.is_cuda for part in parts.values())

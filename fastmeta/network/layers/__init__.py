@@ -1,0 +1,18 @@
+"""The kinds of layers, one file each: description, reference, and four rules for all tasks."""
+
+from fastmeta.network.layers.activation import Activation
+from fastmeta.network.layers.add import Add
+from fastmeta.network.layers.batch_norm import BatchNorm
+from fastmeta.network.layers.conv2d import Conv2d
+from fastmeta.network.layers.group_norm import GroupNorm
+from fastmeta.network.layers.layer import Batch, Layer, State, Tensors, Wanted
+from fastmeta.network.layers.layer_norm import LayerNorm
+from fastmeta.network.layers.linear import Linear
+from fastmeta.network.layers.mean import Mean
+from fastmeta.network.layers.pool2d import Pool2d
+from fastmeta.network.layers.shapes import Flatten, Identity, Reshape
+
+__all__ = [
+    "Activation", "Add", "Batch", "BatchNorm", "Conv2d", "Flatten", "GroupNorm", "Identity",
+    "Layer", "LayerNorm", "Linear", "Mean", "Pool2d", "Reshape", "State", "Tensors", "Wanted",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Losses: the standard ones, their recognition in a user's function, and their rules."""
