@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,17 +48,8 @@ class KernelLoss:
             positive, factors = positive * weight, factors * weight
         return positive, factors.contiguous()
 
-    def check(
-        self,
-        problem: Problem,
-        outputs: int,
-        dtype: torch.dtype,
-        sets: Sequence[Examples] | None = None,
-    ) -> None:
-        """**Raises** `NotSupported` where predictions of so many outputs don't fit its weights.
-
-        `sets` are those that it is a loss of; all by default.
-        """
+    def check(self, problem: Problem, examples: Examples, outputs: int, dtype: torch.dtype) -> None:
+        """**Raises** `NotSupported` where predictions of so many outputs don't fit its weights."""
         for weight in (self.weight, self.pos_weight):
             if weight is None:
                 continue
@@ -69,16 +59,15 @@ class KernelLoss:
                 )
             if self.of_classes:
                 continue  # torch has refused what is not one number a class
-            for examples in problem.tasks.sets() if sets is None else sets:
-                row = (examples.count, outputs)
-                try:
-                    fits = torch.broadcast_shapes(weight.shape, row) == row
-                except RuntimeError:
-                    fits = False
-                if not fits:
-                    raise NotSupported(
-                        f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
-                    )
+            row = (examples.count, outputs)
+            try:
+                fits = torch.broadcast_shapes(weight.shape, row) == row
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise NotSupported(
+                    f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
+                )
 
 
 def kernel_loss(loss: Loss) -> KernelLoss:

@@ -116,16 +116,6 @@ def check(problem: Problem, used: Iterable[str]) -> torch.dtype:
     return dtype
 
 
-def check_plain(problem: Problem) -> None:
-    """**Raises** `NotSupported` for all but gradient descent on one support set and loss."""
-    if not problem.inner.optimizer.is_plain:
-        raise NotSupported(f"the inner optimizer is {type(problem.inner.optimizer).__name__}")
-    if problem.tasks.per_step is not None:
-        raise NotSupported("each inner step has a support set of its own")
-    if problem.objective is not problem.query_objective:
-        raise NotSupported("the query sets have a loss of their own")
-
-
 def check_buffers(problem: Problem, norms: Iterable[Norm | None], dtype: torch.dtype) -> None:
     """**Raises** `NotSupported` where a pass writes more than running statistics.
 

@@ -40,6 +40,7 @@ class Recipe:
 
     layers: tuple[Dense, ...]
     loss: KernelLoss
+    query_loss: KernelLoss
 
     def names(self) -> tuple[str | None, ...]:
         """Of the layers' tensors, in order."""
@@ -52,8 +53,8 @@ class Recipe:
 
 def lower(reading: Reading) -> Recipe:
     """The network in the kernels' terms; **raises** `NotSupported`."""
-    network, loss, _ = layers_and_losses(reading)
-    in_terms = kernel_loss(loss)
+    network, *losses = layers_and_losses(reading)
+    in_terms = [kernel_loss(loss) for loss in losses]
     layers: list[Dense] = []
     for i, node in enumerate(network.nodes):
         if node.inputs != (i - 1,):
@@ -83,7 +84,7 @@ def lower(reading: Reading) -> Recipe:
             )
     if not layers or network.output != len(network.nodes) - 1:
         raise NotSupported("it is no chain of linear layers")
-    made = Recipe(tuple(layers), in_terms)
+    made = Recipe(tuple(layers), *in_terms)
     names = [name for name in made.names() if name]
     if len(set(names)) != len(names):
         raise NotSupported("a parameter is used twice")
