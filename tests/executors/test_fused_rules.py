@@ -201,7 +201,7 @@ def with_dead_units(steps: int, rule: dict[str, Any]) -> Case:
     )  # fmt: skip
     case.parameters[0][:3] = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
     case.parameters[1][:3] = -100.0
-    case.query_x[:, 0] = torch.tensor([51.0, 0.0, 0.0], dtype=torch.float64)
+    case.query_x[:, 0] = torch.tensor([51.0, 0.3, -0.2], dtype=torch.float64)
     return case
 
 
@@ -230,3 +230,12 @@ def test_dead_units_stay_and_their_proximal_terms_cancel(
     for g, wanted in zip(found.parameters[:2], expected[:2], strict=True):
         assert wanted[:3].norm() > 0.1
         torch.testing.assert_close(g[:3], wanted[:3], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "decay", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled": True}]
+)
+def test_with_decay_a_dead_unit_moves_with_its_anchor(decay: dict[str, Any], kernel: str) -> None:
+    """Zeros among its weights get no gradient; the proximal terms don't cancel there."""
+    case = with_dead_units(3, {"kind": "adam", "eps_root": 1e-4, **decay})
+    check(compiled(case), reference(case), 1e-10)
