@@ -12,6 +12,7 @@ from fastmeta.executors.generic import cost
 from fastmeta.network.reading import Reading
 from fastmeta.options import Options
 from fastmeta.plan import planner
+from fastmeta.plan.cliff import cause
 from fastmeta.plan.planner import Planned
 from fastmeta.plan.selection import Selected
 from fastmeta.wording import counted
@@ -71,7 +72,9 @@ def _executors(selected: Selected, device: torch.device) -> list[str]:
     executor = selected.executor
     lines = [f"executor: {executor.family} on {device}"]
     if executor.replaces_module:
-        return [*lines, f"  kernel: {selected.offer.description}"]
+        why = cause(selected)
+        lines.append(f"  kernel: {selected.offer.description}")
+        return [*lines, f"  not compiled: {why}"] if why else lines
     for family in ("fused", "layered"):
         reason = selected.unsupported_by(family)
         lines.append(f"  not {family}: {reason or 'estimated slower'}")
