@@ -1,9 +1,8 @@
-"""Which modules and functions may be nodes without rules of their own, and what a pass tells of
-them."""
+"""Modules and functions without rules of their own: which may be layers, and the layers of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,16 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from fastmeta.network import vocabulary as words
-from fastmeta.network.layers.operations import Method, ModuleCall, mapped
+from fastmeta.network.layers import Foreign
+from fastmeta.network.layers.operations import (
+    Input,
+    Method,
+    ModuleCall,
+    Named,
+    Operation,
+    Result,
+    mapped,
+)
 from fastmeta.network.provenance import is_of_arguments, is_plain, is_torchs
 
 _INTERNAL = frozenset(vars(nn.Module()))
@@ -75,7 +83,7 @@ def refusal(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     """
     if node.op == "call_module":
         return _refusal_of_module(str(node.target), modules[str(node.target)])
-    name = node.target if isinstance(node.target, str) else node.target.__name__
+    name = called(node)
     if node.op == "call_method":
         method = getattr(Tensor, name, None)
         if method is None or not is_torchs(method) or name in words.LEAVING_METHODS:
@@ -126,21 +134,63 @@ def draws(module: nn.Module) -> bool:
     return False
 
 
-def target(node: fx.Node, modules: Mapping[str, nn.Module], names: Mapping[str, str]) -> Any:
-    """The function that a node calls; `names` are the canonical ones of all tensors."""
-    if node.op == "call_method":
-        return Method(str(node.target))
-    if node.op == "call_function":
-        return node.target
-    module, prefix = modules[str(node.target)], str(node.target)
-    own = [*module.named_parameters(), *module.named_buffers()]
-    return ModuleCall.of(module, {name: names[f"{prefix}.{name}"] for name, _ in own})
+def layer(
+    run: Sequence[fx.Node], values: Mapping[fx.Node, Any], reasons: Mapping[fx.Node, str],
+    modules: Mapping[str, nn.Module], names: Mapping[str, str], parameters: Container[str],
+) -> tuple[Foreign, tuple[int, ...]]:  # fmt: skip
+    """The layer that calls torch as the nodes of `run` do, and the values that it reads.
+
+    **Arguments:** `values`: by other node, an index or a tensor's name; `reasons`: by node, why it
+    is no layer with rules; `names`: the canonical ones of all tensors.
+    """
+    place = {node: i for i, node in enumerate(run)}
+    sources: dict[int, int] = {}
+    read: dict[str, None] = {}
+
+    def find(value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return mapped(find, value)
+        if value in place:
+            return Result(place[value])
+        known = values[value]
+        if isinstance(known, int):
+            return Input(sources.setdefault(known, len(sources)))
+        read[known] = None
+        return Named(known)
+
+    operations: list[Operation] = []
+    for node in run:
+        target: Any = node.target
+        if node.op == "call_method":
+            target = Method(str(target))
+        elif node.op == "call_module":
+            module = modules[str(target)]
+            own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+            target = ModuleCall.of(module, {name: names[f"{target}.{name}"] for name in own})
+            read.update(dict.fromkeys(target.names.values()))
+        operations.append(Operation(target, find(tuple(node.args)), find(dict(node.kwargs))))
+    strangers = [node for node in run if node in reasons]
+    made = Foreign(
+        operations=tuple(operations),
+        names=tuple(name for name in read if name in parameters),
+        buffers=tuple(name for name in read if name not in parameters),
+        kind=_kind(strangers, modules),
+        reason=reasons[strangers[0]],
+    )
+    return made, tuple(sources)
 
 
-def arguments(node: fx.Node, find: Any) -> tuple[Any, Any]:
-    """A node's arguments, nodes replaced, in plain tuples, lists and dictionaries."""
+def _kind(run: Sequence[fx.Node], modules: Mapping[str, nn.Module]) -> str:
+    """The first of the calls in words, and how many there are."""
+    words = [
+        type(modules[str(node.target)]).__name__ if node.op == "call_module" else called(node)
+        for node in run
+    ]
+    words = [word for word in words if word not in ("getitem", "getattr")] or words
+    return words[0] if len(words) == 1 else f"{words[0]} (and {len(words) - 1})"
 
-    def change(value: Any) -> Any:
-        return find(value) if isinstance(value, fx.Node) else mapped(change, value)
 
-    return change(tuple(node.args)), change(dict(node.kwargs))
+def called(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    target = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", "")

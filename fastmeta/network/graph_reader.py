@@ -13,9 +13,8 @@ from torch import fx, nn
 from fastmeta.network import foreign
 from fastmeta.network import graph as layers
 from fastmeta.network import vocabulary as words
-from fastmeta.network.foreign import Fact
+from fastmeta.network.foreign import Fact, called
 from fastmeta.network.graph import Layer, Network, Node
-from fastmeta.network.layers.operations import Input, Named, Operation, Result
 
 
 class Unreadable(Exception):
@@ -115,47 +114,23 @@ class GraphReader:
     def _foreign(self, root: fx.Node) -> int:
         """Make a node of a pending call, with the pending ones that lead to it."""
         if not self._facts[root].leads_with(self._count):
-            raise Unreadable(self._reasons.get(root, "an operation reads what is no layer's output"))
+            raise Unreadable(self._reasons[root])
         run = self._leading_to(root)
         for node in run[:-1]:
             # Others read it too: computed once.
             shared = any(user not in run for user in node.users)
             if shared and node in self._reasons and self._facts[node].leads_with(self._count):
-                self._values[node] = self._foreign(node)
+                self._foreign(node)
                 return self._foreign(root)
-        place = {node: i for i, node in enumerate(run)}
-        sources: dict[int, int] = {}
-        names: dict[str, None] = {}
-
-        def find(node: fx.Node) -> Any:
-            value = self._values[node] if node not in place else None
-            if node in place:
-                return Result(place[node])
-            if isinstance(value, int):
-                return Input(sources.setdefault(value, len(sources)))
-            names[value] = None
-            return Named(value)
-
-        operations: list[Operation] = []
-        for node in run:
-            function = foreign.target(node, self._modules, self._names)
-            operations.append(Operation(function, *foreign.arguments(node, find)))
-            if node.op == "call_module":
-                names.update(dict.fromkeys(function.names.values()))
+        layer, sources = foreign.layer(
+            run, self._values, self._reasons, self._modules, self._names, self._parameters
+        )
         if not sources:
             raise Unreadable(self._reasons[root])
-        first = next(node for node in run if node in self._reasons)
-        layer = layers.Foreign(
-            tuple(operations),
-            tuple(name for name in names if name in self._parameters),
-            tuple(name for name in names if name not in self._parameters),
-            self._kind([node for node in run if node in self._reasons]),
-            self._reasons[first],
-        )
         module = next((str(node.target) for node in run if node.op == "call_module"), None)
-        self._nodes.append(Node(layer, tuple(sources), module or root.name))
+        self._nodes.append(Node(layer, sources, module or root.name))
         self._values[root] = len(self._nodes) - 1
-        return len(self._nodes) - 1
+        return self._values[root]
 
     def _leading_to(self, root: fx.Node) -> list[fx.Node]:
         """The calls that must run for the root's, in order, and the root."""
@@ -166,17 +141,6 @@ class GraphReader:
                     found.add(node)
                     waiting.append(node)
         return [node for node in self._values if node in found]
-
-    def _kind(self, run: list[fx.Node]) -> str:
-        """The first of the calls in words, and how many there are."""
-        words = [self._words(node) for node in run]
-        words = [word for word in words if word not in ("getitem", "getattr")] or words
-        return words[0] if len(words) == 1 else f"{words[0]} (and {len(words) - 1})"
-
-    def _words(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            return type(self._modules[str(node.target)]).__name__
-        return _called(node)
 
     def _read(self, node: Any) -> Any:
         if node.op == "call_module":
@@ -311,7 +275,7 @@ class GraphReader:
         if node.op == "call_module":
             kind = type(self._modules[str(node.target)])
             return kind in (nn.Flatten, nn.Identity, *words.DROPOUTS)
-        return _called(node) in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous")
+        return called(node) in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous")
 
     def _method(self, node: Any) -> Any:
         method = node.target
@@ -328,7 +292,7 @@ class GraphReader:
 
     def _with_options(self, node: Any, make: Any, kind: str) -> int:
         given = _named(node, ("input", *words.OPTIONS[kind]))
-        if given.pop("inplace", False) or _called(node).endswith("_"):
+        if given.pop("inplace", False) or called(node).endswith("_"):
             self._check_sole_reader(node)
         if given.pop("return_indices", False):
             raise Unreadable(f"{node.name} returns its indices")
@@ -456,11 +420,6 @@ def _batch_size(index: Any) -> object:
     if index != 0:
         raise Unreadable("it reads a size of its input other than the number of examples")
     return _BATCH
-
-
-def _called(node: fx.Node) -> str:
-    target = node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fastmeta.network.foreign import facts
 from fastmeta.network.graph import Network
-from fastmeta.network.layers import Foreign
 from fastmeta.network.graph_reader import GraphReader, Unreadable
 from fastmeta.network.hooks import GLOBAL_HOOKS, has_hooks
+from fastmeta.network.layers import Foreign
 from fastmeta.network.provenance import is_torchs
 from fastmeta.network.stateless import StatelessModel
 from fastmeta.network.tracing import trace

@@ -22,8 +22,9 @@ def set_cliff_warnings(wanted: bool) -> None:
     """Turn the warnings of slow execution on or off, for the whole process.
 
     The first time that a multilayer perceptron or a convolutional network is left to the general
-    path, which is about as fast as a plain autograd loop, or has a layer that torch must compute, a
-    `UserWarning` says why and what would avoid it. Models of other kinds are left there without a warning.
+    path, which is about as fast as a plain autograd loop, or has a layer that torch must compute,
+    a `UserWarning` says why and what would avoid it. Models of other kinds are left there without
+    a warning.
     """
     global _wanted
     _wanted = wanted

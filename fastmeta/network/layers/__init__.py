@@ -14,6 +14,7 @@ from fastmeta.network.layers.pool2d import Pool2d
 from fastmeta.network.layers.shapes import Flatten, Identity, Reshape
 
 __all__ = [
-    "Activation", "Add", "Batch", "BatchNorm", "Conv2d", "Flatten", "Foreign", "GroupNorm", "Identity",
-    "Layer", "LayerNorm", "Linear", "Mean", "Pool2d", "Reshape", "State", "Tensors", "Wanted",
+    "Activation", "Add", "Batch", "BatchNorm", "Conv2d", "Flatten", "Foreign", "GroupNorm",
+    "Identity", "Layer", "LayerNorm", "Linear", "Mean", "Pool2d", "Reshape", "State", "Tensors",
+    "Wanted",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ class UnderVmap:
 
     def push(self, f: Function, z: Sequence[Tensor], r: Sequence[Tensor]) -> Tensor:
         """The derivative of f along r: its gradients are linear in gy, and this their transpose."""
-        y, back = torch.func.vjp(f, *z)
+        y, back = torch.func.vjp(f, *z)[:2]
         (along,) = torch.func.vjp(back, torch.zeros_like(y))[1](tuple(r))
         return along
 
@@ -51,7 +51,7 @@ class UnderVmap:
             at = _put(z, wanted, leaves)
             y, back = torch.func.vjp(
                 lambda *there: f(*_put(at, moving, there)), *(at[i] for i in moving)
-            )
+            )[:2]
             return (y * rgy).sum() + _dot(back(gy), r)
 
         places = tuple(range(len(wanted)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fastmeta.network.layers.derivatives import ON_TAPE, UNDER_VMAP, Derivatives
+from fastmeta.network.layers.derivatives import Derivatives
 from fastmeta.network.layers.layer import Gradients, Layer, State, Tensors, Wanted
 from fastmeta.network.layers.operations import Operation, evaluate
+from fastmeta.network.layers.over_tasks import OverTasks
 
 _Rule = Callable[..., Any]
+_MOST = 100
+"""Operators of a forward pass whose rules are traced: of more, that would take many seconds."""
 _POINTWISE = ("aten::hardswish", "aten::detach")
 """Elementwise operators that torch does not mark as such."""
 
@@ -47,10 +49,7 @@ class Foreign(Layer):
     """Whether it runs scaled dot product attention."""
     counted: int = 0
     """FLOP of the pass that it was measured by."""
-    _unmapped: set[str] = field(default_factory=set, repr=False)
-    """The rules that `vmap` can't map."""
-    _mapped: set[str] = field(default_factory=set, repr=False)
-    """The rules that it has mapped."""
+    runs: OverTasks = field(default_factory=OverTasks, repr=False)
 
     @property
     def mixes_examples(self) -> bool:
@@ -75,7 +74,7 @@ class Foreign(Layer):
         elementwise = seen.elementwise and not self.names
         return replace(
             self, elementwise=elementwise, attends=seen.attends, counted=seen.flops,
-            _unmapped=set(), _mapped=set(),
+            runs=OverTasks(trace=seen.operators <= _MOST),
         )  # fmt: skip
 
     def forward(self, state: State, *inputs: Tensor) -> Tensor:
@@ -157,53 +156,28 @@ class Foreign(Layer):
     def _over_tasks(self, name: str, rule: _Rule, state: State, extra: Sequence[Tensor]) -> Any:
         """What a rule gives for all tasks, `[T, ...]`."""
         inputs, own = self._inputs(state), [state.at[each] for each in self.names]
-        buffers = {each: state.at[each][0] for each in self.buffers}
         tasks = len(inputs[0])
-        with sdpa_kernel(SDPBackend.MATH) if self.attends else nullcontext():
-            if self.elementwise:
-                return rule(ON_TAPE, _At(self, [*inputs], buffers), *extra)
-            dims = [0] * len(inputs) + [0 if len(each) == tasks > 1 else None for each in own]
-            values = [*inputs, *(each if len(each) == tasks > 1 else each[0] for each in own)]
+        mapped = [len(each) == tasks > 1 for each in own]
+        own = [p if each else p[0] for p, each in zip(own, mapped, strict=True)]
+        buffers = [state.at[each][0] for each in self.buffers]
+        if not self.elementwise:
             extra = [each.expand(tasks, *each.shape[1:]) for each in extra]
-            if tasks > 1 and name not in self._unmapped:
-                found = self._by_vmap(name, rule, values, dims, buffers, extra)
-                if found is not None:
-                    return found
-            each = [
-                rule(
-                    ON_TAPE,
-                    _At(self, [v if d is None else v[t] for v, d in zip(values, dims, strict=True)],
-                        buffers),
-                    *(e[t] for e in extra),
-                )
-                for t in range(tasks)
-            ]  # fmt: skip
-            if isinstance(each[0], Tensor):
-                return torch.stack(each)
-            return tuple(map(torch.stack, zip(*each, strict=True)))
+        all_of_them = [*inputs, *own, *buffers, *extra]
+        dims = [0] * len(inputs) + [0 if each else None for each in mapped]
+        dims += [None] * len(buffers) + [0] * len(extra)
+        with sdpa_kernel(SDPBackend.MATH) if self.attends else nullcontext():
+            return self.runs.run(self._of_tensors(rule, len(dims) - len(extra)), name, all_of_them,
+                                 dims, self.elementwise)  # fmt: skip
 
-    def _by_vmap(
-        self, name: str, rule: _Rule, values: list[Tensor], dims: list[int | None],
-        buffers: Tensors, extra: Sequence[Tensor],
-    ) -> Any:  # fmt: skip
-        """None where it can't be mapped."""
+    def _of_tensors(self, rule: _Rule, start: int) -> _Rule:
+        """A rule as a function of a task's inputs, parameters, buffers; others from `start`."""
+        ends = start - len(self.buffers)
 
-        def one(values: list[Tensor], extra: list[Tensor]) -> Any:
-            return rule(UNDER_VMAP, _At(self, values, buffers), *extra)
+        def run(how: Derivatives, *tensors: Tensor) -> Any:
+            buffers = dict(zip(self.buffers, tensors[ends:start], strict=True))
+            return rule(how, _At(self, [*tensors[:ends]], buffers), *tensors[start:])
 
-        run = torch.vmap(one, (dims, [0] * len(extra)))
-        if name in self._mapped:
-            return run(values, [*extra])
-        with warnings.catch_warnings():
-            # The slow batching fallback announces itself so; it is a loop with overhead.
-            warnings.filterwarnings("error", message=".*performance drop.*")
-            try:
-                found = run(values, [*extra])
-            except Exception:  # of what kind differs; an error of the operations' own comes again
-                self._unmapped.add(name)
-                return None
-        self._mapped.add(name)
-        return found
+        return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,13 +211,15 @@ class _Measure(TorchDispatchMode):
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.flops, self.elementwise, self.attends = 0, True, False
+        self.flops, self.operators = 0, 0
+        self.elementwise, self.attends = True, False
         self._shape = inputs[0].shape
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.operators += 1
         formula = flop_registry.get(func.overloadpacket)
         tensors = [x for x in pytree.tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
         if formula is not None:

@@ -84,7 +84,7 @@ class ModuleCall:
         twin = copy.deepcopy(module, memo)
         for part in twin.modules():
             if getattr(part, "inplace", False):
-                part.inplace = False
+                setattr(part, "inplace", False)  # noqa: B010
         return cls(twin, names)
 
     def __call__(self, tensors: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
