@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from inspect import Parameter, signature
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import fx, nn
 
 _tracing = threading.Lock()
 
@@ -23,24 +21,6 @@ def trace(model: nn.Module) -> fx.Graph:
     _bind_defaults(model)
     with _tracing:
         return _ThisThreadsTracer().trace(model)
-
-
-def operators(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
-    """The operators that a function runs on tensors, without its Python; None where it has others.
-
-    They hold for tensors of the same shapes, strides and dtypes.
-    """
-    with _tracing:
-        try:
-            made = make_fx(function)(*tensors)
-        except Exception:  # of what kind differs; what is the function's own comes again
-            return None
-    for node in made.graph.nodes:
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(
-            node.target, "tags", ()
-        ):
-            return None
-    return made
 
 
 def _bind_defaults(model: nn.Module) -> None:

@@ -20,8 +20,8 @@ from fastmeta.network.layers.operations import Operation, evaluate
 from fastmeta.network.layers.over_tasks import OverTasks
 
 _Rule = Callable[..., Any]
-_MOST = 100
-"""Operators of a forward pass whose rules are traced: of more, that would take many seconds."""
+_Name = tuple[Any, ...]
+"""A rule with the places that it differentiates by."""
 _POINTWISE = ("aten::hardswish", "aten::detach")
 """Elementwise operators that torch does not mark as such."""
 
@@ -74,7 +74,7 @@ class Foreign(Layer):
         elementwise = seen.elementwise and not self.names
         return replace(
             self, elementwise=elementwise, attends=seen.attends, counted=seen.flops,
-            runs=OverTasks(trace=seen.operators <= _MOST),
+            runs=OverTasks(),
         )  # fmt: skip
 
     def forward(self, state: State, *inputs: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Foreign(Layer):
         def rule(_: Derivatives, at: _At) -> Tensor:
             return at.function(())()
 
-        return self._over_tasks("forward", rule, state, [])
+        return self._over_tasks(("forward",), rule, state, [])
 
     def backward(self, state: State, wanted: Wanted, gradient: Tensor) -> Gradients:
         state.kept["gradient"] = gradient
@@ -92,7 +92,7 @@ class Foreign(Layer):
         def rule(how: Derivatives, at: _At, gy: Tensor) -> tuple[Tensor, ...]:
             return how.pull(at.function(places), at.values_at(places), gy)
 
-        return self._gradients("backward", rule, state, wanted, places, [gradient])
+        return self._gradients(("backward", *places), rule, state, wanted, places, [gradient])
 
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
         given = {f"r{i}": rx for i, rx in enumerate(inputs) if rx is not None}
@@ -102,7 +102,7 @@ class Foreign(Layer):
         def rule(how: Derivatives, at: _At, *r: Tensor) -> Tensor:
             return how.push(at.function(moving), at.values_at(moving), r)
 
-        return self._over_tasks("tangent", rule, state, r)
+        return self._over_tasks(("tangent", *moving), rule, state, r)
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
         moving, r = self._moving(state)
@@ -116,7 +116,9 @@ class Foreign(Layer):
             return how.pull_tangent(at.function(both), at.values_at(both), *among, r, gy, rgy)
 
         extra = [state.kept["gradient"], tangent, *r]
-        return self._gradients("tangent_backward", rule, state, wanted, places, extra)
+        return self._gradients(
+            ("tangent_backward", *places, ":", *moving), rule, state, wanted, places, extra
+        )
 
     # A value's place: inputs first, then parameters.
 
@@ -139,7 +141,7 @@ class Foreign(Layer):
         return [i for i, _ in pairs], [r for _, r in pairs]
 
     def _gradients(
-        self, name: str, rule: _Rule, state: State, wanted: Wanted, places: list[int],
+        self, name: _Name, rule: _Rule, state: State, wanted: Wanted, places: list[int],
         extra: list[Tensor],
     ) -> Gradients:  # fmt: skip
         count = len(self._inputs(state))
@@ -153,7 +155,7 @@ class Foreign(Layer):
                 parameters[parameter] = found[i].sum(0, keepdim=True) if shared else found[i]
         return tuple(found.get(i) for i in range(count)), parameters
 
-    def _over_tasks(self, name: str, rule: _Rule, state: State, extra: Sequence[Tensor]) -> Any:
+    def _over_tasks(self, name: _Name, rule: _Rule, state: State, extra: Sequence[Tensor]) -> Any:
         """What a rule gives for all tasks, `[T, ...]`."""
         inputs, own = self._inputs(state), [state.at[each] for each in self.names]
         tasks = len(inputs[0])
@@ -211,15 +213,13 @@ class _Measure(TorchDispatchMode):
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.flops, self.operators = 0, 0
-        self.elementwise, self.attends = True, False
+        self.flops, self.elementwise, self.attends = 0, True, False
         self._shape = inputs[0].shape
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.operators += 1
         formula = flop_registry.get(func.overloadpacket)
         tensors = [x for x in pytree.tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
         if formula is not None:

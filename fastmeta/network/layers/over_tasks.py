@@ -1,4 +1,4 @@
-"""A function of one task's tensors for all tasks: mapped, looped where it must be, then traced."""
+"""A function of one task's tensors for all tasks: mapped or looped, and then recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.network.layers.derivatives import ON_TAPE, UNDER_VMAP
-from fastmeta.network.tracing import operators
+from fastmeta.network.recording import recorded
 
 _Function = Callable[..., Any]
 _ENTRIES = 64
@@ -23,42 +23,42 @@ class OverTasks:
     """How the rules of one layer run, and the operators that they were found to run.
 
     Under `vmap` and `vjp` an operator costs many times its own time on a small task: so what a rule
-    does is traced once for tensors of one kind, and then run without either.
+    does is recorded once for tensors of one kind, and then run without either.
     """
 
-    trace: bool = True
-    _looped: set[str] = field(default_factory=set)
+    looped: set[Hashable] = field(default_factory=set)
     """The rules that `vmap` can't map."""
-    _traced: dict[Hashable, _Function | None] = field(default_factory=dict)
+    _recorded: dict[Hashable, _Function | None] = field(default_factory=dict)
     """None where it can't be."""
 
     def run(
-        self, one: _Function, name: str, tensors: Sequence[Tensor], dims: Sequence[int | None],
+        self, one: _Function, name: Hashable, tensors: Sequence[Tensor], dims: Sequence[int | None],
         elementwise: bool,
     ) -> Any:  # fmt: skip
         """`one` for all tasks at once: tensors `[T, ...]` where the dimension is 0.
 
-        Its first argument is the way to differentiate, the others are tensors.
+        `name` tells apart what is given to this; the first argument of `one` is the way to
+        differentiate, the others are tensors.
         """
         tasks = len(tensors[0])
-        if name in self._looped and not elementwise:
+        if name in self.looped and not elementwise:
             return _loop(one, tensors, dims)
         key = (
             name, torch.get_default_dtype(),
             *((t.shape, t.stride(), t.dtype, t.device) for t in tensors),
         )  # fmt: skip
-        known = self._traced.get(key)
+        known = self._recorded.get(key)
         if known is not None:
             return known(*tensors)
         whole = _whole(one, dims, elementwise, tasks)
-        if key in self._traced or not self.trace or len(self._traced) >= _ENTRIES:
+        if key in self._recorded or len(self._recorded) >= _ENTRIES:
             return self._checked(whole, one, name, tensors, dims, elementwise)
         found = self._checked(whole, one, name, tensors, dims, elementwise)
-        self._traced[key] = None if name in self._looped else operators(whole, tensors)
+        self._recorded[key] = None if name in self.looped else recorded(whole, tensors)
         return found
 
     def _checked(
-        self, whole: _Function, one: _Function, name: str, tensors: Sequence[Tensor],
+        self, whole: _Function, one: _Function, name: Hashable, tensors: Sequence[Tensor],
         dims: Sequence[int | None], elementwise: bool,
     ) -> Any:  # fmt: skip
         if elementwise or len(tensors[0]) == 1:
@@ -69,11 +69,11 @@ class OverTasks:
             try:
                 return whole(*tensors)
             except Exception:  # of what kind differs; an error of the function's own comes again
-                self._looped.add(name)
+                self.looped.add(name)
         return _loop(one, tensors, dims)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_traced": {}}
+        return {**vars(self), "_recorded": {}}
 
 
 def _whole(one: _Function, dims: Sequence[int | None], elementwise: bool, tasks: int) -> _Function:
