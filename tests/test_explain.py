@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -99,17 +100,19 @@ def test_it_names_the_options(options: dict, line: str) -> None:
             "a forward pass draws random numbers",
             id="dropout",
         ),
-        pytest.param(
-            nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)),
-            "layer '1' (PReLU) is none that the kernels know",
-            id="unknown-layer",
-        ),
     ],
 )
 def test_it_says_why_a_model_cant_be_read(model: nn.Module, reason: str) -> None:
     first = fastmeta.explain(model, *_tasks(3)).splitlines()[0]
     assert first.startswith(f"model: {type(model).__name__}, not read into layers: ")
     assert reason in first
+
+
+def test_it_names_a_layer_without_rules_and_what_that_costs() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2))
+    text = fastmeta.explain(model, *_tasks(3))
+    assert "PReLU" in text.splitlines()[2]
+    assert re.search(r"not (fused|compiled): layer '1' \(PReLU\) is none that", text)
 
 
 def test_it_says_why_vmap_cant_serve() -> None:

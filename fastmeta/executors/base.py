@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +10,8 @@ import torch
 
 from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.network.graph import Network
+from fastmeta.network.graph import Network, Node
+from fastmeta.network.layers import Foreign
 from fastmeta.network.losses.standard import Loss
 from fastmeta.network.reading import Reading
 
@@ -128,3 +129,10 @@ def layers_and_losses(reading: Reading) -> tuple[Network, Loss, Loss]:
             "does nothing but call one"
         )
     return network, reading.loss, reading.query_loss
+
+
+def check_known(nodes: Sequence[Node]) -> None:
+    """**Raises** `NotSupported` for a layer without rules of its own, which torch must compute."""
+    for node in nodes:
+        if isinstance(node.layer, Foreign):
+            raise NotSupported(node.layer.reason)

@@ -13,6 +13,7 @@ from fastmeta.network.layers import (
     BatchNorm,
     Conv2d,
     Flatten,
+    Foreign,
     GroupNorm,
     Identity,
     Layer,
@@ -25,8 +26,8 @@ from fastmeta.network.layers import (
 )
 
 __all__ = [
-    "Activation", "Add", "BatchNorm", "Conv2d", "Flatten", "GroupNorm", "Identity", "Layer",
-    "LayerNorm", "Linear", "Mean", "Network", "Node", "Pool2d", "Reshape",
+    "Activation", "Add", "BatchNorm", "Conv2d", "Flatten", "Foreign", "GroupNorm", "Identity",
+    "Layer", "LayerNorm", "Linear", "Mean", "Network", "Node", "Pool2d", "Reshape",
 ]  # fmt: skip
 
 
@@ -70,7 +71,11 @@ class Network:
                 layer = Mean(tuple(d % arguments[0].dim() for d in layer.dims), layer.keepdim)
                 if 0 in layer.dims:
                     raise ValueError("a mean over examples")
+            if isinstance(layer, Foreign):
+                layer = layer.measured(tensors, *arguments)
             out = layer.reference(tensors, *arguments)
+            if isinstance(layer, Foreign) and out.shape[:1] != x.shape[:1]:
+                raise ValueError(f"{node.name} does not keep the examples in front")
             values[i] = out
             count = max(1, x.shape[0])
             is_view = out.data_ptr() == arguments[0].data_ptr()
@@ -84,12 +89,15 @@ class Network:
 
     def parameters(self) -> set[str]:
         """The names of the parameters that the output depends on."""
-        needed, found = {self.output}, set[str]()
+        return {name for i in self.needed() for name in self.nodes[i].layer.parameters()}
+
+    def needed(self) -> list[int]:
+        """The nodes that the output depends on, in order."""
+        needed = {self.output}
         for i in range(len(self.nodes) - 1, -1, -1):
             if i in needed:
                 needed.update(self.nodes[i].inputs)
-                found.update(self.nodes[i].layer.parameters())
-        return found
+        return sorted(needed - {-1})
 
     def at(self, constants: Mapping[str, float]) -> Network:
         """The same network with other options of its activations, by `module.option`."""
@@ -99,9 +107,7 @@ class Network:
 
     def examples_independent(self) -> bool:
         """Whether each example's output depends on that example alone."""
-        return not any(
-            isinstance(node.layer, BatchNorm) and node.layer.batch_statistics for node in self.nodes
-        )
+        return not any(node.layer.mixes_examples for node in self.nodes)
 
 
 def _at(node: Node, constants: Mapping[str, float]) -> Node:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from fastmeta.network import foreign
 from fastmeta.network import graph as layers
 from fastmeta.network import vocabulary as words
+from fastmeta.network.foreign import Fact, called
 from fastmeta.network.graph import Layer, Network, Node
 
 
@@ -17,19 +21,32 @@ class Unreadable(Exception):
     """The module's forward holds something that is no known layer; the message says what."""
 
 
+class Refused(Unreadable):
+    """The module itself must run, whatever a part of it could be."""
+
+
 _BATCH = object()
 """The number of examples, as `x.size(0)` or `x.shape[0]` gives it."""
 _SHAPE = object()
+_PENDING = object()
+"""Of a call without rules of its own, until a layer reads what it gives."""
 
 
 class GraphReader:
     """One pass over a traced graph.
 
     A graph node's value is the index of a layer's output (-1: the input), the name of a parameter
-    or buffer, `_SHAPE` or `_BATCH`.
+    or buffer, `_SHAPE`, `_BATCH` or `_PENDING`. `facts` tells what each node gives on an example of
+    `count` examples.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, facts: Callable[[], dict[fx.Node, Fact]], count: int
+    ) -> None:
+        self._find_facts, self._count = facts, count
+        self._reasons: dict[fx.Node, str] = {}
+        """By pending node, why it is no known layer."""
+        self._parameters = {name for name, _ in model.named_parameters()}
         self._modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         own = [*model.named_parameters(), *model.named_buffers()]
         canonical = {id(tensor): name for name, tensor in own}
@@ -54,26 +71,97 @@ class GraphReader:
                 self._values[node] = self._tensor(node.target)
             elif node.op == "output":
                 output = self._value(node.args[0])
+                if output is _PENDING:
+                    output = self._foreign(node.args[0])
             else:
-                self._values[node] = self._read(node)
+                self._values[node] = self._known_or_pending(node)
         if not isinstance(output, int):
             raise Unreadable("its output is not one tensor")
-        return Network(tuple(self._nodes), output)
+        network = Network(tuple(self._nodes), output)
+        self._check_worth(network)
+        return network
+
+    def _check_worth(self, network: Network) -> None:
+        """**Raises** where nothing with parameters has rules: then the module itself may run."""
+        needed = network.needed()
+        read = [network.nodes[i].layer for i in needed]
+        strangers = [layer for layer in read if isinstance(layer, layers.Foreign)]
+        known = [layer for layer in read if not isinstance(layer, layers.Foreign)]
+        if strangers and not any(layer.parameters() for layer in known):
+            raise Unreadable(strangers[0].reason)
+
+    def _known_or_pending(self, node: fx.Node) -> Any:
+        try:
+            return self._read(node)
+        except Refused:
+            raise
+        except Unreadable as error:
+            why = foreign.refusal(node, self._modules)
+            if why is None and self._facts[node].writes:
+                why = f"{node.name} changes in place what others read"
+            if why is not None:
+                raise Unreadable(f"{error}; {why}") from None
+            self._reasons[node] = str(error)
+            return _PENDING
+
+    @functools.cached_property
+    def _facts(self) -> dict[fx.Node, Fact]:
+        try:
+            return self._find_facts()
+        except Exception as error:
+            raise Unreadable(f"its trace does not run by itself ({error})") from None
+
+    def _foreign(self, root: fx.Node) -> int:
+        """Make a node of a pending call, with the pending ones that lead to it."""
+        if not self._facts[root].leads_with(self._count):
+            raise Unreadable(self._reasons[root])
+        run = self._leading_to(root)
+        for node in run[:-1]:
+            # Others read it too: computed once.
+            shared = any(user not in run for user in node.users)
+            if shared and node in self._reasons and self._facts[node].leads_with(self._count):
+                self._foreign(node)
+                return self._foreign(root)
+        layer, sources = foreign.layer(
+            run, self._values, self._reasons, self._modules, self._names, self._parameters
+        )
+        if not sources:
+            raise Unreadable(self._reasons[root])
+        module = next((str(node.target) for node in run if node.op == "call_module"), None)
+        self._nodes.append(Node(layer, sources, module or root.name))
+        self._values[root] = len(self._nodes) - 1
+        return self._values[root]
+
+    def _leading_to(self, root: fx.Node) -> list[fx.Node]:
+        """The calls that must run for the root's, in order, and the root."""
+        found, waiting = {root}, [root]
+        while waiting:
+            for node in waiting.pop().all_input_nodes:
+                if node not in found and not isinstance(self._values[node], (int, str)):
+                    found.add(node)
+                    waiting.append(node)
+        return [node for node in self._values if node in found]
 
     def _read(self, node: Any) -> Any:
         if node.op == "call_module":
-            if len(node.args) != 1 or node.kwargs:
-                raise Unreadable(f"{node.target} is called with more than its input")
             module = self._modules[node.target]
+            if foreign.draws(module):
+                kind = "dropout" if isinstance(module, words.DROPOUTS) else type(module).__name__
+                raise Refused(
+                    f"layer {node.target!r} ({kind}) is in train(), and the kernels draw no random "
+                    "numbers; call eval() on it, or give it p=0"
+                )
             for name, value in vars(module).items():
                 if isinstance(value, list) and not name.startswith("_"):
-                    raise Unreadable(
+                    raise Refused(
                         f"layer {node.target!r} has a list, {name}, which may change unseen; "
                         "make it a tuple"
                     )
             if getattr(module, "inplace", False):
                 self._check_sole_reader(node)
             layer = self._module_layer(node.target, module)
+            if len(node.args) != 1 or node.kwargs:
+                raise Unreadable(f"{node.target} is called with more than its input")
             return self._append(layer, [node.args[0]], node.target)
         if node.op == "call_method":
             return self._method(node)
@@ -108,11 +196,6 @@ class GraphReader:
             return layers.Pool2d(function, words.module_options(module, options))
         if kind is nn.Flatten:
             return _flatten(module.start_dim, module.end_dim)
-        if kind in words.DROPOUTS and module.training and module.p > 0:
-            raise Unreadable(
-                f"layer {name!r} (dropout) is in train(), and the kernels draw no random numbers; "
-                "call eval() on it, or give it p=0"
-            )
         if kind is nn.Identity or kind in words.DROPOUTS:
             return layers.Identity()
         raise Unreadable(f"layer {name!r} ({kind.__name__}) is none that the kernels know")
@@ -159,6 +242,7 @@ class GraphReader:
                 raise Unreadable(f"{node.name}: an addition with options")
             if target is operator.iadd:
                 self._check_sole_reader(node)
+            self._check_same_shape(node)
             return self._append(layers.Add(), list(node.args), node.name)
         if target in words.ACTIVATION_FUNCTIONS:
             return self._with_options(node, layers.Activation, words.ACTIVATION_FUNCTIONS[target])
@@ -169,12 +253,20 @@ class GraphReader:
         name = getattr(target, "__name__", str(target))
         raise Unreadable(f"its forward calls {name}, which the kernels do not know")
 
+    def _check_same_shape(self, node: fx.Node) -> None:
+        """**Raises** for a sum that broadcasts, or that may as well be a part of other calls."""
+        terms = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        if len(terms) < 2 or len({self._facts[term].shape for term in terms}) > 1:
+            raise Unreadable(f"{node.name} adds values of different shapes")
+        if any(self._values[term] is _PENDING for term in terms):
+            raise Unreadable(f"{node.name} adds to what has no rules")
+
     def _check_sole_reader(self, node: Any) -> None:
         """**Raises** where others see what a call changes in place."""
         changed = node.args[0]
         while isinstance(changed, fx.Node):
             if changed.op == "placeholder" or len(changed.users) > 1:
-                raise Unreadable(f"{node.name} changes in place what others read")
+                raise Refused(f"{node.name} changes in place what others read")
             if not self._may_be_a_view(changed):
                 return
             changed = changed.args[0]
@@ -183,7 +275,7 @@ class GraphReader:
         if node.op == "call_module":
             kind = type(self._modules[str(node.target)])
             return kind in (nn.Flatten, nn.Identity, *words.DROPOUTS)
-        return _called(node) in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous")
+        return called(node) in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous")
 
     def _method(self, node: Any) -> Any:
         method = node.target
@@ -200,7 +292,7 @@ class GraphReader:
 
     def _with_options(self, node: Any, make: Any, kind: str) -> int:
         given = _named(node, ("input", *words.OPTIONS[kind]))
-        if given.pop("inplace", False) or _called(node).endswith("_"):
+        if given.pop("inplace", False) or called(node).endswith("_"):
             self._check_sole_reader(node)
         if given.pop("return_indices", False):
             raise Unreadable(f"{node.name} returns its indices")
@@ -266,6 +358,8 @@ class GraphReader:
 
     def _input(self, arg: Any) -> int:
         value = self._value(arg)
+        if value is _PENDING:
+            return self._foreign(arg)
         if not isinstance(arg, fx.Node) or not isinstance(value, int):
             raise Unreadable("an operation reads something that is no layer's output")
         return value
@@ -326,11 +420,6 @@ def _batch_size(index: Any) -> object:
     if index != 0:
         raise Unreadable("it reads a size of its input other than the number of examples")
     return _BATCH
-
-
-def _called(node: fx.Node) -> str:
-    target = node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.network.foreign import facts
 from fastmeta.network.graph import Network
 from fastmeta.network.graph_reader import GraphReader, Unreadable
 from fastmeta.network.hooks import GLOBAL_HOOKS, has_hooks
+from fastmeta.network.layers import Foreign
 from fastmeta.network.provenance import is_torchs
 from fastmeta.network.stateless import StatelessModel
 from fastmeta.network.tracing import trace
@@ -26,12 +28,15 @@ def read(model: nn.Module, example: Any) -> Network:
     _refuse_altered_modules(model)
     try:
         # Tracing runs the module's Python; a copy keeps what that may write out of the model.
-        graph = trace(copy.deepcopy(model))
+        twin = copy.deepcopy(model)
+        graph = trace(twin)
     except Exception as error:  # forward is arbitrary code: any exception means it can't be read
         raise Unreadable(
             f"torch.fx can't trace its forward, which may not branch on data ({_first_line(error)})"
         ) from None
-    return verify(GraphReader(model).network(graph), model, example)
+    count = len(example) if example.dim() else 0
+    found = GraphReader(model, lambda: facts(twin, graph, example), count).network(graph)
+    return verify(found, model, example)
 
 
 def verify(network: Network, model: nn.Module, example: Tensor) -> Network:
@@ -44,12 +49,32 @@ def verify(network: Network, model: nn.Module, example: Tensor) -> Network:
     with torch.no_grad():
         try:
             network = network.measured(tensors, example)
-            ours = network.forward(tensors, example)
         except Exception as error:
             raise Unreadable(f"its layers don't run by themselves ({_first_line(error)})") from None
-        # torch.func.functional_call leaves its buffers behind in a module that hangs at two places.
-        stateless = StatelessModel(model, tuple(name for name, _ in model.named_buffers()))
-        theirs = stateless({}, example, stateless.scratch())
+        _compare(network, model, tensors, example)
+        if any(isinstance(node.layer, Foreign) for node in network.nodes):
+            # Sizes of the example may be baked into what has no rules: with another, that shows.
+            more = torch.cat([example, example[:1]])
+            try:
+                longer = network.measured(tensors, more)
+                same = [node.shape for node in longer.nodes] == [n.shape for n in network.nodes]
+            except Exception:
+                same = False
+            if not same:
+                raise Unreadable("the number of examples is baked into its forward")
+            _compare(network, model, tensors, more)
+    return network
+
+
+def _compare(network: Network, model: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> None:
+    """**Raises** where the layers don't repeat the module, or that writes its input."""
+    try:
+        ours = network.forward(tensors, x)
+    except Exception as error:
+        raise Unreadable(f"its layers don't run by themselves ({_first_line(error)})") from None
+    # torch.func.functional_call leaves its buffers behind in a module that hangs at two places.
+    stateless = StatelessModel(model, tuple(name for name, _ in model.named_buffers()))
+    theirs = stateless({}, x, stateless.scratch())
     if not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
         raise Unreadable("its layers give an output of another shape than the module")
     # Rounding grows with depth; anything past that is another function.
@@ -57,7 +82,6 @@ def verify(network: Network, model: nn.Module, example: Tensor) -> Network:
     scale = float(theirs.abs().amax().nan_to_num(0.0).clamp_min(1.0))
     if not torch.allclose(ours, theirs, rtol=0, atol=tolerance * scale, equal_nan=True):
         raise Unreadable("its layers give another output than the module")
-    return network
 
 
 def _refuse_altered_modules(model: nn.Module) -> None:

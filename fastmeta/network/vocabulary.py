@@ -68,10 +68,11 @@ FUNCTIONS: dict[Any, str] = {
     torch.mean: "mean",
     torch.reshape: "view",
 }
-CALLED = frozenset([*OPTIONS, *FUNCTIONS.values()])
-"""The names under which layers of torch's call all of these."""
 METHODS = {"view": "view", "reshape": "view", "flatten": "flatten", "mean": "mean"}
 PASSING_METHODS = ("contiguous", "clone")
+LEAVING_METHODS = ("item", "tolist", "numpy", "backward", "data_ptr", "register_hook", "storage")
+"""Methods whose results torch does not follow."""
+PLAIN_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT")
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 

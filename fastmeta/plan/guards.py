@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.network import vocabulary as words
 from fastmeta.network.provenance import MODULES, by_value, is_of_arguments, is_plain, is_torchs
 
 ENTRIES = ("__call__", "_call_impl", "__getattr__", "__getattribute__", "__iter__", "__getitem__")
@@ -89,7 +88,7 @@ class Guards:
         while size < (found := len(self._owners) + len(self.names)):
             size = found
             for name in sorted(self.names):
-                if name in words.CALLED:  # as a method
+                if hasattr(Tensor, name):  # as a method
                     self._watch(Tensor, name)
                 for owner in (*self._owners, *parts):
                     if name in vars(owner):
@@ -161,9 +160,10 @@ class Guards:
         if isinstance(value := find(name), types.FunctionType):
             self._insides[value] = None
             if is_torchs(value):  # which finds by name what it calls to compute
-                for called in words.CALLED & _reads(value.__code__)[1]:
-                    self._watch(F, called)
-                    self._watch(torch, called)
+                for called in _reads(value.__code__)[1]:
+                    for place in (F, torch):
+                        if called in vars(place):
+                            self._watch(place, called)
 
     def _refuse(self, reason: str) -> None:
         self.unseen = self.unseen or reason

@@ -226,7 +226,7 @@ def _patched() -> nn.Module:
         (Tuple(), ROWS, "its output is not one tensor"),
         (Branches(), ROWS, "torch.fx can't trace its forward"),
         (Computed(), ROWS, "something that is no layer's output|computed, not a parameter"),
-        (nn.Sequential(nn.Linear(6, 2), nn.Softmax(-1)), ROWS, "layer '1' .Softmax."),
+        (nn.Sequential(nn.Softmax(-1)), ROWS, "layer '0' .Softmax."),
         (nn.Flatten(0), ROWS, "flattens examples together"),
         (Means((0,)), ROWS, "mean over examples"),
         (Means((-2,)), ROWS, "mean over examples"),

@@ -63,7 +63,8 @@ def test_warns_once_with_the_cause(case: str) -> None:
     data = _data(model)
     with pytest.warns(UserWarning, match=cause) as caught:
         out = fastmeta.maml_step(model, *data, **options)
-    assert out.executor == "generic"
+    # With layers that have no rules of their own, the fastest is found by measuring.
+    assert out.executor in ("generic", "layered-torch")
     assert caught[0].filename == __file__
     other = [(x[:, :4], y[:, :4]) for x, y in data]  # which is planned anew
     fastmeta.maml_step(model, *other, **options)  # warnings are errors
@@ -93,5 +94,5 @@ def test_can_be_turned_off() -> None:
     model = _mlp(nn.PReLU())
     fastmeta.maml_step(model, *_data(model))
     fastmeta.set_cliff_warnings(True)
-    with pytest.warns(UserWarning, match="general path"):
+    with pytest.warns(UserWarning, match="several times slower than compiled"):
         fastmeta.maml_step(model, *[(x[:, :4], y[:, :4]) for x, y in _data(model)])

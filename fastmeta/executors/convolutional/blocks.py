@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fastmeta.executors.base import NotSupported
+from fastmeta.executors.base import NotSupported, check_known
 from fastmeta.executors.kernel_loss import KernelLoss, kernel_loss
 from fastmeta.network.graph import (
     Activation,
@@ -115,6 +115,7 @@ def blocks(
     loss, query_loss = map(kernel_loss, losses)
     if not any(isinstance(node.layer, Conv2d) for node in nodes):
         raise NotSupported("there is no convolution")
+    check_known(nodes)
     reader = _Reader(nodes, output, image, shapes)
     found = reader.read()
     names = [name for block in found for name in block.tensors() if name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fastmeta.executors.base import NotSupported, layers_and_losses
+from fastmeta.executors.base import NotSupported, check_known, layers_and_losses
 from fastmeta.executors.kernel_loss import KernelLoss, kernel_loss
 from fastmeta.network.layers import Activation, BatchNorm, Flatten, Linear, Reshape
 from fastmeta.network.reading import Reading
@@ -54,6 +54,7 @@ class Recipe:
 def lower(reading: Reading) -> Recipe:
     """The network in the kernels' terms; **raises** `NotSupported`."""
     network, *losses = layers_and_losses(reading)
+    check_known(network.nodes)
     in_terms = [kernel_loss(loss) for loss in losses]
     layers: list[Dense] = []
     for i, node in enumerate(network.nodes):

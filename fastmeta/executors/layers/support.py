@@ -9,7 +9,7 @@ from fastmeta.executors import packing
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.layers.lowering import INPUT, Recipe
 from fastmeta.executors.problem import Problem
-from fastmeta.network.layers import BatchNorm
+from fastmeta.network.layers import BatchNorm, Foreign
 from fastmeta.tasks import Examples
 
 
@@ -18,22 +18,38 @@ def check(problem: Problem, recipe: Recipe) -> None:
     dtype, device = packing.check(problem, recipe.names()), problem.task_weights.device
     norms = [node.layer for node in recipe.nodes if isinstance(node.layer, BatchNorm)]
     packing.check_buffers(problem, norms, dtype)
-    if any(norm.batch_statistics for norm in norms) and problem.tasks.support.weights is not None:
-        raise NotSupported("examples are padded, and batch norm would count them")
+    _check_foreign(problem, recipe)
+    mixing = [node for node in recipe.nodes if node.layer.mixes_examples]
+    if mixing and problem.tasks.support.weights is not None:
+        raise NotSupported(f"examples are padded, and {mixing[0].name} would count them")
     losses = [loss for loss in (recipe.loss, recipe.query_loss) if loss is not None]
     for weight in (value for loss in losses for value in loss.options.values()):
         if isinstance(weight, Tensor) and (weight.dtype != dtype or weight.device != device):
             raise NotSupported(
                 f"the loss's weights are {weight.dtype} on {weight.device}, parameters {dtype}"
             )
+    readers = [node.layer for node in recipe.nodes if INPUT in node.inputs]
     for examples in problem.tasks.sets():
-        packing.check_inputs(examples, problem.differentiate, dtype)
+        x = examples.inputs
+        by_torch = all(isinstance(layer, Foreign) for layer in readers)
+        integers = isinstance(x, Tensor) and not x.is_floating_point() and by_torch
+        packing.check_inputs(examples, problem.differentiate, x.dtype if integers else dtype)
     for loss, examples in zip((recipe.loss, recipe.query_loss), problem.tasks.sets(), strict=False):
         if loss is not None:
             packing.check_targets(examples, dtype)
     for examples in problem.tasks.sets():
         if examples is not problem.tasks.support or problem.inner.steps:
             _check_statistics(examples, recipe)
+
+
+def _check_foreign(problem: Problem, recipe: Recipe) -> None:
+    """**Raises** `NotSupported` where a layer reads a buffer that is learned or lies elsewhere."""
+    module, device = problem.model.module, problem.task_weights.device
+    for node in recipe.nodes:
+        for name in node.layer.buffers if isinstance(node.layer, Foreign) else ():
+            buffer = module.get_buffer(name)
+            if buffer.requires_grad or buffer.device != device:
+                raise NotSupported(f"{node.name} reads {name}, no constant on {device}")
 
 
 def _check_statistics(examples: Examples, recipe: Recipe) -> None:

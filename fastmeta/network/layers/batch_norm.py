@@ -34,6 +34,10 @@ class BatchNorm(Layer):
     eps: float
     batch_statistics: bool
 
+    @property
+    def mixes_examples(self) -> bool:
+        return self.batch_statistics
+
     def parameters(self) -> tuple[str, ...]:
         return tuple(name for name in (self.weight, self.bias) if name is not None)
 

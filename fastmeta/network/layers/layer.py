@@ -59,6 +59,11 @@ class Layer:
     derivative of the gradients along the same (Pearlmutter's R-operator).
     """
 
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether an example's output may depend on other examples of its set."""
+        return False
+
     def parameters(self) -> tuple[str, ...]:
         """The names of its parameters."""
         return ()
