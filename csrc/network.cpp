@@ -224,10 +224,11 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.traces_kept = sweeps(network) ? std::max(1, network.steps) : 1;
   const int64_t head = layout.block - layout.body;
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
+  // An open pass is given its inputs anew.
+  const bool copies = width == 1 || network.inputs_flow;
   layout.support = examples(allocate, network, layout, network.loss, network.support,
-                            layout.traces_kept, true);
-  layout.query = examples(allocate, network, layout, network.query_loss, network.query, 1,
-                          width == 1);
+                            layout.traces_kept, copies || !network.open);
+  layout.query = examples(allocate, network, layout, network.query_loss, network.query, 1, copies);
   if (on_gpu && reverses) {
     // A GPU's memory is short: what goes back through a step needs lies over what the query set
     // leaves behind the body.
@@ -247,7 +248,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   }
   if (reverses) {
     layout.lambda = allocate.block(layout.block);
-    if (network.reversible) layout.vector = head_block();
+    if (network.reversible || network.open) layout.vector = head_block();
     if (network.prox != 0) layout.anchor = head_block();
     if (!network.first_order && !on_gpu) add_tangents(allocate, network, layout);
   }
