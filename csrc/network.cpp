@@ -213,7 +213,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
       const int64_t panel = int64_t(layer.in) * block.padded(network.support);
       layout.scratch = std::max(layout.scratch, panel);
     }
-    if (turned && layout.layers.size() > 1) {
+    if (turned && (layout.layers.size() > 1 || network.inputs_flow)) {
       const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
       layout.scratch = std::max(layout.scratch, 2 * panel);
     }
@@ -221,7 +221,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.block = block.size();
   const bool reverses = network.differentiate;
   layout.thetas_kept = 1 + (keeps_weights(network) ? network.steps : 1);
-  layout.traces_kept = sweeps(network) ? std::max(1, network.steps) : 1;
+  layout.traces_kept = sweeps(network) || network.open ? std::max(1, network.steps) : 1;
   const int64_t head = layout.block - layout.body;
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
   // An open pass is given its inputs anew.
