@@ -181,7 +181,7 @@ int longest_body(const Description& network) {
 
 Layout lay_out(const Description& network, int width, Rows rows) {
   const bool on_gpu = rows != Rows::close;
-  Layout layout;
+  Layout layout{};
   Allocator allocate(width, rows), block(width, rows);
   layout.one = allocate.matrix(1, 1);
   layout.zero = allocate.matrix(1, 1);
