@@ -7,6 +7,7 @@
 #include "cpu/features.h"
 #include "fused.h"
 #include "layered.h"
+#include "open.h"
 
 namespace fastmeta {
 namespace {
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_features", &cpu_features, "Which instruction sets this processor has.");
   bind_fused(module);
   bind_layered(module);
+  bind_open(module);
   module.def("compiler", &compiler, "The compiler that built this module.");
 }
 

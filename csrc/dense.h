@@ -149,21 +149,20 @@ class DenseLayer {
     }
   }
 
-  // Subtract the tangent of the parameters' gradients from block `lambda`.
-  FASTMETA_ONCE void subtract_hessian_of_weight(View x, const View* rx, const Trace& t,
-                                                const Tangent& r, int64_t lambda) {
-    const Add<S> subtract{S(-1)};
+  // Add the tangent of the parameters' gradients, times the factor, to block `out`.
+  FASTMETA_ONCE void add_hessian_of_weight(Add<S> add, View x, const View* rx, const Trace& t,
+                                           const Tangent& r, int64_t out) {
     if (rx) {
-      e.mm2(subtract, weight(lambda), transposed(r.delta), x, transposed(t.product_delta), *rx);
+      e.mm2(add, weight(out), transposed(r.delta), x, transposed(t.product_delta), *rx);
     } else {
-      e.mm(subtract, weight(lambda), transposed(r.delta), x);
+      e.mm(add, weight(out), transposed(r.delta), x);
     }
   }
-  FASTMETA_ONCE void subtract_hessian_of_rows(const Tangent& r, int64_t lambda) {
-    if (layer.has[kBias]) e.sum_rows(Add<S>{S(-1)}, row(kBias, lambda), r.delta);
-    const auto subtract_found = [](Num& out, Num sum) { out = out - sum; };
-    if (layer.has[kScale]) e.map(subtract_found, row(kScale, lambda), r.delta_sums.along);
-    if (layer.has[kShift]) e.map(subtract_found, row(kShift, lambda), r.delta_sums.plain);
+  FASTMETA_ONCE void add_hessian_of_rows(Add<S> add, const Tangent& r, int64_t out) {
+    if (layer.has[kBias]) e.sum_rows(add, row(kBias, out), r.delta);
+    const auto add_found = [add](Num& out, Num sum) { add(sum, out); };
+    if (layer.has[kScale]) e.map(add_found, row(kScale, out), r.delta_sums.along);
+    if (layer.has[kShift]) e.map(add_found, row(kShift, out), r.delta_sums.plain);
   }
 
  private:

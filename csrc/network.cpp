@@ -213,7 +213,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
       const int64_t panel = int64_t(layer.in) * block.padded(network.support);
       layout.scratch = std::max(layout.scratch, panel);
     }
-    if (turned && layout.layers.size() > 1) {
+    if (turned && (layout.layers.size() > 1 || network.inputs_flow)) {
       const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
       layout.scratch = std::max(layout.scratch, 2 * panel);
     }
@@ -221,13 +221,14 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.block = block.size();
   const bool reverses = network.differentiate;
   layout.thetas_kept = 1 + (keeps_weights(network) ? network.steps : 1);
-  layout.traces_kept = sweeps(network) ? std::max(1, network.steps) : 1;
+  layout.traces_kept = sweeps(network) || network.open ? std::max(1, network.steps) : 1;
   const int64_t head = layout.block - layout.body;
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
+  // An open pass is given its inputs anew.
+  const bool copies = width == 1 || network.inputs_flow;
   layout.support = examples(allocate, network, layout, network.loss, network.support,
-                            layout.traces_kept, true);
-  layout.query = examples(allocate, network, layout, network.query_loss, network.query, 1,
-                          width == 1);
+                            layout.traces_kept, copies || !network.open);
+  layout.query = examples(allocate, network, layout, network.query_loss, network.query, 1, copies);
   if (on_gpu && reverses) {
     // A GPU's memory is short: what goes back through a step needs lies over what the query set
     // leaves behind the body.
@@ -247,7 +248,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   }
   if (reverses) {
     layout.lambda = allocate.block(layout.block);
-    if (network.reversible) layout.vector = head_block();
+    if (network.reversible || network.open) layout.vector = head_block();
     if (network.prox != 0) layout.anchor = head_block();
     if (!network.first_order && !on_gpu) add_tangents(allocate, network, layout);
   }

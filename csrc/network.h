@@ -78,6 +78,8 @@ struct Options {
   bool reversible = false;  // whether the reverse sweep rebuilds the weights, or finds all K + 1 kept
   int together = 1;   // how many tasks share that form's products with the weight
   int body = 0;       // how many layers in front are run once, because nothing in them adapts
+  bool open = false;  // whether losses and updates are the caller's; then `steps` counts the slots
+  bool inputs_flow = false;  // whether derivatives by the inputs are asked for in that case
 };
 template <class Place>
 struct DescriptionIn : Options {

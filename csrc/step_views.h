@@ -51,7 +51,7 @@ struct Step {
   // The block of the vector that H_k is multiplied by: that of theta_{k+1} where each has one, and is
   // needed no more.
   FASTMETA_DEVICE int64_t vector(int k) const {
-    return keeps_weights(network) ? theta(k + 1) : layout.vector;
+    return keeps_weights(network) && !network.open ? theta(k + 1) : layout.vector;
   }
   // The blocks of g_k, and of the j-th number of an update rule's state after k > 0 steps.
   FASTMETA_DEVICE int64_t gradient(int k) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../network.h"
+#include "../open_call.h"
 
 namespace fastmeta::cpu {
 
@@ -16,9 +17,16 @@ using Group = void (*)(const Description&, const Layout&, const Data<T>&, int64_
 template <class T>
 using Unpack = void (*)(const Description&, const Layout&, const T* sums, T* gradient);
 
+// Makes one pass of those tasks in the storage of them all, of which each vector of tasks takes
+// `stride` bytes.
+template <class T>
+using OpenGroup = void (*)(const Description&, const Layout&, const Data<T>&, const OpenCall<T>&,
+                           int64_t first, int64_t last, char* storage, int64_t stride, T* sums);
+
 template <class T>
 struct Kernel {
   Group<T> run;
+  OpenGroup<T> open;
   Unpack<T> unpack;
   int tasks;  // side by side
   int width;  // columns side by side

@@ -52,47 +52,92 @@ InstructionSet instruction_set(const std::string& name) {
                               names);
 }
 
+namespace {
+
+// How the tasks are cut for threads: the same for any number of them. Not too many, because each
+// has its own sums.
+struct Groups {
+  int64_t tasks, count;  // of each, and how many groups
+  int64_t stride;        // of their sums: each group's begin at a whole vector
+
+  template <class T>
+  Groups(const Kernel<T>& kernel, int64_t all, int64_t sums, int64_t least) {
+    const int64_t most = std::clamp<int64_t>(kBytesOfSums / (sizeof(T) * (sums + 1)),
+                                             kFewestGroups, kMostGroups);
+    const int64_t vectors = (all + kernel.tasks - 1) / kernel.tasks;
+    tasks = ((vectors + most - 1) / most + least - 1) / least * least * kernel.tasks;
+    count = (all + tasks - 1) / tasks;
+    stride = (sums + kVector - 1) / kVector * kVector;
+  }
+
+  // `compute(first task, last, sums)` of each group; the sums of them all are the first one's.
+  template <class T, class Compute>
+  T* run(int64_t all, int64_t sums, int threads, Compute compute) const {
+    T* const partials = static_cast<T*>(arena_of_sums.at_least((count * stride + 1) * sizeof(T)));
+    for_each(count, threads, [&](int64_t group) {
+      const int64_t first = group * tasks;
+      T* const partial = partials + group * stride;
+      std::fill_n(partial, sums, T(0));
+      compute(first, std::min(first + tasks, all), partial);
+    });
+    if (count == 1) return partials;
+    for_each((sums + kSlice - 1) / kSlice, threads, [&](int64_t slice) {
+      const int64_t from = slice * kSlice, to = std::min(from + kSlice, sums);
+      // In the order of the groups, whoever computed them.
+      for (int64_t group = 1; group < count; ++group) {
+        const T* partial = partials + group * stride;
+        for (int64_t i = from; i < to; ++i) partials[i] += partial[i];
+      }
+    });
+    return partials;
+  }
+};
+
+}  // namespace
+
 template <class T>
 void run(const Kernel<T>& kernel, const Description& network, const Layout& layout,
          const Data<T>& data, int threads) {
-  // The same groups for any number of threads. Not too many: each has its own sums.
   const int64_t sums = network.differentiate ? gradient_size(network, layout) : 0;
-  const int64_t most = std::clamp<int64_t>(kBytesOfSums / (sizeof(T) * (sums + 1)), kFewestGroups,
-                                           kMostGroups);
-  const int64_t vectors = (data.tasks + kernel.tasks - 1) / kernel.tasks;
-  const int64_t least = network.dual ? network.together : 1;
-  const int64_t group_tasks =
-      ((vectors + most - 1) / most + least - 1) / least * least * kernel.tasks;
-  const int64_t groups = (data.tasks + group_tasks - 1) / group_tasks;
-  // Each group's begin at a whole vector.
-  const int64_t stride = (sums + kVector - 1) / kVector * kVector;
-  T* const partials = static_cast<T*>(arena_of_sums.at_least((groups * stride + 1) * sizeof(T)));
+  const Groups groups(kernel, data.tasks, sums, network.dual ? network.together : 1);
   const std::size_t bytes = layout.size * kernel.tasks * sizeof(T);
   const uint64_t call = ++calls;
-  for_each(groups, threads, [&](int64_t group) {
-    const int64_t first = group * group_tasks;
-    T* const partial = partials + group * stride;
-    std::fill_n(partial, sums, T(0));
-    void* const storage = arena.at_least(bytes);
-    const bool loaded = loaded_by == call;
-    loaded_by = call;
-    kernel.run(network, layout, data, first, std::min(first + group_tasks, data.tasks), loaded,
-               storage, partial);
-  });
-  if (sums == 0) return;
-  for_each((sums + kSlice - 1) / kSlice, threads, [&](int64_t slice) {
-    const int64_t from = slice * kSlice, to = std::min(from + kSlice, sums);
-    // In the order of the groups, whoever computed them.
-    for (int64_t group = 1; group < groups; ++group) {
-      const T* partial = partials + group * stride;
-      for (int64_t i = from; i < to; ++i) partials[i] += partial[i];
-    }
-  });
-  kernel.unpack(network, layout, partials, data.gradient);
+  const T* total = groups.template run<T>(
+      data.tasks, sums, threads, [&](int64_t first, int64_t last, T* partial) {
+        void* const storage = arena.at_least(bytes);
+        const bool loaded = loaded_by == call;
+        loaded_by = call;
+        kernel.run(network, layout, data, first, last, loaded, storage, partial);
+      });
+  if (sums > 0) kernel.unpack(network, layout, total, data.gradient);
 }
 
-template void run(const Kernel<float>&, const Description&, const Layout&, const Data<float>&, int);
-template void run(const Kernel<double>&, const Description&, const Layout&, const Data<double>&,
-                  int);
+template <class T>
+int64_t open_stride(const Kernel<T>& kernel, const Layout& layout) {
+  const int64_t line = kVector * sizeof(T);
+  return (layout.size * kernel.tasks * int64_t(sizeof(T)) + line - 1) / line * line;
+}
+
+template <class T>
+void run(const Kernel<T>& kernel, const Description& network, const Layout& layout,
+         const Data<T>& data, const OpenCall<T>& call, char* storage, int threads) {
+  const int64_t sums = call.summed == nullptr ? 0 : gradient_size(network, layout);
+  const Groups groups(kernel, data.tasks, sums, 1);
+  const int64_t stride = open_stride(kernel, layout);
+  const T* total = groups.template run<T>(
+      data.tasks, sums, threads, [&](int64_t first, int64_t last, T* partial) {
+        kernel.open(network, layout, data, call, first, last, storage, stride, partial);
+      });
+  if (sums > 0) kernel.unpack(network, layout, total, call.summed);
+}
+
+#define FASTMETA_FOR(T)                                                                        \
+  template void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&, int); \
+  template int64_t open_stride(const Kernel<T>&, const Layout&);                               \
+  template void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&,       \
+                    const OpenCall<T>&, char*, int);
+FASTMETA_FOR(float)
+FASTMETA_FOR(double)
+#undef FASTMETA_FOR
 
 }  // namespace fastmeta::cpu

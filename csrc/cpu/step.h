@@ -28,6 +28,15 @@ Chosen choose_engine(const InstructionSet&, const std::string& name, const Descr
 template <class T>
 void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&, int threads);
 
+// How many bytes the storage of open passes takes for each vector of tasks.
+template <class T>
+int64_t open_stride(const Kernel<T>&, const Layout&);
+
+// Makes one pass of all tasks, likewise.
+template <class T>
+void run(const Kernel<T>&, const Description&, const Layout&, const Data<T>&, const OpenCall<T>&,
+         char* storage, int threads);
+
 // Whether the first layer's product is taken in dual form; a name forces one, where it can serve.
 bool dual(const std::string& name, const Description&);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../maml.h"
+#include "../open_passes.h"
 #include "kernels.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
@@ -26,6 +27,18 @@ void run_group(const Description& network, const Layout& layout,
     TogetherDual<Engine> shared(engine, network, layout, data, tasks, loaded || task > first);
     for (int slot = 0; slot < tasks; ++slot) run(task + slot, slot);
     shared.finish();
+  }
+}
+
+template <class Engine>
+void run_open(const Description& network, const Layout& layout,
+              const Data<typename Engine::Scalar>& data,
+              const OpenCall<typename Engine::Scalar>& call, int64_t first, int64_t last,
+              char* storage, int64_t stride, typename Engine::Scalar* sums) {
+  for (int64_t task = first; task < last; task += Engine::count) {
+    Engine engine(storage + task / Engine::count * stride, layout, task, data, sums);
+    Step<Engine> step{engine, network, layout, data, 0, true};
+    OpenStep<Engine>(step, call).run();
   }
 }
 
@@ -56,8 +69,8 @@ void unpack(const Description& network, const Layout& layout,
 template <class Float, class Double>
 cpu::Engine engine(const char* name) {
   return {name,
-          {&run_group<Float>, &unpack<Float>, Float::count, Float::width},
-          {&run_group<Double>, &unpack<Double>, Double::count, Double::width}};
+          {&run_group<Float>, &run_open<Float>, &unpack<Float>, Float::count, Float::width},
+          {&run_group<Double>, &run_open<Double>, &unpack<Double>, Double::count, Double::width}};
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

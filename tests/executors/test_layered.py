@@ -18,7 +18,7 @@ import fastmeta
 from fastmeta.arguments import plan_step
 from fastmeta.executors.layers import program
 from fastmeta.executors.layers.lowering import lower
-from fastmeta.executors.layers.passes import Pass
+from fastmeta.executors.layers.passes import LayerPass
 from fastmeta.options import Options
 from fastmeta.plan.snapshot import snapshot
 from fastmeta.wording import counted
@@ -244,11 +244,11 @@ def test_some_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_does_not_grow_with_the_number_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any moment no more passes are alive than one task needs."""
     monkeypatch.setattr("fastmeta.executors.layers.program._LARGEST", 1)
-    alive: weakref.WeakSet[Pass] = weakref.WeakSet()
+    alive: weakref.WeakSet[LayerPass] = weakref.WeakSet()
     most: dict[int, int] = {}
-    make = Pass.__init__
+    make = LayerPass.__init__
 
-    def counted(self: Pass, *given: Any) -> None:
+    def counted(self: LayerPass, *given: Any) -> None:
         make(self, *given)
         alive.add(self)
         most[tasks] = max(most.get(tasks, 0), len(alive))
@@ -257,7 +257,7 @@ def test_memory_does_not_grow_with_the_number_of_tasks(monkeypatch: pytest.Monke
     options: dict[str, Any] = {"inner_lr": 0.1, "inner_steps": 3, "executor": "layered"}
     options["adapt"] = names_of(model, "head")
     fastmeta.maml_step(model, *two_sets(1), **options)  # the plan's trial
-    monkeypatch.setattr(Pass, "__init__", counted)
+    monkeypatch.setattr(LayerPass, "__init__", counted)
     for tasks in (1, 5):
         fastmeta.maml_step(model, *two_sets(tasks), **options)
     assert most[5] == most[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmeta.executors import rates, update_rule
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
-from fastmeta.executors.fused.lowering import Recipe
+from fastmeta.executors.fused.lowering import Dense, Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
 from fastmeta.network.layers import BatchNorm
@@ -163,7 +163,14 @@ def _step(
 
 def described(recipe: Recipe, adapted: tuple[str, ...]) -> tuple[Any, ...]:
     """Network and loss as the compiled steps are given them."""
-    layers = [
+    loss = recipe.loss
+    layers = described_layers(recipe.layers, adapted)
+    return layers, loss.kind, loss.option, loss.ignore_index, loss.weighted
+
+
+def described_layers(layers: Sequence[Dense], adapted: Collection[str]) -> list[tuple[Any, ...]]:
+    """Layers as the compiled steps are given them."""
+    return [
         (
             layer.inputs, layer.outputs, layer.activation or 0, *layer.options,
             _NORMS.index(layer.norm and layer.norm.batch_statistics),
@@ -171,10 +178,8 @@ def described(recipe: Recipe, adapted: tuple[str, ...]) -> tuple[Any, ...]:
             [name is not None for name in layer.tensors()],
             [name in adapted for name in layer.tensors()],
         )
-        for layer in recipe.layers
+        for layer in layers
     ]  # fmt: skip
-    loss = recipe.loss
-    return layers, loss.kind, loss.option, loss.ignore_index, loss.weighted
 
 
 def query_loss(recipe: Recipe) -> tuple[int, float, int, bool]:

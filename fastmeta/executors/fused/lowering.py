@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fastmeta.executors.base import NotSupported, check_known, layers_and_losses
 from fastmeta.executors.kernel_loss import KernelLoss, kernel_loss
+from fastmeta.network.graph import Node
 from fastmeta.network.layers import Activation, BatchNorm, Flatten, Linear, Reshape
 from fastmeta.network.reading import Reading
 
@@ -54,10 +56,15 @@ class Recipe:
 def lower(reading: Reading) -> Recipe:
     """The network in the kernels' terms; **raises** `NotSupported`."""
     network, *losses = layers_and_losses(reading)
-    check_known(network.nodes)
     in_terms = [kernel_loss(loss) for loss in losses]
+    return Recipe(dense_layers(network.nodes, network.output), *in_terms)
+
+
+def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:
+    """A network's layers in the kernels' terms; **raises** `NotSupported`."""
+    check_known(nodes)
     layers: list[Dense] = []
-    for i, node in enumerate(network.nodes):
+    for i, node in enumerate(nodes):
         if node.inputs != (i - 1,):
             raise NotSupported(f"{node.name} does not follow the layer before it")
         if len(node.shape) != 1:
@@ -83,13 +90,12 @@ def lower(reading: Reading) -> Recipe:
                 f"layer {node.name!r} ({kind}) is none of a multilayer perceptron: Linear, "
                 "BatchNorm1d, activations"
             )
-    if not layers or network.output != len(network.nodes) - 1:
+    if not layers or output != len(nodes) - 1:
         raise NotSupported("it is no chain of linear layers")
-    made = Recipe(tuple(layers), *in_terms)
-    names = [name for name in made.names() if name]
+    names = [name for layer in layers for name in layer.tensors() if name]
     if len(set(names)) != len(names):
         raise NotSupported("a parameter is used twice")
-    return made
+    return tuple(layers)
 
 
 def _with_activation(layer: Dense, activation: Activation) -> Dense:

@@ -286,13 +286,17 @@ class _Task:
 def _gradients(
     loss: Tensor,
     leaves: Sequence[Tensor],
-    retain_graph: bool | None = None,
+    retain_graph: bool,
     create_graph: bool = False,
 ) -> Sequence[Tensor | None]:
     if not loss.requires_grad:
         return [None] * len(leaves)
     return torch.autograd.grad(
-        loss, leaves, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+        loss,
+        leaves,
+        retain_graph=retain_graph or create_graph,
+        create_graph=create_graph,
+        allow_unused=True,
     )
 
 

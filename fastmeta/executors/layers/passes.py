@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -35,7 +35,60 @@ class Found:
     parameters: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Pass:
+class Pass(Protocol):
+    """A run of layers at one set of parameters, on one set of every task."""
+
+    def forward(self, given: Values, keep: Sequence[int]) -> Values:
+        """Of the values, those to `keep`, from those `given` at the border."""
+        ...
+
+    def backward(self, gradients: Values, ask: Ask) -> Found:
+        """The gradients that are asked for, from those of some of its values."""
+        ...
+
+    def tangent(self, along: Tensors, output: int) -> Tensor:
+        """The tangent of the output along the parameters' tangents `along`."""
+        ...
+
+    def tangent_backward(self, tangents: Values, ask: Ask) -> Found:
+        """The derivatives of what `backward` gave along the same tangents."""
+        ...
+
+
+class Passes(Protocol):
+    """What makes the passes of one sweep.
+
+    `step` is the inner step whose support set is passed, None for the query set. A pass ends the
+    one before of the same step, or of the query set.
+    """
+
+    def body(self, step: int | None, at: Tensors, batch: Batch) -> Pass:
+        """A pass through the layers in front of those that adapt."""
+        ...
+
+    def head(self, step: int | None, at: Tensors, batch: Batch) -> Pass:
+        """A pass through the layers from the first that adapts on."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPasses:
+    """Passes by the layers' own rules, kept as long as anyone holds them."""
+
+    nodes: Sequence[Node]
+    in_body: Sequence[int]
+    in_head: Sequence[int]
+
+    def body(self, step: int | None, at: Tensors, batch: Batch) -> Pass:
+        """A pass through the layers in front of those that adapt."""
+        return LayerPass(self.nodes, self.in_body, at, batch)
+
+    def head(self, step: int | None, at: Tensors, batch: Batch) -> Pass:
+        """A pass through the layers from the first that adapts on."""
+        return LayerPass(self.nodes, self.in_head, at, batch)
+
+
+class LayerPass:
     """The layers `indices` of a network at one set of parameters, on one set of every task."""
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from fastmeta.executors.addresses import in_memory
 from fastmeta.executors.layers import many
 from fastmeta.executors.layers.lowering import Parts, Recipe, divide
+from fastmeta.executors.layers.passes import LayerPasses, Passes
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.layers.sweep import Parameters, Result, Sweep
 from fastmeta.executors.problem import Outcome, Problem
@@ -30,6 +32,8 @@ class Program:
 
     recipe: Recipe
     parts: Parts
+    passes: Callable[[Problem, int], Passes]
+    """Those of so many tasks of a problem."""
     chunk: int
     """How many tasks go at once."""
     keeps_steps: bool
@@ -61,7 +65,8 @@ def program(problem: Problem, recipe: Recipe, gives_addresses: bool = False) -> 
     workspaces = tuple(
         node.bytes * (body if i in parts.body else head) for i, node in enumerate(recipe.nodes)
     )
-    return Program(recipe, parts, chunk, keeps, workspaces, gives_addresses)
+    passes = LayerPasses(recipe.nodes, parts.body, parts.head)
+    return Program(recipe, parts, lambda *_: passes, chunk, keeps, workspaces, gives_addresses)
 
 
 def _largest(device: torch.device) -> int:
@@ -86,9 +91,11 @@ def run(problem: Problem, program: Program) -> Outcome:
         for start in range(0, tasks.tasks, program.chunk):
             some = slice(start, start + program.chunk)
             weights = problem.task_weights[some]
+            passes = program.passes(problem, len(weights))
             sweep = Sweep(
-                problem, program.recipe, program.parts, program.keeps_steps, tensors, weights, rates
-            )
+                problem, program.recipe, program.parts, passes, program.keeps_steps, tensors,
+                weights, rates,
+            )  # fmt: skip
             result = sweep.run(tasks.mapped(partial(_cut, some=some)))
             many.add(totals, result.gradients, 1.0)
             many.add(options, result.options, 1.0)

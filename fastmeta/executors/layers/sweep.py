@@ -15,7 +15,7 @@ from torch import Tensor
 from fastmeta.executors.layers import many
 from fastmeta.executors.layers.lowering import INPUT, Parts, Recipe
 from fastmeta.executors.layers.many import Parameters
-from fastmeta.executors.layers.passes import Ask, Found, Pass, Values
+from fastmeta.executors.layers.passes import Ask, Found, Pass, Passes, Values
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.problem import Problem
 from fastmeta.inner.optimizer import no_cotangent
@@ -81,6 +81,7 @@ class Sweep:
         problem: Problem,
         recipe: Recipe,
         parts: Parts,
+        passes: Passes,
         keeps_steps: bool,
         tensors: Parameters,
         weights: Tensor,
@@ -89,7 +90,7 @@ class Sweep:
         """`tensors` are parameters and buffers, `[1, ...]`; `weights [T]` those of the tasks."""
         self._problem, self._inner = problem, problem.inner
         self._recipe, self._parts, self._keeps_steps = recipe, parts, keeps_steps
-        self._tensors, self._weights = tensors, weights
+        self._passes, self._tensors, self._weights = passes, tensors, weights
         self._second_order = problem.differentiate and not problem.inner.first_order
         self._rates = problem.inner.fixed_rates()
         self._rate_gradients = rates
@@ -106,21 +107,22 @@ class Sweep:
     def run(self, tasks: TaskBatch) -> Result:
         """Compute the step."""
         sets = 0 if not self._inner.steps else 1 if tasks.per_step is None else self._inner.steps
-        self._supports = [self._enter(tasks.support_at(k), self._recipe.loss) for k in range(sets)]
+        recipe = self._recipe
+        self._supports = [self._enter(k, tasks.support_at(k), recipe.loss) for k in range(sets)]
         self._query = (
-            None if tasks.query is None else self._enter(tasks.query, self._recipe.query_loss)
+            None if tasks.query is None else self._enter(None, tasks.query, recipe.query_loss)
         )
         self._forward()
         if self._problem.differentiate:
             self._backward()
         return self._result
 
-    def _enter(self, examples: Examples, loss: Loss | None) -> Side:
+    def _enter(self, step: int | None, examples: Examples, loss: Loss | None) -> Side:
         """A set at the head's border: the body is run once."""
         batch = Batch(examples.tasks, examples.count, examples.weights)
         side = Side(examples, loss, batch, {INPUT: examples.inputs.detach()})
         if self._parts.body:
-            body = Pass(self._recipe.nodes, self._parts.body, self._tensors, batch)
+            body = self._passes.body(step, self._tensors, batch)
             side.border = body.forward(side.border, self._parts.border)
             side.body = body if self._problem.differentiate else None
         return side
@@ -167,7 +169,7 @@ class Sweep:
     def _inner_step(self, k: int, theta: Parameters, state: Any, again: bool) -> Step:
         """The support loss at theta and its gradient, the proximal term's included."""
         side = self._side(k)
-        run, prediction = self._head(side, theta)
+        run, prediction = self._head(k, side, theta)
         loss = self._loss(side, prediction)
         if not again:
             self._result.support_losses.append(loss.value(prediction))
@@ -259,15 +261,15 @@ class Sweep:
 
     def _query_loss(self, k: int, theta: Parameters) -> tuple[Pass, Tensor, PreparedLoss]:
         assert self._query is not None
-        run, prediction = self._head(self._query, theta)
+        run, prediction = self._head(None, self._query, theta)
         loss = self._loss(self._query, prediction)
         self._result.step_losses[k] = loss.value(prediction)
         if k == self._inner.steps:
             self._result.query_output = prediction
         return run, prediction, loss
 
-    def _head(self, side: Side, theta: Parameters) -> tuple[Pass, Tensor]:
-        run = Pass(self._recipe.nodes, self._parts.head, {**self._tensors, **theta}, side.batch)
+    def _head(self, step: int | None, side: Side, theta: Parameters) -> tuple[Pass, Tensor]:
+        run = self._passes.head(step, {**self._tensors, **theta}, side.batch)
         output = self._recipe.output
         return run, run.forward(side.border, [output])[output]
 

@@ -1,0 +1,141 @@
+"""The fused executor of MLPs for losses and update rules of any kind, which torch computes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer, Unsupported
+from fastmeta.executors.extension import extension
+from fastmeta.executors.fused import kernel
+from fastmeta.executors.fused.cpu import FusedCpu
+from fastmeta.executors.fused.lowering import Dense, dense_layers
+from fastmeta.executors.fused.open_passes import DenseLayer, OpenPasses, Run
+from fastmeta.executors.layers import lowering, program, support
+from fastmeta.executors.problem import Problem
+from fastmeta.network.graph import Node
+from fastmeta.network.reading import Reading
+
+LOSS = 2e-4
+"""Seconds that torch takes for a loss and its derivatives."""
+PASS = 5e-5
+"""Seconds that the Python around a pass takes."""
+
+_STORAGE = 64 << 20
+"""Bytes that the traces of the tasks that go at once may take."""
+
+
+class FusedOpen(NetworkExecutor):
+    """All tasks at once: the network's four passes compiled, what is between them in torch."""
+
+    name = "fused-cpu-open"
+    family = "fused"
+
+    def takes(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def make_offer(self, reading: Reading, problem: Problem) -> Offer:
+        whole = lowering.lower(reading)
+        layers = dense_layers(whole.nodes, whole.output)
+        if extension() is None:
+            raise NotSupported(
+                "the compiled extension is not there; `python -m fastmeta info` says why"
+            )
+        if not isinstance(FusedCpu().offer(reading, problem), Unsupported):
+            raise NotSupported("the whole step is compiled")
+        support.check(problem, whole)
+        for examples in problem.tasks.sets():
+            if math.prod(examples.inputs.shape[2:]) != layers[0].inputs:
+                raise NotSupported("inputs are not one row an example")
+        made = program.program(
+            problem, replace(whole, nodes=_nodes(layers), output=len(layers) - 1)
+        )
+        body, head = _runs(problem, made, layers)
+        passes = partial(OpenPasses, body, head)
+        made = replace(made, passes=passes, chunk=_chunk(problem, body, head))
+        tasks, steps = problem.tasks.rounded, problem.inner.steps
+        chunks = -(-tasks // made.chunk)
+        passes = 2 + steps * (4 if problem.second_order else 2)
+        compiled = head.compiled.seconds + (body.compiled.seconds if body else 0.0)
+        return Offer(
+            executor=self.name,
+            form="open",
+            seconds=compiled + chunks * (passes * PASS + (2 * steps + 1) * LOSS),
+            workspace_bytes=sum(
+                run.compiled.storage_bytes(made.chunk) for run in (body, head) if run
+            ),
+            description=_described(head),
+            run=lambda given: program.run(given, made),
+            at_a_time=made.chunk,
+            body_flops=made.body_flops,
+            last_resort=problem.low_memory,  # its memory is that of several tasks
+            timeable=True,
+            unrecordable="it runs on the processor",
+        )
+
+
+def _described(head: Run) -> str:
+    compiled = head.compiled
+    return (
+        f"{compiled.instruction_set}, lanes over {compiled.engine}, open between its passes, where "
+        "torch computes the loss and the inner update"
+    )
+
+
+def _nodes(layers: tuple[Dense, ...]) -> tuple[Node, ...]:
+    return tuple(
+        Node(
+            DenseLayer(layer), (i - 1,), layer.weight, (layer.outputs,),
+            2 * layer.inputs * layer.outputs, 8 * layer.outputs,
+        )
+        for i, layer in enumerate(layers)
+    )  # fmt: skip
+
+
+def _chunk(problem: Problem, body: Run | None, head: Run) -> int:
+    """How many tasks go at once: whole vectors of them, in even chunks within `_STORAGE`."""
+    tasks, together = problem.tasks.rounded, head.compiled.together
+    each = sum(run.compiled.storage_bytes(together) for run in (body, head) if run)
+    most = max(1, _STORAGE // max(1, each)) * together
+    chunk = -(-tasks // -(-tasks // most))
+    return -(-chunk // together) * together
+
+
+def _runs(
+    problem: Problem, made: program.Program, layers: tuple[Dense, ...]
+) -> tuple[Run | None, Run]:
+    """The body, where there is one, and the head."""
+    inner, tasks = problem.inner, problem.tasks
+    border = len(made.parts.body)
+    slots = inner.steps if made.keeps_steps else min(inner.steps, 1)
+    sets = inner.steps if tasks.per_step is not None else min(inner.steps, 1)
+    query = tasks.query.count if tasks.query else 0
+    given = (
+        tasks.support.count, query, problem.task_weights.dtype == torch.float64, tasks.rounded,
+        *kernel.environment()[:2],
+    )  # fmt: skip
+    learning = border - 1 in made.parts.learning
+    first_order = not problem.second_order
+    compiled = _compiled(layers[border:], inner.adapted, slots, first_order, learning, *given)
+    head = Run(compiled, layers[border:], border, slots)
+    if not border:
+        return None, head
+    compiled = _compiled(layers[:border], (), sets, True, False, *given)
+    return Run(compiled, layers[:border], 0, sets), head
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(
+    layers: tuple[Dense, ...], adapted: tuple[str, ...], slots: int, first_order: bool,
+    inputs_flow: bool, support: int, query: int, is_double: bool, tasks: int, isa: str, engine: str,
+) -> object:  # fmt: skip
+    module = extension()
+    assert module is not None
+    described = kernel.described_layers(layers, adapted)
+    return module.OpenPasses(
+        described, support, query, slots, first_order, inputs_flow, is_double, tasks, isa, engine
+    )
