@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.executors.layers.lowering import INPUT, Recipe
-from fastmeta.executors.layers.passes import Ask, Pass
+from fastmeta.executors.layers.passes import Ask, LayerPass
 from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Problem
 from fastmeta.network.layers import Batch
@@ -22,7 +22,7 @@ def linearized(problem: Problem, recipe: Recipe, parameters: Tensors) -> Lineari
     named = {**model.all_parameters(), **dict(model.module.named_buffers())}
     shared = {name: tensor.detach().unsqueeze(0) for name, tensor in named.items()}
     batch = Batch(support.tasks, support.count)
-    run = Pass(recipe.nodes, range(len(recipe.nodes)), {**shared, **parameters}, batch)
+    run = LayerPass(recipe.nodes, range(len(recipe.nodes)), {**shared, **parameters}, batch)
     output = recipe.output
     z = run.forward({INPUT: support.inputs.detach()}, [output])[output]
     loss = _loss(problem, recipe, batch, z)
