@@ -38,7 +38,7 @@ def build(folder: Path) -> Path:
     if compiler is None:
         raise SystemExit("convolution_layers: no C++ compiler; install g++, or set CXX to one")
     program = folder / "convolution_layers"
-    units = ("csrc/cpu/conv/layout.cpp", "csrc/cpu/conv/shapes.cpp")
+    units = ("csrc/cpu/conv/layout.cpp", "csrc/cpu/conv/shapes.cpp", "csrc/cpu/interrupt.cpp")
     sources = [ROOT / "bench/convolution_layers.cpp", *(ROOT / unit for unit in units)]
     command = [compiler, *FLAGS, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program)]
     subprocess.run(command, check=True)

@@ -184,23 +184,28 @@ FASTMETA_DEVICE void pull_back_clip(Step<E>& s, int k) {
   });
 }
 
-// The proximal term's part of the Hessian, and of the anchor. Where a second moment is zero every
-// gradient was: theta has not moved, and the two cancel however large v is. So they do at step 0.
+// The proximal term's part of the Hessian, and of the anchor. An entry of Adam or RMSprop whose
+// gradients have all been zero has not moved; there the two cancel, however large v is. With decay it
+// moves with theta_0, and with a beta of zero the second moment forgets. At step 0 they always cancel.
 template <class E>
 FASTMETA_DEVICE void pull_back_prox(Step<E>& s, int k) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   if (s.network.prox == 0 || k == 0) return;
   const S prox = S(s.network.prox);
-  const bool divides = s.network.rule.kind != RuleKind::sgd;
+  const UpdateRule& rule = s.network.rule;
+  const bool rests = rule.kind != RuleKind::sgd && !rule.decays &&
+                     s.data.rule_options[kSecondBeta] != 0;
   s.adapting([&](int l, int i) {
     const DenseLayer<E> at = s.layer(l);
-    const View v = at.tensor(i, s.vector(k));
-    s.e.map([prox](Num& l, Num& anchor, Num v, Num second) {
-              const Num pull = select(second == S(0), Num{}, prox * v);
+    const View v = at.tensor(i, s.vector(k)), one = throughout(s.layout.one, v);
+    s.e.map([prox](Num& l, Num& anchor, Num v, Num second, Num g) {
+              const Num moves = absolute(second) + absolute(g);
+              const Num pull = select(moves == S(0), Num{}, prox * v);
               l = l - pull, anchor = anchor + pull;
             }, at.tensor(i, s.layout.lambda), at.tensor(i, s.layout.anchor), v,
-            divides ? at.tensor(i, s.state(0, k + 1)) : throughout(s.layout.one, v));
+            rests ? at.tensor(i, s.state(0, k + 1)) : one,
+            rests ? at.tensor(i, s.gradient(k)) : one);
   });
 }
 

@@ -4,6 +4,7 @@ from fastmeta import data, inner
 from fastmeta.adaptation import AdaptedTasks, adapt
 from fastmeta.backends import backends
 from fastmeta.explanation import explain
+from fastmeta.linearize import Linearization, linearize
 from fastmeta.modules import MAML
 from fastmeta.plan.cliff import set_cliff_warnings
 from fastmeta.plan.snapshot import clear_cache
@@ -13,6 +14,7 @@ from fastmeta.version import __version__
 __all__ = [
     "MAML",
     "AdaptedTasks",
+    "Linearization",
     "MetaStep",
     "__version__",
     "adapt",
@@ -21,6 +23,7 @@ __all__ = [
     "data",
     "explain",
     "inner",
+    "linearize",
     "maml_step",
     "set_cliff_warnings",
 ]

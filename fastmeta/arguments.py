@@ -19,7 +19,7 @@ from fastmeta.inner_loop import InnerLoop
 from fastmeta.network.errors import refuse_unready
 from fastmeta.options import Options
 from fastmeta.plan import planner
-from fastmeta.plan.planner import Planned
+from fastmeta.plan.planner import Planned, Request
 from fastmeta.plan.snapshot import Snapshot
 from fastmeta.task_arguments import check_model_dtype, support_batch, task_batch, tensor_batch
 from fastmeta.tasks import RaggedTasks, TaskBatch, map_tensors
@@ -41,6 +41,18 @@ class PlannedStep:
     """The indices of the caller's tasks in each batch, and its plan."""
 
 
+def linearize_request(model: nn.Module, seen: Snapshot, data: Any, options: Options) -> Request:
+    """The checked arguments of `linearize`; **raises** as `plan_step` does."""
+    _check_choices(options)
+    check_setting(model, seen, {"data": data})
+    tasks = _tasks(seen, data, None, options)
+    if not isinstance(tasks, TaskBatch):
+        raise TypeError("data: a list with one pair a task; linearize takes tasks of one size")
+    inner = _inner_loop(seen, options)
+    weights = _weights(seen, None, tasks.tasks)
+    return Request(model, seen, options, tasks, inner, weights.detach(), True)
+
+
 def plan_step(
     model: nn.Module,
     seen: Snapshot,
@@ -54,10 +66,7 @@ def plan_step(
     **Raises** `TypeError` or `ValueError` naming the argument; nothing is changed then.
     """
     _check_choices(options)
-    refuse_cached(model)
-    _refuse_meta(seen)
-    if forward_ad._current_level >= 0:
-        _check_tangents({"support": support, "query": query, "model": seen.parameters})
+    check_setting(model, seen, {"support": support, "query": query})
     tasks = _tasks(seen, support, query, options)
     inner = _inner_loop(seen, options)
     weights = _weights(seen, options.task_weights, tasks.tasks)
@@ -68,7 +77,8 @@ def plan_step(
                 check_model_dtype(examples, label, seen.parameters)
         fixed = weights.detach()
         some = fixed if len(indices) == tasks.tasks else fixed[indices]
-        planned = planner.prepare(model, seen, options, batch, inner, some, differentiate)
+        request = Request(model, seen, options, batch, inner, some, differentiate)
+        planned = planner.prepare(request)
         if any(map(mistakes.is_default, options.losses())):
             mistakes.refuse_one_output(planned.selected.reading.profile.prediction)
         return planned
@@ -89,6 +99,14 @@ def plan_step(
         if padded.selected.offer.at_a_time > 1:
             groups = [(everyone, padded)]
     return PlannedStep(tasks, inner, weights, groups)
+
+
+def check_setting(model: nn.Module, seen: Snapshot, given: dict[str, Any]) -> None:
+    """**Raises** where a model, or data given by name, can't be stepped or linearized."""
+    refuse_cached(model)
+    _refuse_meta(seen)
+    if forward_ad._current_level >= 0:
+        _check_tangents({**given, "model": seen.parameters})
 
 
 def _tasks(seen: Snapshot, support: Any, query: Any, options: Options) -> TaskBatch | RaggedTasks:

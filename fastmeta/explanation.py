@@ -13,7 +13,6 @@ from fastmeta.network.reading import Reading
 from fastmeta.options import Options
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
-from fastmeta.plan.selection import Selected
 from fastmeta.wording import counted
 
 _FAMILIES = ("fused", "layered", "generic")
@@ -35,10 +34,10 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     with planner.stepping(module) as seen:
         given, differentiate = Options(**options), torch.is_grad_enabled()
         step = plan_step(module, seen, support, query, given, differentiate)
-    first = step.groups[0][1].selected
+    first = step.groups[0][1]
     lines = [
-        *_layers(type(module).__name__, first.reading),
-        f"loss: {first.reading.loss or 'not a standard one; taken as it is'}",
+        *_layers(type(module).__name__, first.selected.reading),
+        f"loss: {first.selected.reading.loss or 'not a standard one; taken as it is'}",
         _inner(step),
         *_executors(first),
     ]
@@ -70,12 +69,14 @@ def _inner(step: PlannedStep) -> str:
     return f"inner loop: {steps}, {order}; adapting: {adapted}"
 
 
-def _executors(selected: Selected) -> list[str]:
+def _executors(planned: Planned) -> list[str]:
     """The executor, and why those are not taken that are faster where they serve."""
-    executor = selected.executor
+    selected, executor = planned.selected, planned.selected.executor
     lines = [f"executor: {executor.family} on {selected.device}"]
     if executor.replaces_module:
-        lines.append(f"  kernel: {selected.offer.description}")
+        # Anew: torch's switches of precision may have changed since.
+        offer = executor.make_offer(selected.reading, planned.problem.of_read)
+        lines.append(f"  kernel: {offer.description}")
     for family in _FAMILIES[: _FAMILIES.index(executor.family)]:
         reason = selected.unsupported_by(family)
         lines.append(f"  not {family}: {reason or 'slower'}")

@@ -77,6 +77,11 @@ class InnerLoop:
         """The update rule's tensors that ask for a gradient, by name, as `learned_rates`."""
         return self.optimizer.leaves() if self._moves_counts else {}
 
+    def rule_with(self, options: Mapping[str, Tensor]) -> InnerOptimizer:
+        """The update rule with these tensors in place of its own, and the others cut off."""
+        leaves = {name: each.detach() for name, each in self.optimizer.leaves().items()}
+        return self.optimizer.with_leaves({**leaves, **options}) if leaves else self.optimizer
+
     @cached_property
     def _moves_counts(self) -> bool:
         """Whether a query loss after some step is differentiated."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import oracle
@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from mlps import ACTIVATIONS
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from fastmeta import inner
+from fastmeta.inner import InnerOptimizer
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class Case:
     prox: float
     step_weights: str
     task_weights: str
+    rule: str
+    per_step: bool
+    query_loss: bool
+    """Whether the query sets have a loss of their own."""
     seed: int
 
 
@@ -74,8 +81,26 @@ cases = st.builds(
     prox=st.sampled_from([0.0, 0.4]),
     step_weights=st.sampled_from(WEIGHTS),
     task_weights=st.sampled_from(WEIGHTS),
+    rule=st.sampled_from(["descent"] * 5 + ["momentum", "nesterov", "adam", "adamw", "rmsprop"]),
+    per_step=st.sampled_from([False, False, True]),
+    query_loss=st.sampled_from([False, False, True]),
     seed=st.integers(0, 2**31),
 )
+
+
+def optimizer(kind: str) -> InnerOptimizer | None:
+    """A rule by its kind; epsilons are large, as rounding is magnified by their inverse."""
+    if kind == "descent":
+        return None
+    momentum, first, second = rates.learned(), *(0.5 + rates.learned(2).detach() / 4)
+    learned = (first.requires_grad_(), second.requires_grad_())
+    return {
+        "momentum": inner.SGD(momentum=0.8, dampening=0.1, weight_decay=0.05),
+        "nesterov": inner.SGD(momentum=momentum, nesterov=True, max_grad_norm=0.3),
+        "adam": inner.Adam(betas=learned, eps=0.05, eps_root=0.01, max_grad_norm=0.5),
+        "adamw": inner.AdamW(betas=(0.8, 0.9), eps=0.05, weight_decay=0.1),
+        "rmsprop": inner.RMSprop(alpha=second, eps=0.1, momentum=momentum, centered=True),
+    }[kind]
 
 
 def network(case: Case) -> nn.Sequential:
@@ -122,14 +147,24 @@ def loss_function(
     }[case.loss]
 
 
-def examples(case: Case, count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """[T, N, *shape] and [T, N] or [T, N, C]."""
-    x = torch.randn(case.tasks, count, *shape).double()
+def query_loss(case: Case) -> Callable[[Any, Any], Tensor] | None:
+    """A loss of the query sets' own, which has no corners."""
+    return F.mse_loss if case.query_loss else None
+
+
+def examples(
+    case: Case, count: int, shape: tuple[int, ...], of_query: bool = False
+) -> tuple[Tensor, Tensor]:
+    """[T, N, *shape] and [T, N] or [T, N, C]; [T, K, N, ...] with a support set a step."""
+    steps = (case.steps,) if case.per_step and not of_query else ()
+    front = (case.tasks, *steps, count)
+    x = torch.randn(*front, *shape).double()
     outputs = case.widths[-1]
-    if case.loss != "cross_entropy" or case.probabilities:
-        return x, torch.rand(case.tasks, count, outputs).double()
-    y = torch.randint(outputs, (case.tasks, count))
-    y[:, 0] = outputs - 1  # never the one that is ignored: no mean is of nothing
+    numbers = case.loss != "cross_entropy" or case.probabilities or (of_query and case.query_loss)
+    if numbers:
+        return x, torch.rand(*front, outputs).double()
+    y = torch.randint(outputs, front)
+    y[..., 0] = outputs - 1  # never the one that is ignored: no mean is of nothing
     return x, y
 
 
@@ -143,11 +178,12 @@ def weights(kind: str, count: int) -> Tensor | None:
     return torch.where(torch.arange(count) % 2 == 0, drawn.detach(), 0.0)
 
 
-def ragged(data: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+def ragged(data: tuple[Tensor, Tensor], axis: int = 1) -> list[tuple[Tensor, Tensor]]:
     x, y = data
-    fewest = min(2, x.shape[1])  # batch norm takes two
-    counts = [int(torch.randint(fewest, x.shape[1] + 1, ())) for _ in range(len(x))]
-    return [(x[i, :n], y[i, :n]) for i, n in enumerate(counts)]
+    fewest = min(2, x.shape[axis])  # batch norm takes two
+    counts = [int(torch.randint(fewest, x.shape[axis] + 1, ())) for _ in range(len(x))]
+    cut = axis - 1
+    return [(x[i].narrow(cut, 0, n), y[i].narrow(cut, 0, n)) for i, n in enumerate(counts)]
 
 
 @dataclass
@@ -162,6 +198,7 @@ class Drawn:
     step_weights: Tensor | None
     task_weights: Tensor | None
     adapt: list[str] | None
+    rule: InnerOptimizer | None
 
     def to(self, dtype: torch.dtype, device: str = "cpu") -> Drawn:
         def convert(leaf: Any) -> Any:
@@ -174,7 +211,8 @@ class Drawn:
         parts = (self.support, self.query, self.inner_lr, self.step_weights, self.task_weights)
         converted = pytree.tree_map(convert, parts)
         model = copy.deepcopy(self.model).to(device, dtype)
-        return Drawn(self.case, model, *converted, self.adapt)
+        rule = self.rule and self.rule.with_leaves(pytree.tree_map(convert, self.rule.leaves()))
+        return Drawn(self.case, model, *converted, self.adapt, rule)
 
     def tasks(self) -> list[tuple[Any, Any, Any, Any]]:
         if isinstance(self.support, list):
@@ -182,7 +220,8 @@ class Drawn:
         return oracle.split(self.support, self.query)
 
     def leaves(self) -> list[Tensor]:
-        given = pytree.tree_leaves((self.inner_lr, self.step_weights, self.task_weights))
+        of_rule = self.rule.leaves() if self.rule else {}
+        given = pytree.tree_leaves((self.inner_lr, self.step_weights, self.task_weights, of_rule))
         learned = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.requires_grad]
         return [p for p in self.model.parameters() if p.requires_grad] + learned
 
@@ -192,7 +231,8 @@ class Drawn:
             self.model, self.tasks(), self.leaves(),
             rate=rates.reader(case.rate_kind, self.inner_lr), steps=case.steps, loss_fn=loss_fn,
             adapted=self.adapt, first_order=case.first_order, step_weights=self.step_weights,
-            task_weights=self.task_weights, prox=case.prox,
+            task_weights=self.task_weights, prox=case.prox, rule=self.rule, per_step=case.per_step,
+            query_loss_fn=query_loss(case),
         )  # fmt: skip
 
     def options(self) -> dict[str, Any]:
@@ -202,6 +242,8 @@ class Drawn:
             "loss_fn": loss_function(case, like.dtype, like.device),
             "first_order": case.first_order, "prox": case.prox,
             "step_weights": self.step_weights, "task_weights": self.task_weights,
+            "inner_optimizer": self.rule, "per_step_support": case.per_step,
+            "query_loss_fn": query_loss(case),
         }  # fmt: skip
 
 
@@ -211,6 +253,8 @@ def draw(
     shape: tuple[int, ...] | None = None,
 ) -> Drawn:
     """The case's tensors, in float64; examples of that shape, or rows."""
+    if case.per_step and not case.steps:
+        case = replace(case, per_step=False)
     torch.manual_seed(case.seed)
     model = make(case)
     trainable = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
@@ -219,10 +263,12 @@ def draw(
     inner_lr = rates.by_kind(case.rate_kind, case.steps, {n: trainable[n] for n in adapted})
     more = case.norm == "batch"
     shape = shape or (case.widths[0],)
-    support, query = (examples(case, count + more, shape) for count in (case.support, case.query))
+    support = examples(case, case.support + more, shape)
+    query = examples(case, case.query + more, shape, of_query=True)
     return Drawn(
         case, model,
-        ragged(support) if case.ragged else support, ragged(query) if case.ragged else query,
+        ragged(support, 2 if case.per_step else 1) if case.ragged else support,
+        ragged(query) if case.ragged else query,
         inner_lr, weights(case.step_weights, case.steps + 1),
-        weights(case.task_weights, case.tasks), chosen or None,
+        weights(case.task_weights, case.tasks), chosen or None, optimizer(case.rule),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from fastmeta.executors.fused import cuda
 from fastmeta.executors.fused.kernel import learned_options, rule
 
 TANH, RELU, IDENTITY = 3, 1, 0
-CROSS_ENTROPY, MSE = 0, 1
+CROSS_ENTROPY, MSE, BINARY = 0, 1, 2
 TENSORS = 4
 
 
@@ -41,7 +41,11 @@ class Case:
     """By layer and tensor (weight, bias); empty: all."""
     ragged: bool = False
     per_step: bool = False
+    support_loss: int = MSE
+    """Or binary cross-entropy, with factors."""
     query_loss: int = MSE
+    query_options: dict[str, Any] = field(default_factory=dict)
+    """Of the cross-entropy."""
     activation: int = TANH
     dtype: torch.dtype = torch.float64
     seed: int = 0
@@ -70,6 +74,12 @@ class Case:
         self.query_y: Tensor = draw(self.tasks, self.query, out)
         if self.query_loss == CROSS_ENTROPY:
             self.query_y = self.query_y.argmax(-1)
+            if "ignore_index" in self.query_options:  # of every second example
+                self.query_y[:, 1::2] = self.query_options["ignore_index"]
+        self.factors = None
+        if self.support_loss == BINARY:
+            self.support_y = self.support_y.sigmoid()
+            self.factors = 0.5 + draw(*self.support_y.shape).sigmoid()
         counts = torch.randint(1, self.support + 1, sets, generator=generator)
         real = (torch.arange(self.support) < counts[..., None]).double()
         self.support_weights = real / real.sum(-1, keepdim=True) if self.ragged else None
@@ -124,11 +134,17 @@ def compiled(case: Case, differentiate: bool = True) -> Found:
     ]  # fmt: skip
     described = rule(**case.rule)
     arguments = (
-        layers, MSE, 0.0, -100, False, case.support, case.query, case.steps, differentiate,
-        case.first_order, case.elementwise, case.learned_rates and differentiate, case.prox,
-        case.dtype == torch.float64, case.tasks,
+        layers, case.support_loss, 0.0, -100, case.factors is not None, case.support, case.query,
+        case.steps, differentiate, case.first_order, case.elementwise,
+        case.learned_rates and differentiate, case.prox, case.dtype == torch.float64, case.tasks,
     )  # fmt: skip
-    options = (described.description, case.per_step, (case.query_loss, 0.0, -100, False))
+    of_classes = case.query_options
+    class_weights = of_classes.get("weight")
+    query_loss = (
+        case.query_loss, of_classes.get("label_smoothing", 0.0),
+        of_classes.get("ignore_index", -100), class_weights is not None,
+    )  # fmt: skip
+    options = (described.description, case.per_step, query_loss)
     evaluates = [k == case.steps or w != 0 for k, w in enumerate(case.weights)]
 
     def cast(tensor: Tensor | None) -> Tensor | None:
@@ -146,9 +162,10 @@ def compiled(case: Case, differentiate: bool = True) -> Found:
     parameters = four([cast(p) for p in case.parameters])
     labels = case.query_loss == CROSS_ENTROPY
     sets = [
-        [cast(case.support_x), cast(case.support_y), None, cast(case.support_weights), None],
+        [cast(case.support_x), cast(case.support_y), None, cast(case.support_weights),
+         cast(case.factors)],
         [cast(case.query_x), None if labels else cast(case.query_y),
-         case.query_y if labels else None, None, None],
+         case.query_y if labels else None, None, cast(class_weights)],
     ]  # fmt: skip
     if case.elementwise:
         rates = torch.cat([rate.flatten() for rate in case.rates]) if case.steps else empty(0)
@@ -276,14 +293,19 @@ def reference(case: Case) -> Found:
         phi, state, losses, at_query = list(theta), {}, [], []
         for k in range(case.steps + 1):
             output = network(case, phi, case.query_x[t])
-            at_query.append(loss(case.query_loss, output, case.query_y[t], None))
+            at_query.append(
+                loss(case.query_loss, output, case.query_y[t], None, **case.query_options)
+            )
             if k == case.steps:
                 outputs.append(output.detach())
                 break
             where = (t, k) if case.per_step else (t,)
             weights = None if case.support_weights is None else case.support_weights[where]
-            value = loss(MSE, network(case, phi, case.support_x[where]), case.support_y[where],
-                         weights)  # fmt: skip
+            factors = {} if case.factors is None else {"factors": case.factors[where]}
+            value = loss(
+                case.support_loss, network(case, phi, case.support_x[where]),
+                case.support_y[where], weights, **factors,
+            )  # fmt: skip
             losses.append(value.detach())
             inner = [i for i, adapts in enumerate(case.adapts) if adapts]
             found = torch.autograd.grad(value, [phi[i] for i in inner], create_graph=True)
@@ -325,11 +347,14 @@ def network(case: Case, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
     return x
 
 
-def loss(kind: int, output: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+def loss(kind: int, output: Tensor, y: Tensor, weights: Tensor | None, **options: Any) -> Tensor:
     """The mean over examples, or by their weights."""
     if kind == CROSS_ENTROPY:
-        return F.cross_entropy(output, y)
-    each = (output - y).square().mean(-1)
+        return F.cross_entropy(output, y, **options)
+    each = (output - y).square()
+    if kind == BINARY:
+        each = options["factors"] * F.softplus(output) - output * y
+    each = each.mean(-1)
     return each.mean() if weights is None else (weights * each).sum()
 
 
@@ -382,9 +407,7 @@ def _adam(
     second = [b2 * v + (1 - b2) * one * one for v, one in zip(second, g, strict=True)]
     state["m"], state["v"] = first, second
     c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
-    return [
-        (m / c1) / (torch.sqrt(v / c2 + root) + eps) for m, v in zip(first, second, strict=True)
-    ]
+    return [(m / c1) / (_root(v / c2 + root) + eps) for m, v in zip(first, second, strict=True)]
 
 
 def _rmsprop(
@@ -400,7 +423,12 @@ def _rmsprop(
         state["m"] = mean
         variance = [v - m * m for v, m in zip(second, mean, strict=True)]
     eps = options.get("eps", 1e-8)
-    directions = [one / (torch.sqrt(v) + eps) for one, v in zip(g, variance, strict=True)]
+    directions = [one / (_root(v) + eps) for one, v in zip(g, variance, strict=True)]
     buffers = [mu * b + d for b, d in zip(state.get("b", zeros), directions, strict=True)]
     state["v"], state["b"] = second, buffers
     return buffers
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, without a slope where it is zero."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)

@@ -17,7 +17,6 @@ import compiling
 import torch
 
 from fastmeta.executors.base import Executor
-from fastmeta.executors.convolutional.cpu import ConvolutionalCpu
 from fastmeta.executors.every import EXECUTORS
 from fastmeta.executors.fused.cpu import FusedCpu
 from fastmeta.executors.fused.gpu import FusedCuda
@@ -93,11 +92,11 @@ class FusedCudaOnHost(FusedCuda):
 
 
 def played(executors: list[Executor]) -> list[Executor]:
-    """The executors with these kernels for the fused step, and without the processor's own."""
+    """The executors with these kernels for the fused step, in the place of the processor's own."""
     return [
         FusedCudaOnHost() if isinstance(executor, FusedCuda) else executor
         for executor in executors
-        if not isinstance(executor, (FusedCpu, ConvolutionalCpu))
+        if not isinstance(executor, FusedCpu)
     ]
 
 

@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from fastmeta.inner import InnerOptimizer
+from fastmeta.inner.one_task import one_task
 
 
 @dataclass
@@ -37,8 +41,15 @@ def maml(
     step_weights: Any = None,
     task_weights: Any = None,
     prox: float = 0.0,
+    rule: InnerOptimizer | None = None,
+    query_loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    per_step: bool = False,
 ) -> Reference:
-    """`tasks` holds `(support_x, support_y, query_x, query_y)` without a task axis."""
+    """`tasks` holds `(support_x, support_y, query_x, query_y)` without a task axis.
+
+    `rule`: the update rule, by its own `update`, which tests/inner holds against torch.optim; None
+    is written out here. `per_step`: whether support leaves are `[K, N, ...]`.
+    """
     theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adapted = list(theta) if adapted is None else adapted
     weights = [0.0] * steps + [1.0] if step_weights is None else step_weights
@@ -47,12 +58,16 @@ def maml(
         phi = {name: p.clone() for name, p in theta.items()}  # "clone the model"
         losses, total = [], torch.zeros((), dtype=torch.float64)
         output = None
+        update = None if rule is None else one_task(rule)
+        state = update and update.init({name: phi[name] for name in adapted})
         for step in range(steps + 1):
             output = call(model, phi, query_x)
-            total = total + weights[step] * loss_fn(output, query_y)
+            total = total + weights[step] * (query_loss_fn or loss_fn)(output, query_y)
             if step == steps:
                 break
-            loss = loss_fn(call(model, phi, support_x), support_y)
+            at = (lambda leaf, k=step: leaf[k]) if per_step else (lambda leaf: leaf)
+            x, y = pytree.tree_map(at, (support_x, support_y))
+            loss = loss_fn(call(model, phi, x), y)
             losses.append(loss.detach())
             for name in adapted:
                 loss = loss + prox / 2 * (phi[name] - theta[name]).square().sum()
@@ -61,6 +76,13 @@ def maml(
                 loss, inner, create_graph=not first_order, retain_graph=True, allow_unused=True
             )
             phi = dict(phi)
+            if update is not None:
+                found = zip(adapted, gradients, inner, strict=True)
+                g = {n: torch.zeros_like(p) if g is None else g for n, g, p in found}
+                here = dict(zip(adapted, inner, strict=True))
+                moved, state = update.update(g, state, here, {n: rate(n, step) for n in g}, step)
+                phi.update(moved)
+                continue
             for name, gradient in zip(adapted, gradients, strict=True):
                 if gradient is not None:
                     phi[name] = phi[name] - rate(name, step) * gradient

@@ -73,6 +73,9 @@ class CudaStep {
   }
 
   void run(const Addresses& at, bool tf32, int device, Address stream) const {
+    if (!is_plain(choice_.network.rule) && at.rule_options == 0) {
+      throw std::invalid_argument("rule_options: 0, but the rule has numbers");
+    }
     is_double_ ? run_as<double>(at, tf32, device, stream)
                : run_as<float>(at, tf32, device, stream);
   }

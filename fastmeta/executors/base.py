@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.network.graph import Network
 from fastmeta.network.losses.standard import Loss
@@ -52,7 +53,7 @@ class Offer:
     may_keep_features: bool = False
     """Whether running once what stands in front of the parameters that adapt is worth a trial."""
     checks_labels: bool = False
-    """Whether it refuses labels that are none of the network's classes by itself."""
+    """Whether it deals with labels that are none of the network's classes by itself."""
     unrecordable: str = ""
     """The reason why a CUDA graph can't record it; empty where one can."""
 
@@ -81,6 +82,12 @@ class Executor:
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
         """The offer for a problem; **raises** `NotSupported`."""
         raise NotImplementedError
+
+    def linearize(
+        self, reading: Reading, problem: Problem, parameters: Tensors
+    ) -> Linearized | Unsupported:
+        """The model at each task's `parameters`, `[T, ...]`, on the support sets of a problem."""
+        return Unsupported("it has no passes of its own")
 
 
 class NetworkExecutor(Executor):

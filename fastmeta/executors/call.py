@@ -99,8 +99,11 @@ def run(
     rates: Tensor,
     support: Sequence[Tensor | None],
     query: Sequence[Tensor | None],
+    rule_options: Sequence[float] = (),
 ) -> Outcome:
     """Computes the step on the CPU; `support` and `query` are as the compiled step takes them.
+
+    `rule_options` are the numbers of an update rule that has any.
 
     **Raises** `WrongLabel`, before anything is computed.
     """
@@ -119,6 +122,7 @@ def run(
         *call.written(),
         gradient.data_ptr(),
         torch.get_num_threads(),
+        list(rule_options),
     )
     if not computed:
         raise WrongLabel

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.problem import Problem
 from fastmeta.network.losses.standard import Loss
+from fastmeta.tasks import Examples
 
 # In the order of csrc/network.h.
 _LOSSES = (
@@ -47,7 +48,7 @@ class KernelLoss:
             positive, factors = positive * weight, factors * weight
         return positive, factors.contiguous()
 
-    def check(self, problem: Problem, outputs: int, dtype: torch.dtype) -> None:
+    def check(self, problem: Problem, examples: Examples, outputs: int, dtype: torch.dtype) -> None:
         """**Raises** `NotSupported` where predictions of so many outputs don't fit its weights."""
         for weight in (self.weight, self.pos_weight):
             if weight is None:
@@ -58,16 +59,15 @@ class KernelLoss:
                 )
             if self.of_classes:
                 continue  # torch has refused what is not one number a class
-            for examples in problem.tasks.sets():
-                row = (examples.count, outputs)
-                try:
-                    fits = torch.broadcast_shapes(weight.shape, row) == row
-                except RuntimeError:
-                    fits = False
-                if not fits:
-                    raise NotSupported(
-                        f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
-                    )
+            row = (examples.count, outputs)
+            try:
+                fits = torch.broadcast_shapes(weight.shape, row) == row
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise NotSupported(
+                    f"the loss's weights {list(weight.shape)} don't broadcast to {list(row)}"
+                )
 
 
 def kernel_loss(loss: Loss) -> KernelLoss:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 from torch.utils._device import DeviceContext
 
-from fastmeta.executors import rates
+from fastmeta.executors import rates, update_rule
 from fastmeta.executors.addresses import check_storage, overrides
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.kernel_loss import KernelLoss
@@ -62,7 +62,7 @@ def statistics(problem: Problem, norms: Iterable[Norm | None]) -> list[Tensor | 
 def gradients(
     problem: Problem, names: Sequence[str | None], packed: Tensor
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Every leaf with its gradient: views of `packed`, parameters first, then learned rates."""
+    """Every leaf with its gradient: views of `packed`, parameters, learned rates, then options."""
     named: dict[str, Any] = problem.model.all_parameters()
     used = [name for name in names if name is not None]
     parts = _unflatten_dense_tensors(packed, [named[name] for name in used])
@@ -78,6 +78,7 @@ def gradients(
         # Learned options of an update rule may follow.
         found = packed[start : start + inner.steps * width].view(inner.steps, width)
         pairs += rates.gradients(inner, named, names, found)
+    pairs += update_rule.option_gradients(inner, packed)
     return pairs
 
 
@@ -113,16 +114,6 @@ def check(problem: Problem, used: Iterable[str]) -> torch.dtype:
     if problem.task_weights.dtype != dtype:
         raise NotSupported("task_weights are of another dtype than the parameters")
     return dtype
-
-
-def check_plain(problem: Problem) -> None:
-    """**Raises** `NotSupported` for all but gradient descent on one support set and loss."""
-    if not problem.inner.optimizer.is_plain:
-        raise NotSupported(f"the inner optimizer is {type(problem.inner.optimizer).__name__}")
-    if problem.tasks.per_step is not None:
-        raise NotSupported("each inner step has a support set of its own")
-    if problem.objective is not problem.query_objective:
-        raise NotSupported("the query sets have a loss of their own")
 
 
 def check_buffers(problem: Problem, norms: Iterable[Norm | None], dtype: torch.dtype) -> None:

@@ -7,19 +7,20 @@ import weakref
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.executors import packing
-from fastmeta.executors.base import Offer
-from fastmeta.executors.every import REFERENCE
+from fastmeta.executors.base import Offer, Unsupported
+from fastmeta.executors.every import EXECUTORS, REFERENCE
+from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import FormUnavailable, Outcome, Problem, WrongLabel
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.network import reader
 from fastmeta.network.graph import Network
-from fastmeta.network.losses import standard
 from fastmeta.network.losses.recognition import identity, recognise
 from fastmeta.network.losses.standard import objective
 from fastmeta.network.profile import profile
@@ -30,6 +31,7 @@ from fastmeta.options import Options
 from fastmeta.plan.cliff import warn_of_cliff
 from fastmeta.plan.selection import Entry, Selected, select
 from fastmeta.plan.snapshot import Snapshot, snapshot
+from fastmeta.plan.verification import linearization_fails
 from fastmeta.tasks import TaskBatch
 from fastmeta.warning import warn
 
@@ -73,76 +75,149 @@ class _Latest:
     selected: Selected
 
 
-def prepare(
-    model: nn.Module,
-    seen: Snapshot,
-    options: Options,
-    tasks: TaskBatch,
-    inner: InnerLoop,
-    task_weights: Tensor,
-    differentiate: bool,
-) -> Planned:
-    """Read the model and select an executor, or find what was read and selected before.
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is to be computed: a model as it stands, checked options and data."""
 
-    **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions, and
-    where the executor that was asked for can't serve.
-    """
-    executor, given = options.executor, options.losses()
-    losses = recognise(given[0]), recognise(given[1])
-    device = task_weights.device.type
-    asked = (
-        tuple(map(_structure, losses, given)), seen.signs(),
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        task_weights.dtype, inner.signature, differentiate, options.memory, executor,
-        packing.watched(),
-    )  # fmt: skip
+    model: nn.Module
+    seen: Snapshot
+    options: Options
+    tasks: TaskBatch
+    inner: InnerLoop
+    task_weights: Tensor
+    differentiate: bool
 
-    objectives = [objective(given[0], losses[0])] * 2
-    if options.query_loss_fn is not None:
-        objectives[1] = objective(given[1], losses[1])
+    @cached_property
+    def losses(self) -> Losses:
+        """The standard losses that the functions given are, as they are now."""
+        loss_fn, query_loss_fn = self.options.losses()
+        loss = recognise(loss_fn)
+        return loss, loss if query_loss_fn is loss_fn else recognise(query_loss_fn)
 
-    def problem(reading: Reading, keeps_features: bool = False) -> Problem:
+    @cached_property
+    def key(self) -> Hashable:
+        """All that a selection depends on, beside the model and the data."""
+        options, inner, device = self.options, self.inner, self.task_weights.device.type
+        return (
+            self._structures, torch.is_autocast_enabled(device),
+            torch.get_autocast_dtype(device), self.task_weights.dtype, inner.signature,
+            self.differentiate, options.memory, options.executor, packing.watched(),
+        )  # fmt: skip
+
+    @cached_property
+    def _structures(self) -> Hashable:
+        """The forms of losses and activations."""
+        pairs = zip(self.losses, self.options.losses(), strict=True)
+        forms = (loss.structure if loss else identity(given) for loss, given in pairs)
+        return tuple(forms), self.seen.signs()
+
+    def entry(self) -> Entry:
+        """The reading of model and losses, with what has been learnt of it since."""
+        tasks, inner, device = self.tasks, self.inner, self.task_weights.device.type
+        data = tuple(
+            (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
+            for examples in tasks.sets()
+            for leaf in examples.leaves()
+        )
+        key = (
+            data, self._structures, torch.is_autocast_enabled(device),
+            torch.get_autocast_dtype(device), tasks.support.weights is not None, inner.adapted,
+            inner.first_order, self.differentiate,
+        )  # fmt: skip
+        entry = self.seen.known(key, lambda: Entry(self._read()))
+        if not self.is_read_by(entry.reading):
+            entry.reading = self.again(entry.reading)
+        return entry
+
+    def is_read_by(self, reading: Reading) -> bool:
+        """Return whether a reading has the present options of losses and activations."""
+        return reading.is_at(self.losses, self.seen.constants)
+
+    def again(self, reading: Reading) -> Reading:
+        """The same reading at the present options of losses and activations."""
+        return reading.at(self.losses, self.seen.constants)
+
+    def problem(self, reading: Reading, keeps_features: bool = False) -> Problem:
+        """The problem for executors."""
+        given = self.options.losses()
+        support_objective = query_objective = objective(given[0], self.losses[0])
+        if given[1] is not given[0]:
+            query_objective = objective(given[1], self.losses[1])
         return Problem(
-            model=StatelessModel(model, reading.profile.written_buffers, seen.slots),
-            objective=objectives[0],
-            query_objective=objectives[1],
-            tasks=tasks,
-            inner=inner,
-            task_weights=task_weights,
-            differentiate=differentiate,
-            low_memory=options.memory == "low",
-            may_capture=reading.may_capture or seen.learns_buffers,
+            model=StatelessModel(self.model, reading.profile.written_buffers, self.seen.slots),
+            objective=support_objective,
+            query_objective=query_objective,
+            tasks=self.tasks,
+            inner=self.inner,
+            task_weights=self.task_weights,
+            differentiate=self.differentiate,
+            low_memory=self.options.memory == "low",
+            may_capture=reading.may_capture or self.seen.learns_buffers,
             draws_random=reading.profile.draws_random,
-            keep_adapted=tasks.query is None,
+            keep_adapted=self.tasks.query is None,
             has_attention=reading.profile.has_attention,
             unread=reading.unread,
             keeps_features=keeps_features,
         )
 
+    def check_targets(self, prediction: tuple[int, ...] | None) -> None:
+        """**Raises** `ValueError` or `TypeError` where targets don't fit the predictions."""
+        _check_targets(self.losses, self.tasks, prediction)
+
+    def _read(self) -> Reading:
+        return _read(self.model, self.seen, self.options.loss_fn, self.losses, self.tasks)
+
+
+def prepare(request: Request) -> Planned:
+    """Read the model and select an executor, or find what was read and selected before.
+
+    **Raises** `ValueError` or `TypeError` where targets don't fit the model's predictions, and
+    where the executor that was asked for can't serve.
+    """
+    options, tasks, seen = request.options, request.tasks, request.seen
+
     def find() -> _Latest:
-        entry = seen.known(
-            _fingerprint(tasks, inner, asked),
-            lambda: Entry(_read(model, seen, given[0], losses, tasks)),
-        )
-        if not entry.reading.is_at(losses, seen.constants):
-            entry.reading = entry.reading.at(losses, seen.constants)
-        _check_targets(losses, tasks, entry.reading.profile.prediction)
-        selected = select(entry, problem(entry.reading), executor)
-        if executor == "auto" and options.memory != "low":
-            warn_of_cliff(model, selected)
+        entry = request.entry()
+        request.check_targets(entry.reading.profile.prediction)
+        selected = select(entry, request.problem(entry.reading), options.executor)
+        if options.executor == "auto" and options.memory != "low":
+            warn_of_cliff(request.model, selected)
         return _Latest(selected)
 
     # A GPU's kernels are launched for so many tasks.
-    count = tasks.rounded if device == "cpu" else tasks.tasks
+    count = tasks.rounded if request.task_weights.device.type == "cpu" else tasks.tasks
     signature = tasks.signature
-    latest = find() if signature is None else seen.known((signature, count, asked), find)
+    key = (signature, count, request.key)
+    latest = find() if signature is None else seen.known(key, find)
     selected = latest.selected
-    if not selected.reading.is_at(losses, seen.constants):
-        reading = selected.reading.at(losses, seen.constants)
-        latest.selected = selected = _at(selected, reading, problem(reading))
+    if not request.is_read_by(selected.reading):
+        reading = request.again(selected.reading)
+        latest.selected = selected = _at(selected, reading, request.problem(reading))
     if not selected.offer.checks_labels:
-        _check_targets(losses, tasks, selected.reading.profile.prediction)
-    return Planned(problem(selected.reading, selected.features == ""), selected)
+        request.check_targets(selected.reading.profile.prediction)
+    return Planned(request.problem(selected.reading, selected.features == ""), selected)
+
+
+def linearize(request: Request, parameters: Tensors) -> Linearized:
+    """Linearize by the first executor that can, and that agrees with autograd."""
+    entry = request.entry()
+    reading, problem = entry.reading, request.problem(entry.reading)
+    request.check_targets(reading.profile.prediction)
+    for executor in EXECUTORS:
+        name = f"linearize {executor.name}"
+        if not executor.takes(request.task_weights.device) or name in entry.failed:
+            continue
+        found = executor.linearize(reading, problem, parameters)
+        if isinstance(found, Unsupported):
+            continue
+        if executor is REFERENCE or name in entry.trusted:
+            return found
+        reason = linearization_fails(reading, problem, executor, parameters)
+        if reason is None:
+            entry.trusted.add(name)
+            return found
+        entry.failed[name] = reason
+    raise AssertionError("the reference computes any model")
 
 
 def _at(selected: Selected, reading: Reading, problem: Problem) -> Selected:
@@ -196,24 +271,6 @@ def still_reads(planned: Planned) -> bool:
     except reader.Unreadable:
         return False
     return True
-
-
-def _structure(loss: standard.Loss | None, loss_fn: Callable[..., Any]) -> Hashable:
-    return loss.structure if loss else identity(loss_fn)
-
-
-def _fingerprint(tasks: TaskBatch, inner: InnerLoop, asked: tuple[Any, ...]) -> Hashable:
-    """All that a reading depends on, beside the model."""
-    losses, signs, autocast, _, _, differentiate, *_ = asked
-    data = tuple(
-        (leaf.shape[2:], leaf.dtype, leaf.device, leaf.requires_grad)
-        for examples in tasks.sets()
-        for leaf in examples.leaves()
-    )
-    masked = tasks.support.weights is not None
-    return (
-        data, losses, signs, autocast, masked, inner.adapted, inner.first_order, differentiate,
-    )  # fmt: skip
 
 
 def _read(

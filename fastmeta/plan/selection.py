@@ -34,8 +34,8 @@ class Entry:
     features: dict[str, str] = field(default_factory=dict)
     """By executor, why it does not run once what stands in front of the adapting parameters;
     empty where it does."""
-    factors: dict[str, float] | None = None
-    """By executor that was timed, its seconds over those estimated; None before any was."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """By executor that was timed, its seconds over those estimated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +97,11 @@ def select(entry: Entry, problem: Problem, asked: str) -> Selected:
             family = [e.name for e in EXECUTORS if e.takes(device) and e.family == asked]
             why = unsupported[family[-1]] if family else f"there is none for {device}"
             raise ValueError(f"executor: {asked!r} can't serve: {why}; use 'auto' or 'generic'")
-        best, reason = _cheapest(offers, entry.factors or {})
+        best, reason = _cheapest(offers, entry.factors)
         rivals = _rivals(offers, best)
-        if entry.factors is None and len(rivals) > 1 and timing.may_time(problem):
-            entry.factors = _timed(entry, problem, rivals)
+        untimed = {e: offer for e, offer in rivals.items() if e.name not in entry.factors}
+        if untimed and len(rivals) > 1 and timing.may_time(problem):
+            entry.factors.update(_timed(entry, problem, untimed))
         elif _is_trusted(entry, problem, best):
             break
     features = _features(entry, problem, best, offers[best])
@@ -111,7 +112,7 @@ def _cheapest(offers: Offers, factors: Mapping[str, float]) -> tuple[Executor, s
     """The executor whose offer is the cheapest, by time where that was measured; and why."""
     best = min(offers, key=lambda e: (offers[e].last_resort, offers[e].seconds))
     times = {e: factors[e.name] * o.seconds for e, o in offers.items() if e.name in factors}
-    if len(times) < 2 or not offers[best].timeable:
+    if len(times) < 2 or best not in times:
         last = offers[best].last_resort
         alike = {e: o.seconds for e, o in offers.items() if o.last_resort == last}
         return best, _said("estimated", alike)

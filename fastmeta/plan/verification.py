@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmeta.executors.base import Executor, Offer
 from fastmeta.executors.every import REFERENCE
+from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.network.layers.layer import plus
 from fastmeta.network.random_state import same_random_numbers
@@ -48,8 +49,6 @@ def keeping_fails(reading: Reading, problem: Problem, executor: Executor) -> str
     The reference's are compared too: it alone sees a body that reads an adapted parameter unseen.
     """
     small = problem.shortened(2, steps=2, evaluate_all=True)
-    if executor is not REFERENCE and problem.draws_random:
-        return "a forward pass draws random numbers"
     for tried in dict.fromkeys((REFERENCE, executor)):
         run = _offer(reading, small, tried).run
         outcomes: list[Outcome] = []
@@ -67,6 +66,26 @@ def keeping_fails(reading: Reading, problem: Problem, executor: Executor) -> str
         if reason:
             return reason
     return None
+
+
+def linearization_fails(
+    reading: Reading, problem: Problem, executor: Executor, parameters: Tensors
+) -> str | None:
+    """Compare an executor's linearization with autograd on two tasks; why it fails, or None."""
+    small = problem.shortened(2, steps=0)
+    some = {name: parameter[:2] for name, parameter in parameters.items()}
+    vectors = {name: torch.randn_like(parameter) for name, parameter in some.items()}
+    ours, theirs = (e.linearize(reading, small, some) for e in (executor, REFERENCE))
+    assert isinstance(ours, Linearized)
+    assert isinstance(theirs, Linearized)
+    pairs = [(ours.losses, theirs.losses)]
+    for found, expected in (
+        (ours.gradients, theirs.gradients),
+        (ours.product(vectors), theirs.product(vectors)),
+    ):
+        pairs += [(found.get(n, torch.zeros_like(e)), e) for n, e in expected.items()]
+    error = _apart([one for one, _ in pairs], [other for _, other in pairs])
+    return None if error < _tolerance(theirs.losses) else f"it disagrees by {error:.1e}"
 
 
 def _changed(reference: Outcome, kept: Outcome) -> str | None:
@@ -137,7 +156,7 @@ def _first_line(error: Exception) -> str:
 def _disagreement(outcome: Outcome, reference: Outcome) -> str | None:
     """Catches a wrong rule, not rounding: a ReLU or a max at a tie may fall either way."""
     losses = reference.step_losses
-    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}.get(losses.dtype, 0.25)
+    tolerance = _tolerance(losses)
     # A gradient that would be zero but for rounding has no relative error worth the name.
     rounding = 8 * torch.finfo(losses.dtype).eps * float(losses.nan_to_num(0, 0, 0).abs().max())
     losses_apart = _apart([outcome.step_losses], [losses])
@@ -149,6 +168,10 @@ def _disagreement(outcome: Outcome, reference: Outcome) -> str | None:
     )
     error = max(losses_apart, gradients_apart)
     return f"it disagrees with autograd by {error:.1e}" if error > tolerance else None
+
+
+def _tolerance(losses: Tensor) -> float:
+    return {torch.float64: 1e-6, torch.float32: 2e-2}.get(losses.dtype, 0.25)
 
 
 def _by_leaf(outcome: Outcome) -> dict[int, Tensor | None]:

@@ -13,8 +13,26 @@ struct ConvProblem {
   int64_t tasks;
   bool ragged, keep_adapted;
   std::vector<double> step_weights;  // [K + 1]
+  std::vector<double> rule_options;  // [kRuleOptions]
   uint64_t seed;
 };
+
+// Half of them are plain SGD.
+inline void draw_rule(Random& random, conv::Network& network, std::vector<double>& options) {
+  options = {0.9, 0, 0.3, 0.8, 0.9, 0.1, 0, 0.5};
+  if (random.coin()) return;
+  UpdateRule& rule = network.rule;
+  rule.kind = random.of<RuleKind>({RuleKind::sgd, RuleKind::adam, RuleKind::rmsprop});
+  rule.momentum = rule.kind != RuleKind::adam && random.coin();
+  rule.nesterov = rule.kind == RuleKind::sgd && rule.momentum && random.coin();
+  rule.decays = random.coin(), rule.decoupled = random.coin();
+  rule.centered = rule.kind == RuleKind::rmsprop && random.coin();
+  rule.clips = random.coin();
+  const bool first = rule.kind == RuleKind::adam || rule.momentum;
+  rule.learns[0] = network.differentiate && first && random.coin();
+  rule.learns[1] = network.differentiate && rule.kind != RuleKind::sgd && random.coin();
+  if (random.coin()) options[kDampening] = rule.nesterov ? 0 : 0.3;
+}
 
 inline ConvProblem draw_conv(int number) {
   Random random(number);
@@ -41,6 +59,10 @@ inline ConvProblem draw_conv(int number) {
     problem.step_weights.push_back(random.coin() ? random.between(0, 1) : 0);
   }
   problem.step_weights.push_back(1);
+  network.query_loss = network.loss;
+  if (random.coin()) network.query_loss.kind = LossKind::mse;
+  network.per_step_support = random.below(3) == 0;
+  draw_rule(random, network, problem.rule_options);
   return problem;
 }
 
@@ -90,17 +112,18 @@ Inputs<T> inputs(const ConvProblem& problem) {
   const conv::Block& first = network.blocks.front();
   const int64_t image = int64_t(first.channels) * first.height * first.width;
   const int classes = network.blocks.back().filters;
-  const auto fill = [&](int count, std::vector<T>& x, std::vector<T>& y,
+  const auto fill = [&](const Loss& loss, int64_t count, std::vector<T>& x, std::vector<T>& y,
                         std::vector<int64_t>& labels) {
     x = numbers(problem.tasks * count * image, -1, 1);
-    if (network.loss.kind == LossKind::mse) {
+    if (loss.kind == LossKind::mse) {
       y = numbers(problem.tasks * count * classes, 0, 1);
       return;
     }
     for (int64_t i = 0; i < problem.tasks * count; ++i) labels.push_back(random.below(classes));
   };
-  fill(network.support, in.support_x, in.support_y, in.support_labels);
-  fill(network.query, in.query_x, in.query_y, in.query_labels);
+  fill(network.loss, network.sets() * network.support, in.support_x, in.support_y,
+       in.support_labels);
+  fill(network.query_loss, network.query, in.query_x, in.query_y, in.query_labels);
   return in;
 }
 
@@ -162,7 +185,9 @@ Results<T> run(const conv::Kernel<T>& kernel, const ConvProblem& problem, const 
   }
   std::vector<int64_t> support_counts, query_counts;
   for (int64_t task = 0; problem.ragged && task < problem.tasks; ++task) {
-    support_counts.push_back(1 + task % network.support);
+    for (int set = 0; set < network.sets(); ++set) {
+      support_counts.push_back(1 + (task + set) % network.support);
+    }
     query_counts.push_back(network.query > 0 ? 1 + task / 2 % network.query : 0);
   }
   const std::unique_ptr<bool[]> evaluates(new bool[network.steps + 1]);
@@ -170,6 +195,7 @@ Results<T> run(const conv::Kernel<T>& kernel, const ConvProblem& problem, const 
   conv::Call<T> call{};
   call.tasks = problem.tasks;
   call.support_counts = given(support_counts), call.query_counts = given(query_counts);
+  call.rule_options = problem.rule_options.data();
   call.step_weights = problem.step_weights.data();
   call.evaluates = evaluates.get();
   call.task_weights = given(in.task_weights);

@@ -108,8 +108,10 @@ inline Problem draw(int number) {
   if (random.coin()) draw_rule(random, problem);
   network.per_step_support = random.below(4) == 0;
   if (random.below(3) == 0) {
-    network.query_loss = {random.of<LossKind>({LossKind::cross_entropy, LossKind::mse, LossKind::l1}),
-                          0, -100, false};
+    const LossKind kind =
+        random.of<LossKind>({LossKind::cross_entropy, LossKind::bce_with_logits, LossKind::l1});
+    network.query_loss = {kind, random.of<double>({0, 0.1}), random.of<int64_t>({-100, 0}),
+                          kind != LossKind::l1 && random.coin()};
   }
   return problem;
 }

@@ -186,7 +186,7 @@ def test_what_it_declines_it_names(model: nn.Module, options: dict[str, Any], re
     data = [(torch.randn(2, 4, 3, dtype=dtype), torch.randint(2, (2, 4))) for _ in range(2)]
     with pytest.raises(ValueError, match=f"executor: 'fused' can't serve: .*{re.escape(reason)}"):
         fastmeta.maml_step(model, *data, executor="fused", **options)
-    assert fastmeta.maml_step(model, *data, **options).executor == "generic"
+    assert "fused" not in fastmeta.maml_step(model, *data, **options).executor
 
 
 def test_inputs_that_require_grad_are_left_to_the_general_path() -> None:

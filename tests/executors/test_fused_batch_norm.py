@@ -378,4 +378,4 @@ def test_what_it_declines_it_names(model: nn.Module, reason: str) -> None:
     data = [(torch.randn(2, 4, 3), torch.randint(2, (2, 4))) for _ in range(2)]
     with pytest.raises(ValueError, match=f"executor: 'fused' can't serve: .*{re.escape(reason)}"):
         fastmeta.maml_step(model, *data, executor="fused")
-    assert fastmeta.maml_step(model, *data).executor == "generic"
+    assert "fused" not in fastmeta.maml_step(model, *data).executor

@@ -12,7 +12,18 @@ from torch import Tensor
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
 from fused_kernels import KERNELS, ON_HOST
-from fused_rules import CROSS_ENTROPY, RELU, Case, Found, compiled, loss, network, reference
+from fused_rules import (
+    BINARY,
+    CROSS_ENTROPY,
+    MSE,
+    RELU,
+    Case,
+    Found,
+    compiled,
+    loss,
+    network,
+    reference,
+)
 
 DRAWN = 40 if ON_HOST else 80
 
@@ -78,9 +89,21 @@ def draw_case(seed: int) -> Case:
         learned_rates=draw.random() < 0.5, first_order=draw.random() < 0.3,
         prox=draw.choice([0.0, 0.0, 0.4]), step_weights=weights, adapted=adapted,
         ragged=draw.random() < 0.3, per_step=draw.random() < 0.3,
-        query_loss=draw.choice([CROSS_ENTROPY, 1]), seed=seed,
+        support_loss=draw.choice([MSE, BINARY]), seed=seed, **draw_query_loss(draw, widths[-1]),
         memory=draw.choice(["", "reversible"]),
     )  # fmt: skip
+
+
+def draw_query_loss(draw: random.Random, classes: int) -> dict[str, Any]:
+    """A loss of the query set, of another kind or with options of its own."""
+    if classes == 1 or draw.random() < 0.5:
+        return {"query_loss": MSE}
+    options: dict[str, Any] = {"label_smoothing": draw.choice([0.0, 0.2])}
+    if draw.random() < 0.5:
+        options["weight"] = torch.tensor([0.5 + i for i in range(classes)], dtype=torch.float64)
+    if draw.random() < 0.3:
+        options["ignore_index"] = -1
+    return {"query_loss": CROSS_ENTROPY, "query_options": options}
 
 
 def check(found: Found, expected: Found, tolerance: float) -> None:
@@ -154,7 +177,7 @@ def test_a_hundred_steps_go_where_torch_optim_goes(name: str, kernel: str) -> No
         for _ in range(case.steps):
             inner.zero_grad()
             output = network(case, parameters, case.support_x[task])
-            loss(1, output, case.support_y[task], None).backward()
+            loss(MSE, output, case.support_y[task], None).backward()
             inner.step()
         for p, q in zip(found, parameters, strict=True):
             torch.testing.assert_close(p[task], q.detach(), rtol=1e-9, atol=1e-10)
@@ -178,7 +201,7 @@ def with_dead_units(steps: int, rule: dict[str, Any]) -> Case:
     )  # fmt: skip
     case.parameters[0][:3] = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
     case.parameters[1][:3] = -100.0
-    case.query_x[:, 0] = torch.tensor([51.0, 0.0, 0.0], dtype=torch.float64)
+    case.query_x[:, 0] = torch.tensor([51.0, 0.3, -0.2], dtype=torch.float64)
     return case
 
 
@@ -198,7 +221,7 @@ def test_dead_units_stay_and_their_proximal_terms_cancel(
         adapted = compiled(with_dead_units(k, rule), differentiate=False).adapted
         for t in range(case.tasks):
             theta = [p[t].clone().requires_grad_() for p in adapted]
-            value = loss(1, network(case, theta, case.query_x[t]), case.query_y[t], None)
+            value = loss(MSE, network(case, theta, case.query_x[t]), case.query_y[t], None)
             scaled = case.weights[k] * case.task_weights[t] * value
             for sums, g in zip(expected, torch.autograd.grad(scaled, theta), strict=True):
                 sums += g
@@ -207,3 +230,12 @@ def test_dead_units_stay_and_their_proximal_terms_cancel(
     for g, wanted in zip(found.parameters[:2], expected[:2], strict=True):
         assert wanted[:3].norm() > 0.1
         torch.testing.assert_close(g[:3], wanted[:3], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "decay", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled": True}]
+)
+def test_with_decay_a_dead_unit_moves_with_its_anchor(decay: dict[str, Any], kernel: str) -> None:
+    """Zeros among its weights get no gradient; the proximal terms don't cancel there."""
+    case = with_dead_units(3, {"kind": "adam", "eps_root": 1e-4, **decay})
+    check(compiled(case), reference(case), 1e-10)

@@ -65,6 +65,17 @@ def test_it_is_timed_once_for_any_number_of_tasks(seconds: dict[str, Any]) -> No
     assert sorted(seconds["timed"]) == ["layered-torch", "loop", "vmap"]
 
 
+def test_what_could_not_be_taken_before_is_timed_later(seconds: dict[str, Any]) -> None:
+    seconds.update({"loop": 1e4, "vmap": 1.0, "layered-torch": 1e4})
+    model = _network()
+    fastmeta.maml_step(model, _data(1), _data(1), executor="generic")
+    assert not seconds["timed"]  # the loop is alone
+    fastmeta.maml_step(model, _data(1), _data(1))
+    assert sorted(seconds["timed"]) == ["layered-torch", "loop"]
+    assert fastmeta.maml_step(model, _data(), _data()).executor == "generic"
+    assert sorted(seconds["timed"]) == ["layered-torch", "loop", "vmap"]
+
+
 def test_where_they_are_close_the_estimate_holds(seconds: dict[str, Any], monkeypatch) -> None:
     monkeypatch.setattr("fastmeta.executors.generic.cost.loop", lambda *_: 1.0)
     monkeypatch.setattr("fastmeta.executors.generic.cost.vmap", lambda *_: 1.0)

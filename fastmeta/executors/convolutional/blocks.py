@@ -84,11 +84,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A network and a loss as the kernels take them: no block reads a later one, all but the last
-    are read."""
+    """A network and the losses of support and query sets as the kernels take them: no block reads a
+    later one, all but the last are read."""
 
     blocks: tuple[Block, ...]
     loss: KernelLoss
+    query_loss: KernelLoss
 
     def names(self) -> tuple[str | None, ...]:
         """Weight, bias, scale and shift of each block."""
@@ -102,15 +103,16 @@ class Blocks:
 def blocks(
     nodes: Sequence[Node],
     output: int,
-    loss: Loss,
+    losses: Sequence[Loss],
     image: tuple[int, ...],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Blocks:
     """The network in the kernels' terms; **raises** `NotSupported`.
 
-    `image` is the shape of an example, `shapes` those of the parameters by name.
+    `losses` are those of support and query sets, `image` is the shape of an example, `shapes` those
+    of the parameters by name.
     """
-    in_terms = kernel_loss(loss)
+    loss, query_loss = map(kernel_loss, losses)
     if not any(isinstance(node.layer, Conv2d) for node in nodes):
         raise NotSupported("there is no convolution")
     reader = _Reader(nodes, output, image, shapes)
@@ -118,7 +120,7 @@ def blocks(
     names = [name for block in found for name in block.tensors() if name]
     if len(set(names)) != len(names):
         raise NotSupported("a parameter is used twice")
-    return Blocks(found, in_terms)
+    return Blocks(found, loss, query_loss)
 
 
 @dataclass(frozen=True)

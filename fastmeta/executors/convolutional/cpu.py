@@ -31,10 +31,9 @@ class ConvolutionalCpu(NetworkExecutor):
         return device.type == "cpu"
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        _, loss, _ = layers_and_losses(reading)
+        _, *losses = layers_and_losses(reading)
         layers = lower(reading)
-        network = blocks(layers.nodes, layers.output, loss, reading.example, reading.sizes)
-        packing.check_plain(problem)
+        network = blocks(layers.nodes, layers.output, losses, reading.example, reading.sizes)
         support.check(problem, layers)
         tasks = problem.tasks
         if extension() is None:
@@ -42,7 +41,6 @@ class ConvolutionalCpu(NetworkExecutor):
                 "the compiled extension is not there; `python -m fastmeta info` says why"
             )
         last = network.blocks[-1].filters
-        network.loss.check(problem, last, problem.task_weights.dtype)
         if problem.keep_adapted and problem.differentiate:
             raise NotSupported("adapted parameters and a meta-gradient are asked for")
         if problem.low_memory and problem.second_order and problem.inner.steps > 1:
@@ -53,7 +51,9 @@ class ConvolutionalCpu(NetworkExecutor):
         for examples in tasks.sets():
             if tuple(examples.inputs.shape[2:]) != network.blocks[0].image:
                 raise NotSupported("inputs are not one image an example")
-            packing.check_rows(examples, network.loss, last)
+            loss = network.loss if examples is tasks.support else network.query_loss
+            loss.check(problem, examples, last, problem.task_weights.dtype)
+            packing.check_rows(examples, loss, last)
         made = kernel.kernel(problem, network)
         step = made.step
         return Offer(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors import call, rates
+from fastmeta.executors import call, rates, update_rule
 from fastmeta.executors.convolutional.blocks import Blocks
 from fastmeta.executors.extension import extension
+from fastmeta.executors.kernel_loss import KernelLoss
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.network.layers import BatchNorm
 from fastmeta.tasks import Examples
@@ -59,6 +60,8 @@ def kernel(problem: Problem, network: Blocks) -> Kernel:
         inner.prox,
         problem.task_weights.dtype == torch.float64,
         os.environ.get("FASTMETA_ISA", ""),
+        update_rule.describe(inner, problem.differentiate).description,
+        tasks.per_step is not None,
     )
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
     return Kernel(network, step, network.names(), evaluates, network.norms())
@@ -68,6 +71,7 @@ def kernel(problem: Problem, network: Blocks) -> Kernel:
 def _step(
     network: Blocks, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, isa: str,
+    rule: update_rule.Description, per_step_support: bool,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
@@ -85,11 +89,14 @@ def _step(
         )
         for block in network.blocks
     ]  # fmt: skip
-    loss = network.loss
     return module.ConvStep(
-        blocks, loss.kind, loss.option, loss.ignore_index, loss.weighted, *sizes, *flags, prox,
-        is_double, isa,
+        blocks, *_described(network.loss), *sizes, *flags, prox, is_double, isa, rule,
+        per_step_support, _described(network.query_loss),
     )  # fmt: skip
+
+
+def _described(loss: KernelLoss) -> tuple[int, float, int, bool]:
+    return loss.kind, loss.option, loss.ignore_index, loss.weighted
 
 
 def run(problem: Problem, kernel: Kernel) -> Outcome:
@@ -98,23 +105,25 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     **Raises** `WrongLabel`, before anything is computed.
     """
     inner, tasks, weights = problem.inner, problem.tasks, problem.task_weights
+    network = kernel.network
     return call.run(
         problem,
         kernel,
         rates.packed(inner, problem.model.all_parameters(), kernel.names, weights),
-        _arrays(tasks.support, kernel.network),
-        _arrays(tasks.query, kernel.network),
+        _arrays(tasks.per_step or tasks.support, network.loss),
+        _arrays(tasks.query, network.query_loss),
+        update_rule.describe(inner, problem.differentiate).options,
     )
 
 
-def _arrays(examples: Examples | None, network: Blocks) -> list[Tensor | None]:
+def _arrays(examples: Examples | None, loss: KernelLoss) -> list[Tensor | None]:
     """Inputs, targets, labels, the loss's weights, and how many examples of each task are real."""
     if examples is None:
         return [None] * 5
     x, y, weights = examples.inputs, examples.targets, examples.weights
     factors = None
-    if network.loss.weighted:
-        y, factors = network.loss.weigh(y.detach())
+    if loss.weighted:
+        y, factors = loss.weigh(y.detach())
     floating = y.is_floating_point()
     counts = None if weights is None else (weights > 0).sum(1)  # padding comes last
     return [x, y if floating else None, None if floating else y, factors, counts]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors import rates
-from fastmeta.executors.fused.kernel import Kernel, described, environment
+from fastmeta.executors import rates, update_rule
+from fastmeta.executors.fused.kernel import Kernel, described, environment, query_loss
 from fastmeta.executors.fused.lowering import Recipe
 from fastmeta.executors.problem import Problem
 from fastmeta.precision import of_products
@@ -59,18 +59,23 @@ class CudaKernel(Kernel):
     image: Tensor = field(kw_only=True)
     """The network and its layout, as the kernel reads them."""
     _step_weights: list[tuple[Hashable, Tensor]] = field(default_factory=list)
+    _rule_options: list[tuple[Hashable, Tensor]] = field(default_factory=list)
 
-    def step_weights(self, weights: tuple[float, ...], like: Tensor) -> Tensor:
+    def step_weights(self, weights: tuple[float, ...], dtype: torch.dtype) -> Tensor:
         """The step weights on the device; made anew for other numbers."""
+        return self._kept(self._step_weights, weights, lambda: self._filled(weights, dtype))
 
-        def make() -> Tensor:
-            packed = like.new_zeros(len(weights))
-            for k, weight in enumerate(weights):
-                if weight != 0:
-                    packed[k].fill_(weight)  # a copy from the host would wait for the device
-            return packed
+    def rule_options(self, options: tuple[float, ...]) -> Tensor:
+        """The numbers of the update rule on the device; made anew for others."""
+        make = self._filled
+        return self._kept(self._rule_options, options, lambda: make(options, torch.float64))
 
-        return self._kept(self._step_weights, weights, make)
+    def _filled(self, numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+        packed = torch.zeros(len(numbers), dtype=dtype, device=self.device)
+        for k, number in enumerate(numbers):
+            if number != 0:
+                packed[k].fill_(number)  # a copy from the host would wait for the device
+        return packed
 
     def _kept(
         self, last: list[tuple[Hashable, Tensor]], key: Hashable, make: Callable[[], Tensor]
@@ -130,6 +135,8 @@ def kernel(
         int(os.environ.get("FASTMETA_CUDA_THREADS", "0")),
         device,
         limits,
+        update_rule.describe(inner, problem.differentiate).description,
+        tasks.per_step is not None,
     )
     # The recipe at hand, not the one that the step was first made for: the loss's weights differ.
     return CudaKernel(
@@ -143,11 +150,12 @@ def _step(
     module: ModuleType, recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int,
     evaluates: tuple[bool, ...], form: str, memory: str, storage: str, threads: int,
-    device: torch.device, limits: tuple[int, int],
+    device: torch.device, limits: tuple[int, int], rule: update_rule.Description,
+    per_step_support: bool,
 ) -> tuple[Any, Tensor]:  # fmt: skip
     step = module.CudaStep(
         *described(recipe, adapted), *sizes, *flags, prox, is_double, tasks, evaluates, form,
-        memory, storage, threads, limits,
+        memory, storage, threads, limits, rule, per_step_support, query_loss(recipe),
     )  # fmt: skip
     image = torch.empty(len(step.image(0)), dtype=torch.uint8, device=device)
     image.copy_(torch.frombuffer(bytearray(step.image(image.data_ptr())), dtype=torch.uint8))

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastmeta.executors import update_rule
 from fastmeta.executors.addresses import Addresses
 from fastmeta.executors.call import QUERY, SUPPORT, Call
 from fastmeta.executors.fused import cuda
@@ -19,7 +20,7 @@ from fastmeta.executors.problem import Outcome, Problem
 
 
 def run(problem: Problem, kernel: CudaKernel) -> Outcome:
-    """Computes the step; `declines` must have found nothing.
+    """Computes the step; an offer was made for its sizes.
 
     **Raises** `RuntimeError` where the device refuses the launch; nothing is computed then.
     """
@@ -31,7 +32,10 @@ def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
     tasks, weights = problem.tasks, problem.task_weights
     call, step, recipe = Call(problem, kernel), kernel.step, kernel.recipe
     rate = packed_rates(problem, kernel)
-    support, query = arrays(tasks.support, recipe), arrays(tasks.query, recipe)
+    support = arrays(tasks.per_step or tasks.support, recipe.loss)
+    query = arrays(tasks.query, recipe.query_loss)
+    options = update_rule.describe(problem.inner, problem.differentiate).options
+    numbers = kernel.rule_options(options) if options else None
     first = call.parameters[0]
     assert first is not None
     # The dual form's kernel knows nothing of the first weight.
@@ -40,7 +44,7 @@ def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
     products = _products(support[0], query[0], first, problem.differentiate) if step.dual else []
     partials = weights.new_empty(step.blocks * step.gradients)
     workspace = weights.new_empty(step.workspace)
-    step_weights = kernel.step_weights(problem.inner.step_weights, weights)
+    step_weights = kernel.step_weights(problem.inner.step_weights, weights.dtype)
     # The mean over tasks is kept by the plan, which may be gone when a graph runs again.
     task_weights = weights.clone() if cuda.capturing(kernel.device) else weights
     at = Addresses()
@@ -64,6 +68,7 @@ def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
             cuda.rounds(weights.dtype),
             cuda.index(kernel.device),
             cuda.stream(kernel.device),
+            at.of(numbers, "inner_optimizer"),
         )
     except RuntimeError as error:
         raise RuntimeError(

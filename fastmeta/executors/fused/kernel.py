@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.executors import rates
+from fastmeta.executors import rates, update_rule
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
 from fastmeta.executors.fused.lowering import Dense, Recipe
@@ -142,6 +142,8 @@ def _step_arguments(problem: Problem, steps: int, low_memory: bool) -> tuple[Any
         engine,
         form,
         memory or ("reversible" if low_memory else ""),
+        update_rule.describe(inner, problem.differentiate).description,
+        tasks.per_step is not None,
     )
 
 
@@ -149,13 +151,13 @@ def _step_arguments(problem: Problem, steps: int, low_memory: bool) -> tuple[Any
 def _step(
     recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
-    engine: str, form: str, memory: str,
+    engine: str, form: str, memory: str, rule: update_rule.Description, per_step_support: bool,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
     return module.FusedStep(
         *described(recipe, adapted), *sizes, *flags, prox, is_double, tasks, isa, engine, form,
-        memory,
+        memory, rule, per_step_support, query_loss(recipe),
     )  # fmt: skip
 
 
@@ -178,6 +180,12 @@ def described_layers(layers: Sequence[Dense], adapted: Collection[str]) -> list[
         )
         for layer in layers
     ]  # fmt: skip
+
+
+def query_loss(recipe: Recipe) -> tuple[int, float, int, bool]:
+    """The query sets' loss as the compiled steps are given it."""
+    loss = recipe.query_loss
+    return loss.kind, loss.option, loss.ignore_index, loss.weighted
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Recipe:
 
     layers: tuple[Dense, ...]
     loss: KernelLoss
+    query_loss: KernelLoss
 
     def names(self) -> tuple[str | None, ...]:
         """Of the layers' tensors, in order."""
@@ -54,9 +55,9 @@ class Recipe:
 
 def lower(reading: Reading) -> Recipe:
     """The network in the kernels' terms; **raises** `NotSupported`."""
-    network, loss, _ = layers_and_losses(reading)
-    in_terms = kernel_loss(loss)
-    return Recipe(dense_layers(network.nodes, network.output), in_terms)
+    network, *losses = layers_and_losses(reading)
+    in_terms = [kernel_loss(loss) for loss in losses]
+    return Recipe(dense_layers(network.nodes, network.output), *in_terms)
 
 
 def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:

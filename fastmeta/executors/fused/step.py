@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastmeta.executors import call, rates
+from fastmeta.executors import call, rates, update_rule
 from fastmeta.executors.fused.kernel import Kernel
-from fastmeta.executors.fused.lowering import Recipe
+from fastmeta.executors.kernel_loss import KernelLoss
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
 
 def run(problem: Problem, kernel: Kernel) -> Outcome:
-    """Computes the step; `declines` must have found nothing.
+    """Computes the step; an offer was made for its sizes.
 
     **Raises** `WrongLabel`, before anything is computed.
     """
@@ -21,8 +21,9 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
         problem,
         kernel,
         packed_rates(problem, kernel),
-        arrays(tasks.support, recipe),
-        arrays(tasks.query, recipe),
+        arrays(tasks.per_step or tasks.support, recipe.loss),
+        arrays(tasks.query, recipe.query_loss),
+        update_rule.describe(problem.inner, problem.differentiate).options,
     )
 
 
@@ -35,14 +36,14 @@ def packed_rates(problem: Problem, kernel: Kernel) -> Tensor:
     return rates.packed(inner, problem.model.all_parameters(), kernel.names, weights)
 
 
-def arrays(examples: Examples | None, recipe: Recipe) -> list[Tensor | None]:
+def arrays(examples: Examples | None, loss: KernelLoss) -> list[Tensor | None]:
     """Inputs, targets, labels, example weights and the loss's weights."""
     if examples is None:
         return [None] * 5
     x, y, weights = examples.inputs, examples.targets, examples.weights
     factors = None
-    if recipe.loss.weighted:
-        y, factors = recipe.loss.weigh(y.detach())
+    if loss.weighted:
+        y, factors = loss.weigh(y.detach())
     floating = y.is_floating_point()
     return [
         x,

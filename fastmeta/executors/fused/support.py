@@ -14,12 +14,10 @@ from fastmeta.executors.problem import Problem
 
 def check(problem: Problem, recipe: Recipe) -> None:
     """**Raises** `NotSupported` for a problem that no kernel for the network can compute."""
-    packing.check_plain(problem)
     device = problem.task_weights.device
     dtype = packing.check(problem, [name for name in recipe.names() if name])
     packing.check_buffers(problem, recipe.norms(), dtype)
     outputs = recipe.layers[-1].outputs
-    recipe.loss.check(problem, outputs, dtype)
     if problem.tasks.support.weights is not None and any(
         norm is not None and norm.batch_statistics for norm in recipe.norms()
     ):
@@ -35,7 +33,9 @@ def check(problem: Problem, recipe: Recipe) -> None:
             )
         if math.prod(x.shape[2:]) != recipe.layers[0].inputs:
             raise NotSupported("inputs are not one row an example")
-        packing.check_rows(examples, recipe.loss, outputs)
+        loss = recipe.loss if examples is problem.tasks.support else recipe.query_loss
+        loss.check(problem, examples, outputs, dtype)
+        packing.check_rows(examples, loss, outputs)
 
 
 def _check_batches(problem: Problem, recipe: Recipe) -> None:

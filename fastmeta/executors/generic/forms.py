@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastmeta.executors.base import Executor, NotSupported, Offer
+from fastmeta.executors.base import Executor, NotSupported, Offer, Unsupported
 from fastmeta.executors.generic import cost, loop, sweep, vmap
-from fastmeta.executors.generic.features import Body, worth_keeping
+from fastmeta.executors.generic.features import Body, NotKept, worth_keeping
+from fastmeta.executors.generic.linearized import linearized
+from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.network.random_state import generators, set_generators
 from fastmeta.network.reading import Reading
@@ -65,6 +67,12 @@ class Loop(Form):
         offer = self._offer(problem, seconds, task_bytes, "task by task", loop.run)
         return replace(offer, last_resort=problem.low_memory)  # it keeps the graph of all steps
 
+    def linearize(
+        self, reading: Reading, problem: Problem, parameters: Tensors
+    ) -> Linearized | Unsupported:
+        with _context(problem):
+            return linearized(problem, parameters)
+
 
 class Vmap(Form):
     """Chunks of tasks at once."""
@@ -78,13 +86,18 @@ class Vmap(Form):
         if tasks == 1:
             raise NotSupported("there is one task, so nothing to map over")
         chunk = cost.chunk_size(profile, problem)
-        run = _without_zeros(lambda given, body: vmap.run(given, chunk, body), profile.unreached)
+
+        def run(given: Problem, body: Body | None) -> Outcome:
+            if body is not None and given.draws_random:
+                raise NotKept("a forward pass draws random numbers")
+            return vmap.run(given, chunk, body)
+
         return self._offer(
             problem,
             cost.vmap(profile, problem) / 0.9,  # where they are close the loop needs less memory
             cost.task_bytes(profile, problem),
             f"{chunk} tasks at a time",
-            run,
+            _without_zeros(run, profile.unreached),
             chunk,
         )
 
@@ -129,6 +142,13 @@ def _run(run: Run, problem: Problem) -> Outcome:
 
 
 def _in_context(run: Run, problem: Problem, body: Body | None) -> Outcome:
+    with _context(problem):
+        return run(problem, body)
+
+
+@contextmanager
+def _context(problem: Problem) -> Generator[None, None, None]:
+    """The setting in which a module can be differentiated twice."""
     with ExitStack() as context:
         if problem.has_attention:
             # The fused attentions have no second derivative.
@@ -139,7 +159,7 @@ def _in_context(run: Run, problem: Problem, body: Body | None) -> Outcome:
             context.enter_context(
                 torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
             )
-        return run(problem, body)
+        yield
 
 
 def _without_zeros(run: Run, unreached: frozenset[str]) -> Run:

@@ -36,7 +36,7 @@ class SharedLeaves:
         options = problem.inner.learned_options() if problem.differentiate else {}
         self.options = {name: each.detach().requires_grad_() for name, each in options.items()}
         """The update rule's own tensors."""
-        self.rule = one_task(problem.inner.optimizer.with_leaves(self.options))
+        self.rule = one_task(problem.inner.rule_with(self.options))
         self.originals: list[Tensor] = [*parameters.values(), *learned.values(), *options.values()]
         self.proxies: list[Tensor] = [
             *self.parameters.values(),

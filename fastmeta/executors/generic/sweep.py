@@ -179,7 +179,10 @@ class _Task:
             loss = self._support_loss(point, step)
             others = [] if inner.first_order else self._others()
             found = _gradients(
-                loss, [*point.values()], bool(shared.captured), create_graph=problem.second_order
+                loss,
+                [*point.values()],
+                problem.second_order or bool(shared.captured),
+                problem.second_order,
             )
         on_tape = dict(zip(point, found, strict=True))
         gradients = {name: g if g is None else g.detach() for name, g in on_tape.items()}

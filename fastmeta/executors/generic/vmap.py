@@ -126,7 +126,7 @@ def _task_function(
             with torch.enable_grad():
                 support_model(theta, support[0], scratch)
         rates, options = learned
-        learned = {**inner.fixed_rates(), **rates}, one_task(inner.optimizer.with_leaves(options))
+        learned = {**inner.fixed_rates(), **rates}, one_task(inner.rule_with(options))
         phi, state = theta, learned[1].init({name: theta[name] for name in inner.adapted})
         step_losses: list[Tensor | None] = []
         support_losses: list[Tensor] = []

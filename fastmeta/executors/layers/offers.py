@@ -7,11 +7,13 @@ from dataclasses import replace
 import torch
 
 from fastmeta.executors import triton_device
-from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer
+from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer, Unsupported
 from fastmeta.executors.generic import cost
 from fastmeta.executors.layers import program, support
+from fastmeta.executors.layers.linearized import linearized
 from fastmeta.executors.layers.lowering import Recipe, lower
 from fastmeta.executors.layers.on_triton import on_triton
+from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Problem
 from fastmeta.network.layers import Conv2d
 from fastmeta.network.reading import Reading
@@ -52,6 +54,16 @@ class LayersTorch(NetworkExecutor):
             unrecordable=self._unrecordable,
         )
 
+    def linearize(
+        self, reading: Reading, problem: Problem, parameters: Tensors
+    ) -> Linearized | Unsupported:
+        try:
+            recipe = lower(reading)
+            support.check(problem.of_read, recipe)
+        except NotSupported as error:
+            return Unsupported(str(error))
+        return linearized(problem, recipe, parameters)
+
     _computes_by = "torch's operators"
     _unrecordable = "Triton computes none of its layers"
 
@@ -70,7 +82,7 @@ class LayersTriton(LayersTorch):
         support.check(problem, recipe)
         made = program.program(problem, on_triton(recipe), gives_addresses=True)
         offer = self._offer(reading, problem, made)
-        return replace(offer, seconds=0.9 * offer.seconds)
+        return replace(offer, seconds=0.9 * offer.seconds, checks_labels=True)
 
     def _check(self, recipe: Recipe, device: torch.device) -> None:
         """**Raises** `NotSupported` where Triton can't compute any layer on the device."""

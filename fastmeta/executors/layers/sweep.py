@@ -156,6 +156,8 @@ class Sweep:
         needed = self._problem.differentiate and not self._is_linear
         step.gradient = step.gradient if needed else {}
         if not (self._second_order and self._keeps_steps):
+            if step.prediction is not None:
+                self._loss(self._side(len(self._steps)), step.prediction).release(step.prediction)
             step.run = step.prediction = None
         self._steps.append(step)
 
@@ -229,7 +231,9 @@ class Sweep:
         assert run is not None
         assert prediction is not None
         along = run.tangent(pulled.gradients, self._recipe.output)
-        tangent = self._loss(side, prediction).tangent(prediction, along)
+        loss = self._loss(side, prediction)
+        tangent = loss.tangent(prediction, along)
+        loss.release(prediction)
         product = run.tangent_backward({self._recipe.output: tangent}, self._ask(k))
         self._steps[k] = Step(step.theta, {})  # Its pass is not needed any more.
         self._collect(side, product)  # (4)
@@ -251,6 +255,7 @@ class Sweep:
         shape = (-1, *(1,) * (prediction.dim() - 1))
         gradient = loss.gradient(prediction) * (weight * self._weights).view(shape)
         loss.capture(prediction, weight * self._weights)
+        loss.release(prediction)
         found = run.backward({self._recipe.output: gradient}, self._ask(k))
         self._collect(self._query, found)
 

@@ -59,7 +59,7 @@ class OpenLoss(PreparedLoss):
     @torch.enable_grad()
     def tangent(self, z: Tensor, rz: Tensor) -> Tensor:
         self.gradient(z)
-        at = self._kept.pop(id(z))[1]
+        at = self._at(z)
         assert at.gradient is not None
         leaves = captured_leaves([at.losses], [at.z])
         along = (at.gradient * rz).sum() if at.gradient.requires_grad else at.gradient.sum()
@@ -73,6 +73,10 @@ class OpenLoss(PreparedLoss):
         losses = self._at(z).losses
         leaves = captured_leaves([losses], [self._at(z).z])
         self._add(leaves, self._derivatives((losses * weights).sum(), leaves))
+
+    def release(self, z: Tensor) -> None:
+        """Forget the graph at these predictions."""
+        self._kept.pop(id(z), None)
 
     def _at(self, z: Tensor) -> _At:
         kept = self._kept.get(id(z))

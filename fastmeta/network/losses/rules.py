@@ -38,6 +38,9 @@ class PreparedLoss:
     def capture(self, z: Tensor, weights: Tensor) -> None:
         """Add to gradients of what else the loss reaches; nothing where that is known."""
 
+    def release(self, z: Tensor) -> None:
+        """Drop what was kept for further calls at these predictions."""
+
 
 def prepare(
     kind: str, options: Mapping[str, Any], target: Tensor, batch: Batch, like: Tensor
