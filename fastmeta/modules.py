@@ -31,6 +31,7 @@ class MAML(nn.Module):
 
     **Arguments:** as in `maml_step`, and
 
+    - `inner_optimizer`: parameters among its options, and of a rule that is a module, are learned.
     - `learn_inner_lr`: which learning rates become parameters, all starting from the number
         `inner_lr`: `"scalar"` (one), `"step"` (one per step), `"layer"` (one per parameter tensor),
         `"layer-step"` (one per parameter tensor and step: LSLR of MAML++, Antoniou et al. 2019),
@@ -65,6 +66,15 @@ class MAML(nn.Module):
         self.model = plain_module(model)
         self.inner_steps = inner_steps
         self.inner_optimizer = inner_optimizer
+        # Those of a rule that is a module are registered with it.
+        leaves = (
+            {}
+            if isinstance(inner_optimizer, nn.Module) or inner_optimizer is None
+            else (inner_optimizer.leaves())
+        )
+        self.inner_options = nn.ParameterDict(
+            {name: leaf for name, leaf in leaves.items() if isinstance(leaf, nn.Parameter)}
+        )
         self.loss_fn = loss_fn
         self.query_loss_fn = query_loss_fn
         self.first_order = first_order

@@ -13,7 +13,7 @@ def extension() -> ModuleType | None:
     except ImportError:
         return None
     # An editable install may still have the extension of an earlier checkout.
-    return module if hasattr(module, "ConvStep") else None
+    return module if hasattr(module, "OpenPasses") else None
 
 
 extension()  # What it remembers of this process must be from before any fork.

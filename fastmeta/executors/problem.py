@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastmeta.inner_loop import InnerLoop
@@ -54,12 +55,18 @@ class Problem:
         return replace(self, inner=self.inner.without(self.unread))
 
     def completed(self, outcome: Outcome) -> Outcome:
-        """The outcome of `of_read`, with what no layer reads as it was."""
-        if self.keep_adapted and self.unread:
-            named, tasks = self.model.parameters(), self.tasks.tasks
-            for name in self.unread.intersection(self.inner.adapted):
-                value = named[name].detach()
-                outcome.adapted[name] = value.expand(tasks, *value.shape).clone()
+        """The outcome of `of_read`, with what no layer reads: its gradient is 0."""
+        names = self.unread.intersection(self.inner.adapted) if self.keep_adapted else ()
+        if names:
+            inner, named, tasks = self.inner, self.model.parameters(), self.tasks.tasks
+            theta = {n: named[n].detach().expand(tasks, *named[n].shape).clone() for n in names}
+            rule = inner.rule_with({})
+            state = rule.init(theta)
+            for step in range(0 if rule.is_plain else inner.steps):  # weights may decay
+                zeros = {name: torch.zeros_like(value) for name, value in theta.items()}
+                rates = inner.rates_at(inner.fixed_rates(), step)
+                theta, state = rule.update(zeros, state, theta, rates, step)
+            outcome.adapted.update(theta)
         return outcome
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.executors.layers.lowering import INPUT, Recipe
+from fastmeta.executors.layers.lowering import INPUT, Recipe, divide
 from fastmeta.executors.layers.passes import Ask, LayerPass
 from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Problem
@@ -22,12 +22,15 @@ def linearized(problem: Problem, recipe: Recipe, parameters: Tensors) -> Lineari
     named = {**model.all_parameters(), **dict(model.module.named_buffers())}
     shared = {name: tensor.detach().unsqueeze(0) for name, tensor in named.items()}
     batch = Batch(support.tasks, support.count)
-    run = LayerPass(recipe.nodes, range(len(recipe.nodes)), {**shared, **parameters}, batch)
-    output = recipe.output
-    z = run.forward({INPUT: support.inputs.detach()}, [output])[output]
-    loss = _loss(problem, recipe, batch, z)
     read = [name for name in recipe.names() if name in parameters]
-    ask = Ask(frozenset(range(len(recipe.nodes))), dict.fromkeys(read, batch.tasks))
+    parts, at = divide(recipe, read, read), {**shared, **parameters}
+    given = {INPUT: support.inputs.detach()}
+    # No parameter reaches what stands in front.
+    border = LayerPass(recipe.nodes, parts.body, at, batch).forward(given, parts.border)
+    run, output = LayerPass(recipe.nodes, parts.head, at, batch), recipe.output
+    z = run.forward({**given, **border}, [output])[output]
+    loss = _loss(problem, recipe, batch, z)
+    ask = Ask(parts.moving, dict.fromkeys(read, batch.tasks))
     gradients = run.backward({output: loss.gradient(z)}, ask).parameters
 
     @torch.no_grad()

@@ -1,0 +1,153 @@
+"""Inner optimizers at the public face: `MAML`, `adapt`, `explain`, copies, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastmeta
+from fastmeta.inner import SGD, Adam, AdamW, InnerOptimizer, RMSprop
+
+
+def _model() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def _data(tasks: int = 4) -> tuple[Tensor, Tensor]:
+    return torch.randn(tasks, 5, 3), torch.randint(2, (tasks, 5))
+
+
+class Gated(InnerOptimizer, nn.Module):
+    """A learned optimizer: each coordinate's step by an LSTM cell of all coordinates."""
+
+    def __init__(self, hidden: int = 6) -> None:
+        super().__init__()
+        self.cell, self.out = nn.LSTMCell(1, hidden), nn.Linear(hidden, 1)
+        self.hidden = hidden
+
+    def init(self, parameters: dict[str, Tensor]) -> Any:
+        return {
+            name: tuple(p.new_zeros(*p.shape, self.hidden) for _ in range(2))
+            for name, p in parameters.items()
+        }
+
+    def update(
+        self, gradients: Any, state: Any, parameters: Any, rates: Any, step: int
+    ) -> tuple[Any, Any]:
+        moved, states = {}, {}
+        for name, p in parameters.items():
+            h, c = (part.flatten(0, -2) for part in state[name])
+            h, c = self.cell(gradients[name].reshape(-1, 1), (h, c))
+            moved[name] = p - rates[name] * self.out(h).view(p.shape)
+            states[name] = tuple(part.view(*p.shape, self.hidden) for part in (h, c))
+        return moved, states
+
+
+@pytest.mark.parametrize("kind", ["momentum", "betas"])
+def test_parameters_among_the_options_are_registered_and_learned(kind: str) -> None:
+    number = nn.Parameter(torch.tensor(0.8))
+    rule = SGD(momentum=number) if kind == "momentum" else Adam(betas=(number, 0.99))
+    maml = fastmeta.MAML(_model(), inner_optimizer=rule, inner_steps=3)
+    assert any(p is number for p in maml.parameters())
+    data = _data()
+    maml(data, data).loss.backward()
+    assert number.grad is not None
+    assert float(number.grad.abs()) > 0
+    twin = copy.deepcopy(maml)
+    file = io.BytesIO()
+    torch.save(maml, file)
+    file.seek(0)
+    for other in (twin, torch.load(file, weights_only=False)):
+        other.zero_grad()
+        other(data, data).loss.backward()
+        (own,) = other.inner_options.values()
+        assert own is not number
+        torch.testing.assert_close(own.grad, number.grad)
+
+
+def test_a_learned_optimizer_of_ones_own_learns() -> None:
+    maml = fastmeta.MAML(
+        nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)),
+        inner_optimizer=Gated(), inner_steps=3, inner_lr=0.1, loss_fn=F.mse_loss,
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(maml.parameters(), lr=5e-3)
+
+    def loss() -> Tensor:
+        phase = 3 * torch.rand(6, 1, 1)
+        x = 4 * torch.rand(6, 10, 1) - 2
+        y = torch.sin(2 * x + phase)
+        return maml((x[:, :5], y[:, :5]), (x[:, 5:], y[:, 5:])).loss
+
+    losses = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+@pytest.mark.parametrize(
+    "rule", [SGD(momentum=0.9), Adam(), AdamW(), RMSprop()], ids=["sgd", "adam", "adamw", "rmsprop"]
+)
+def test_adapting_is_what_torch_does(rule: Any) -> None:
+    model, (x, y) = _model().double(), _data()
+    x = x.double()
+    tasks = fastmeta.adapt(model, (x, y), inner_optimizer=rule, inner_lr=0.01, inner_steps=6)
+    options = {"momentum": 0.9} if rule.kind == "sgd" else {}
+    make = {SGD: torch.optim.SGD, Adam: torch.optim.Adam, AdamW: torch.optim.AdamW,
+            RMSprop: torch.optim.RMSprop}[type(rule)]  # fmt: skip
+    for task in range(len(x)):
+        twin = copy.deepcopy(model)
+        optimizer = make(twin.parameters(), lr=0.01, **options)
+        for _ in range(6):
+            optimizer.zero_grad()
+            F.cross_entropy(twin(x[task]), y[task]).backward()
+            optimizer.step()
+        for name, p in twin.named_parameters():
+            torch.testing.assert_close(tasks.parameters[name][task], p.detach())
+
+
+def test_a_parameter_that_nothing_reads_still_decays() -> None:
+    model = _model()
+    model.unread = nn.Linear(2, 2)
+    tasks = fastmeta.adapt(model, _data(), inner_optimizer=AdamW(), inner_lr=0.1, inner_steps=2)
+    expected = model.unread.weight.detach() * (1 - 0.1 * 0.01) ** 2
+    torch.testing.assert_close(tasks.parameters["unread.weight"][0], expected)
+
+
+def test_a_class_and_torchs_own_are_refused_by_name() -> None:
+    data, model = _data(), _model()
+    with pytest.raises(TypeError, match=r"inner_optimizer: the class Adam; .*write Adam\(\)"):
+        fastmeta.maml_step(model, data, data, inner_optimizer=Adam)  # pyright: ignore[reportArgumentType]
+    given: Any = torch.optim.Adam(model.parameters())
+    with pytest.raises(TypeError, match="change parameters in place"):
+        fastmeta.maml_step(model, data, data, inner_optimizer=given)
+
+
+def test_support_sets_by_step_are_checked() -> None:
+    (x, y), model = _data(), _model()
+    steps = x[:, None].expand(-1, 3, -1, -1), y[:, None].expand(-1, 3, -1)
+    out = fastmeta.maml_step(model, steps, (x, y), inner_steps=3, per_step_support=True)
+    same = fastmeta.maml_step(model, (x, y), (x, y), inner_steps=3)
+    torch.testing.assert_close(out.task_losses, same.task_losses)
+    with pytest.raises(ValueError, match="support_x: 3 support sets a task, but inner_steps is 2"):
+        fastmeta.maml_step(model, steps, (x, y), inner_steps=2, per_step_support=True)
+    with pytest.raises(ValueError, match=r"support_y: shape \[4, 5\]; with per_step_support"):
+        fastmeta.maml_step(model, (x, y), (x, y), inner_steps=5, per_step_support=True)
+
+
+def test_another_loss_on_the_query_set_may_take_other_targets() -> None:
+    (x, y), model = _data(), _model()
+    query = x, torch.rand(4, 5, 2)
+    out = fastmeta.maml_step(model, (x, y), query, query_loss_fn=F.mse_loss)
+    assert out.loss.requires_grad
+    with pytest.raises(TypeError, match="query_loss_fn: the class MSELoss"):
+        fastmeta.maml_step(model, (x, y), query, query_loss_fn=nn.MSELoss)  # pyright: ignore[reportArgumentType]
