@@ -116,8 +116,15 @@ def test_adapting_is_what_torch_does(rule: Any) -> None:
 
 
 def test_a_parameter_that_nothing_reads_still_decays() -> None:
-    model = _model()
-    model.unread = nn.Linear(2, 2)
+    class WithAuxiliaryHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.unread = _model(), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x)
+
+    model = WithAuxiliaryHead()
     tasks = fastmeta.adapt(model, _data(), inner_optimizer=AdamW(), inner_lr=0.1, inner_steps=2)
     expected = model.unread.weight.detach() * (1 - 0.1 * 0.01) ** 2
     torch.testing.assert_close(tasks.parameters["unread.weight"][0], expected)
