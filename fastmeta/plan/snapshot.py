@@ -51,7 +51,8 @@ class Snapshot:
             refuse_unready(module, name)
             part, own = weakref.ref(module), vars(module)
             _, options = ACTIVATION_MODULES.get(kind := type(module), ("", ()))
-            options = [option for option in options if type(own.get(option)) is float]
+            # One that the model's own code reads too may be in other layers as well.
+            options = [o for o in options if type(own.get(o)) is float and o not in guards.names]
             self._constants += [(part, f"{name}.{each}".lstrip("."), each) for each in options]
             # Attributes that code reads: also such that are not there, as they would hide a method.
             read = guards.names

@@ -302,10 +302,12 @@ def test_the_model_is_left_alone_and_can_go() -> None:
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.scale, self.bound = nn.Linear(6, CLASSES), 2.0, nn.Hardtanh(-0.5, 0.5)
+        self.layer, self.scale = nn.Linear(6, CLASSES), 2.0
+        self.bound, self.slope = nn.Hardtanh(-0.5, 0.5), nn.LeakyReLU(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bound(self.layer(x) * self.scale).exp()
+        h = self.layer(x) * self.scale
+        return self.bound(h).exp() * self.slope.negative_slope
 
 
 def _shifted(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -320,6 +322,10 @@ def _change_bound(model: Any, _: pytest.MonkeyPatch) -> None:
     model.bound.max_val = 0.1
 
 
+def _change_slope(model: Any, _: pytest.MonkeyPatch) -> None:
+    model.slope.negative_slope = 0.7
+
+
 def _patch_function(_: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(F, "hardtanh", _shifted)
 
@@ -329,8 +335,8 @@ def _patch_method(_: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [_change_scale, _change_bound, _patch_function, _patch_method],
-    ids=["attribute", "option", "function", "method"],
+    "change", [_change_scale, _change_bound, _change_slope, _patch_function, _patch_method],
+    ids=["attribute", "option", "known-option", "function", "method"],
 )  # fmt: skip
 def test_what_torch_is_asked_anew_follows_changes(
     change: Any, monkeypatch: pytest.MonkeyPatch
