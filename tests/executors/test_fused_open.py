@@ -153,7 +153,13 @@ def treed(pair: Any) -> Any:
     return x, {"y": (y,), "advantage": y.sum(-1) + 0.1}
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[*HealthCheck], phases=[Phase.generate])
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[*HealthCheck],
+    phases=[Phase.generate],
+)
 @given(
     case=drawn_steps.cases,
     loss=st.sampled_from([*LOSSES]),
