@@ -36,7 +36,10 @@ from bench.peers.peer import Form, NotServed, Peer, Step
 from bench.table import Record
 from bench.workloads import WORKLOADS, Workload
 
-MLPS = ("W1", "W1b", "W1b at T=1", "W1c", "W2", "W2b", "W3", "W3 at T=1", "W3 at T=4", "W4")
+MLPS = (
+    "W1", "W1b", "W1b at T=1", "W1c", "W1r", "W2", "W2b", "W3", "W3 at T=1", "W3 at T=4", "W4",
+    "W8", "W8b",
+)  # fmt: skip
 PACKAGES = (
     "fastmeta", "torch", "numpy", "learn2learn", "higher", "torchopt", "torchmeta", "jax", "jaxlib",
 )  # fmt: skip

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pair = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,15 @@ class Workload:
     query: int
     steps: int
     inner_lr: float = 0.01
+    own_loss: Loss | None = None
+    """One that no library knows by name, in place of the mean squares."""
+    targets: int = 1
+    """Numbers a regression target has."""
 
     @property
-    def loss_fn(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss_fn(self) -> Loss:
+        if self.own_loss is not None:
+            return self.own_loss
         return F.mse_loss if self.classes is None else F.cross_entropy
 
     @property
@@ -52,19 +59,37 @@ class Workload:
         def examples(count: int) -> Pair:
             x = torch.randn(self.tasks, count, *self.shape).to(dtype)
             if self.classes is None:
-                return x, torch.randn(self.tasks, count, 1).to(dtype)
+                return x, torch.randn(self.tasks, count, self.targets).to(dtype)
             labels = torch.arange(count).remainder(self.classes)
             return x, labels.expand(self.tasks, count).contiguous()
 
         return model, examples(self.support), examples(self.query)
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers with activations between them."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        layers += [nn.Linear(inputs, outputs)] + ([nn.ReLU()] if i < len(widths) - 2 else [])
+        layers += [nn.Linear(inputs, outputs)] + ([activation()] if i < len(widths) - 2 else [])
     return nn.Sequential(*layers)
+
+
+LOG_STD = nn.Parameter(torch.linspace(-0.5, 0.0, 6))
+"""Learned with the network, where a peer's backward reaches what a loss captures."""
+
+
+def policy_loss(mean: Tensor, target: Tensor) -> Tensor:
+    """A policy gradient of a diagonal Gaussian; targets are actions and the advantage."""
+    action, advantage = target[..., :-1], target[..., -1]
+    log_std = LOG_STD.to(mean.dtype)
+    z = (action - mean) * (-log_std).exp()
+    return ((0.5 * z.square() + log_std).sum(-1) * advantage).mean()
+
+
+def reinforce(mean: Tensor, target: Tensor) -> Tensor:
+    """The same of a single action with a fixed deviation."""
+    action, advantage = target[..., :-1], target[..., -1]
+    return (0.5 * ((action - mean) / 0.3).square().sum(-1) * advantage).mean()
 
 
 def conv4(channels: int, filters: int, side: int, classes: int) -> nn.Sequential:
@@ -105,11 +130,16 @@ def _all() -> list[Workload]:
     digits = Workload("W2", lambda: mlp(784, 64, 10), 10, (784,), 32, 10, 150, 1)
     omniglot = Workload("W5", lambda: conv4(1, 64, 28, 5), 5, (1, 28, 28), 4, 5, 75, 1)
     strided = Workload("W5s", StridedConv4, 5, (1, 28, 28), 32, 5, 5, 1, 0.4)
+    policy = Workload(
+        "W8", lambda: mlp(20, 100, 100, 6, activation=nn.Tanh), None, (20,), 20, 200, 200, 1, 0.1,
+        policy_loss, 7,
+    )  # fmt: skip
     few_tasks = {"W1b": (1,), "W3": (1, 4)}
     workloads = [
         sinusoid,
         replace(sinusoid, name="W1b", steps=5),
         replace(sinusoid, name="W1c", steps=5, tasks=1000),
+        replace(sinusoid, name="W1r", steps=5, own_loss=reinforce, targets=2),
         digits,
         replace(digits, name="W2b", steps=5),
         Workload("W3", lambda: mlp(784, 128, 128, 10), 10, (784,), 32, 50, 150, 5),
@@ -119,6 +149,8 @@ def _all() -> list[Workload]:
         strided,
         replace(strided, name="W5sq", query=75),
         Workload("W6", lambda: conv4(3, 32, 84, 5), 5, (3, 84, 84), 2, 5, 75, 5),
+        policy,
+        replace(policy, name="W8b", steps=3),
     ]
     return workloads + [
         replace(workload, name=f"{workload.name} at T={tasks}", tasks=tasks)

@@ -69,11 +69,19 @@ class OpenStep {
   }
 
   void tangent() {
-    s.adapting([&](int l, int i) {
-      const View v = s.layer(l).tensor(i, s.vector(k));
-      const auto& from = call.vectors[l * kTensors + i];
-      from.given() ? s.e.load(v, from) : s.clear(v);
-    });
+    for (int l = 0; l < s.depth; ++l) {
+      for (int i = 0; i < kTensors; ++i) {
+        // A norm reads its rows' vectors, also where they do not adapt.
+        if (!s.network.layers[l].has[i]) continue;
+        const View v = s.layer(l).tensor(i, s.vector(k));
+        const auto& from = call.vectors[l * kTensors + i];
+        if (from.given()) {
+          s.e.load(v, from);
+        } else if (i != kWeight || s.network.layers[l].adapts[i]) {
+          s.clear(v);
+        }
+      }
+    }
     tangent_forward(s, k);
     s.e.store(call.output, s.layout.tangents[last()].value);
   }

@@ -65,19 +65,27 @@ class TaskBatch:
     def signature(self) -> Hashable:
         """All that checks and plans read of the data but its numbers and T.
 
-        None where it is in trees, or its tensors disagree about T.
+        None where its trees hold more than tensors, or these disagree about T.
         """
         known: list[Hashable] = [self.per_step is not None]
         for examples in self.sets():
-            if not isinstance(examples.inputs, Tensor) or not isinstance(examples.targets, Tensor):
-                return None
             known.append(examples.weights is None)
-            for leaf in (examples.inputs, examples.targets):
-                shape = leaf.shape
-                if shape[0] != self.tasks:
-                    return None
-                known += (type(leaf), shape[1:], leaf.dtype, leaf.device, leaf.requires_grad)
-        return tuple(known) if self.tasks else None
+            for tree in (examples.inputs, examples.targets):
+                leaves: list[Any] = [tree]
+                if not isinstance(tree, Tensor):
+                    leaves, spec = pytree.tree_flatten(tree)
+                    known.append(spec)
+                for leaf in leaves:
+                    if not isinstance(leaf, Tensor) or leaf.shape[:1] != (self.tasks,):
+                        return None
+                    known += (
+                        type(leaf), leaf.shape[1:], leaf.dtype, leaf.device, leaf.requires_grad
+                    )  # fmt: skip
+        try:
+            hash(found := tuple(known))
+        except TypeError:  # of a container that is registered with torch
+            return None
+        return found if self.tasks else None
 
     def sets(self) -> list[Examples]:
         """Support, and query where there is one."""

@@ -50,19 +50,40 @@ class Lanes {
       for (int64_t i = 0; i < size; ++i) out[i] = Num{} + from.data[i];
       return;
     }
-    for (int lane = 0; lane < count; ++lane) {
+    const int64_t whole = size / count * count;
+    for (int64_t i = 0; i < whole; i += count) {
+      Num block[count];
+#pragma GCC unroll 16
+      for (int lane = 0; lane < count; ++lane) {
+        block[lane] = load_part<Num>(from.data + task_of(lane) * from.task_stride + i, count);
+      }
+      exchange<1>(block);
+#pragma GCC unroll 16
+      for (int j = 0; j < count; ++j) out[i + j] = block[j];
+    }
+    for (int lane = 0; lane < count && whole < size; ++lane) {
       const T* task = from.data + task_of(lane) * from.task_stride;
       T* column = reinterpret_cast<T*>(out) + lane;
-      for (int64_t i = 0; i < size; ++i) column[i * count] = task[i];
+      for (int64_t i = whole; i < size; ++i) column[i * count] = task[i];
     }
   }
 
   void store(Global<T> to, View from) {
-    const T* numbers = reinterpret_cast<const T*>(storage_ + from.offset);
-    const int64_t size = int64_t(from.rows) * from.cols;
-    for (int lane = 0; lane < live_; ++lane) {
+    const Num* vectors = storage_ + from.offset;
+    const T* numbers = reinterpret_cast<const T*>(vectors);
+    const int64_t size = int64_t(from.rows) * from.cols, whole = size / count * count;
+    for (int64_t i = 0; i < whole; i += count) {
+      Num block[count];
+#pragma GCC unroll 16
+      for (int j = 0; j < count; ++j) block[j] = vectors[i + j];
+      exchange<1>(block);
+      for (int lane = 0; lane < live_; ++lane) {
+        store_part(to.data + (first_ + lane) * to.task_stride + i, block[lane], count);
+      }
+    }
+    for (int lane = 0; lane < live_ && whole < size; ++lane) {
       T* task = to.data + (first_ + lane) * to.task_stride;
-      for (int64_t i = 0; i < size; ++i) task[i] = numbers[i * count + lane];
+      for (int64_t i = whole; i < size; ++i) task[i] = numbers[i * count + lane];
     }
   }
 

@@ -154,7 +154,7 @@ def treed(pair: Any) -> Any:
 
 
 @settings(
-    max_examples=60,
+    max_examples=100,
     derandomize=True,
     deadline=None,
     suppress_health_check=[*HealthCheck],

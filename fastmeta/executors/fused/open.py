@@ -14,8 +14,9 @@ from fastmeta.executors.extension import extension
 from fastmeta.executors.fused import kernel
 from fastmeta.executors.fused.cpu import FusedCpu
 from fastmeta.executors.fused.lowering import Dense, dense_layers
-from fastmeta.executors.fused.open_passes import DenseLayer, OpenPasses, Run
+from fastmeta.executors.fused.open_passes import DenseLayer, OpenPasses, Run, groups
 from fastmeta.executors.layers import lowering, program, support
+from fastmeta.executors.layers.joint import NAME, Joint, joint
 from fastmeta.executors.problem import Problem
 from fastmeta.network.graph import Node
 from fastmeta.network.reading import Reading
@@ -51,12 +52,15 @@ class FusedOpen(NetworkExecutor):
         for examples in problem.tasks.sets():
             if math.prod(examples.inputs.shape[2:]) != layers[0].inputs:
                 raise NotSupported("inputs are not one row an example")
-        made = program.program(
-            problem, replace(whole, nodes=_nodes(layers), output=len(layers) - 1)
-        )
-        body, head = _runs(problem, made, layers)
-        passes = partial(OpenPasses, body, head)
-        made = replace(made, passes=passes, chunk=_chunk(problem, body, head))
+        together = joint(problem, tuple(n for layer in layers for n in layer.tensors() if n))
+        nodes = _nodes(layers, together)
+        swept = problem if together is None else together.problem(problem)
+        made = program.program(swept, replace(whole, nodes=nodes, output=len(layers) - 1))
+        body, head = _runs(problem, made, layers, together)
+        made = replace(
+            made, passes=partial(OpenPasses, body, head), chunk=_chunk(problem, body, head),
+            joint=together,
+        )  # fmt: skip
         tasks, steps = problem.tasks.rounded, problem.inner.steps
         chunks = -(-tasks // made.chunk)
         passes = 2 + steps * (4 if problem.second_order else 2)
@@ -86,14 +90,19 @@ def _described(head: Run) -> str:
     )
 
 
-def _nodes(layers: tuple[Dense, ...]) -> tuple[Node, ...]:
-    return tuple(
-        Node(
-            DenseLayer(layer), (i - 1,), layer.weight, (layer.outputs,),
-            2 * layer.inputs * layer.outputs, 8 * layer.outputs,
-        )
-        for i, layer in enumerate(layers)
-    )  # fmt: skip
+def _nodes(layers: tuple[Dense, ...], together: Joint | None) -> tuple[Node, ...]:
+    of_joint = () if together is None else together.names
+    nodes: list[Node] = []
+    for i, layer in enumerate(layers):
+        names = (NAME if name in of_joint else name for name in layer.tensors() if name)
+        flops = 2 * layer.inputs * layer.outputs
+        nodes.append(
+            Node(
+                DenseLayer(tuple(dict.fromkeys(names))), (i - 1,), layer.weight, (layer.outputs,),
+                flops, 8 * layer.outputs,
+            )
+        )  # fmt: skip
+    return tuple(nodes)
 
 
 def _chunk(problem: Problem, body: Run | None, head: Run) -> int:
@@ -106,7 +115,10 @@ def _chunk(problem: Problem, body: Run | None, head: Run) -> int:
 
 
 def _runs(
-    problem: Problem, made: program.Program, layers: tuple[Dense, ...]
+    problem: Problem,
+    made: program.Program,
+    layers: tuple[Dense, ...],
+    together: Joint | None,
 ) -> tuple[Run | None, Run]:
     """The body, where there is one, and the head."""
     inner, tasks = problem.inner, problem.tasks
@@ -121,11 +133,12 @@ def _runs(
     learning = border - 1 in made.parts.learning
     first_order = not problem.second_order
     compiled = _compiled(layers[border:], inner.adapted, slots, first_order, learning, *given)
-    head = Run(compiled, layers[border:], border, slots)
+    behind, before = layers[border:], layers[:border]
+    head = Run(compiled, behind, groups(behind, problem, together), border, slots)
     if not border:
         return None, head
-    compiled = _compiled(layers[:border], (), sets, True, False, *given)
-    return Run(compiled, layers[:border], 0, sets), head
+    compiled = _compiled(before, (), sets, True, False, *given)
+    return Run(compiled, before, groups(before, problem, None), 0, sets), head
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor
 from fastmeta.executors import packing
 from fastmeta.executors.addresses import Addresses
 from fastmeta.executors.fused.lowering import Dense
+from fastmeta.executors.layers import joint
+from fastmeta.executors.layers.joint import Joint
 from fastmeta.executors.layers.lowering import INPUT
 from fastmeta.executors.layers.passes import Ask, Found, Pass, Values
 from fastmeta.executors.problem import Problem
@@ -23,11 +24,27 @@ from fastmeta.network.layers import Batch, Layer, Tensors
 class DenseLayer(Layer):
     """A dense layer as one node of a network whose passes are compiled."""
 
-    dense: Dense
+    names: tuple[str, ...]
+    """Of weight, bias, scale and shift, as far as it has them; what is joint under that name."""
 
     def parameters(self) -> tuple[str, ...]:
-        """The names of weight, bias, scale and shift, as far as it has them."""
-        return tuple(name for name in self.dense.tensors() if name)
+        """The names of its parameters."""
+        return self.names
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of the kernels that a sweep has under one name: one, or all that adapt."""
+
+    name: str
+    shape: tuple[int, ...]
+    width: int
+    """How many numbers they have together."""
+    members: tuple[tuple[int, int], ...]
+    """Of each, its place among the kernels' tensors and the first of its numbers in the group."""
+    pieces: tuple[slice, ...]
+    """Their places among the numbers of all the kernels' tensors, as few as can be."""
+    adapts: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +53,11 @@ class Run:
 
     compiled: Any
     layers: tuple[Dense, ...]
+    groups: tuple[Group, ...]
     first: int
     """The place of the first one among the network's nodes."""
     slots: int
     """How many support sets have traces of their own at a time."""
-    names: tuple[str | None, ...] = field(init=False)
-    """Of its tensors, as the kernels order them."""
-
-    def __post_init__(self) -> None:
-        names = tuple(name for layer in self.layers for name in layer.tensors())
-        object.__setattr__(self, "names", names)
 
     @property
     def last(self) -> int:
@@ -55,6 +67,37 @@ class Run:
     def slot(self, step: int | None) -> int:
         """The slot of an inner step, or of the query set."""
         return self.slots if step is None else min(step, self.slots - 1)
+
+
+def groups(layers: Sequence[Dense], problem: Problem, together: Joint | None) -> tuple[Group, ...]:
+    """The tensors of layers by the names that a sweep has them under."""
+    named, adapted = problem.model.all_parameters(), problem.inner.adapted
+    names = [name for layer in layers for name in layer.tensors()]
+    members: dict[str, list[tuple[int, int]]] = {}
+    pieces: dict[str, list[slice]] = {}
+    widths: dict[str, int] = {}
+    start = 0
+    for i, name in enumerate(names):
+        if name is None:
+            continue
+        size = named[name].numel()
+        key = joint.NAME if together is not None and name in together.names else name
+        width = widths.get(key, 0)
+        members.setdefault(key, []).append((i, width))
+        widths[key] = width + size
+        found = pieces.setdefault(key, [])
+        if found and found[-1].stop == start:
+            found[-1] = slice(found[-1].start, start + size)
+        else:
+            found.append(slice(start, start + size))
+        start += size
+    return tuple(
+        Group(
+            key, (widths[key],) if key == joint.NAME else tuple(named[key].shape), widths[key],
+            tuple(members[key]), tuple(pieces[key]), key == joint.NAME or key in adapted,
+        )
+        for key in members
+    )  # fmt: skip
 
 
 class OpenPasses:
@@ -82,14 +125,16 @@ class _Traced:
         self.traces = run.compiled.traces(tasks)
         self.tasks = tasks
         self.threads = torch.get_num_threads()
-        self.adapted = frozenset(problem.inner.adapted)
         self.there = False
         """Whether the traces hold the parameters that do not adapt."""
         norms = [layer.norm for layer in run.layers]
         self.statistics = packing.statistics(problem, norms) if any(norms) else []
-        named = problem.model.all_parameters()
-        self.shapes = [None if name is None else named[name].shape for name in run.names]
         self.like = problem.task_weights
+        self.none = [0] * sum(len(layer.tensors()) for layer in run.layers)
+
+    def rows(self, count: int, width: int) -> Tensor:
+        """Room for `[T, N, width]`."""
+        return self.like.new_empty(self.tasks, count, width)
 
 
 class OpenPass:
@@ -103,17 +148,13 @@ class OpenPass:
 
     def forward(self, given: Values, keep: Sequence[int]) -> Values:
         """The output, from the input that is given."""
-        traced, run, addresses = self._traced, self._traced.run, self._addresses
-        (self._x,) = addresses.each((given[run.first - 1],), ("x",))
-        fixed = traced.there
-        tensors = [
-            None if name is None or (fixed and name not in traced.adapted) else self._at[name]
-            for name in run.names
-        ]
-        output = self._rows(run.layers[-1].outputs)
+        traced, run = self._traced, self._traced.run
+        self._x = self._addresses.of(given[run.first - 1], "x")
+        wanted = [group for group in run.groups if group.adapts or not traced.there]
+        output = traced.rows(self._count, run.layers[-1].outputs)
         traced.compiled.forward(
-            traced.traces, self._slot, self._x, addresses.each(tensors, run.names),
-            _strides(tensors), addresses.each(traced.statistics, ("mean",) * len(tensors)),
+            traced.traces, self._slot, self._x, *self._places(wanted, self._at),
+            self._addresses.each(traced.statistics, ("statistics",) * len(traced.statistics)),
             output.data_ptr(), traced.threads,
         )  # fmt: skip
         traced.there = True
@@ -125,12 +166,12 @@ class OpenPass:
 
     def tangent(self, along: Tensors, output: int) -> Tensor:
         """The tangent of the output along those of the parameters that adapt."""
-        traced, run, addresses = self._traced, self._traced.run, Addresses()
-        vectors = [None if name is None else along.get(name) for name in run.names]
-        tangent = self._rows(run.layers[-1].outputs)
+        traced, run = self._traced, self._traced.run
+        vectors = [group for group in run.groups if group.name in along]
+        tangent = traced.rows(self._count, run.layers[-1].outputs)
         traced.compiled.tangent(
-            traced.traces, self._slot, self._x, addresses.each(vectors, run.names),
-            _strides(vectors), tangent.data_ptr(), traced.threads,
+            traced.traces, self._slot, self._x, *self._places(vectors, along),
+            tangent.data_ptr(), traced.threads,
         )  # fmt: skip
         return tangent
 
@@ -139,45 +180,54 @@ class OpenPass:
         return self._reverse(tangents, ask, of_tangent=True)
 
     def _reverse(self, flowing: Values, ask: Ask, of_tangent: bool) -> Found:
-        traced, run, addresses = self._traced, self._traced.run, Addresses()
-        found = Found()
+        traced, run, found = self._traced, self._traced.run, Found()
+        gradient = flowing[run.last]
         summed: Tensor | None = None
-        places, strides = [0] * len(run.names), [0] * len(run.names)
-        start = 0
-        for i, (name, shape) in enumerate(zip(run.names, traced.shapes, strict=True)):
-            if name is None or shape is None:
+        shared: list[Group] = []
+        places, strides = traced.none.copy(), traced.none.copy()
+        for group in run.groups:
+            count = ask.parameters.get(group.name)
+            if count is None:
                 continue
-            size = math.prod(shape)
-            count = ask.parameters.get(name)
-            if count is not None and count == traced.tasks:
-                part = traced.like.new_empty(count, *shape)
-                places[i], strides[i] = part.data_ptr(), size
-                found.parameters[name] = part
-            elif count is not None:
-                if summed is None:
-                    summed = traced.like.new_empty(traced.compiled.parameters)
+            if count == traced.tasks:
+                part = traced.like.new_empty((count, *group.shape))
+                _place(places, strides, group, part)
+                found.parameters[group.name] = part
+                continue
+            if summed is None:
+                summed = traced.like.new_empty(traced.compiled.parameters)
+            for i, _ in group.members:
                 places[i] = summed.data_ptr()
-                found.parameters[name] = summed[start : start + size].view(1, *shape)
-            start += size
-        border = run.first - 1
-        of_input = 0
+            shared.append(group)
+        border, of_input = run.first - 1, 0
         if border != INPUT and border in ask.values:
-            found.values[border] = self._rows(run.layers[0].inputs)
+            found.values[border] = traced.rows(self._count, run.layers[0].inputs)
             of_input = found.values[border].data_ptr()
         traced.compiled.backward(
-            traced.traces, self._slot, self._x, addresses.of(flowing[run.last], "the gradient"),
+            traced.traces, self._slot, self._x, self._addresses.of(gradient, "the gradient"),
             places, strides, 0 if summed is None else summed.data_ptr(), of_input, of_tangent,
             traced.threads,
         )  # fmt: skip
+        for group in shared:
+            assert summed is not None
+            parts = [summed[piece] for piece in group.pieces]
+            part = parts[0] if len(parts) == 1 else torch.cat(parts)
+            found.parameters[group.name] = part.view(1, *group.shape)
         return found
 
-    def _rows(self, width: int) -> Tensor:
-        traced = self._traced
-        return traced.like.new_empty(traced.tasks, self._count, width)
+    def _places(self, wanted: Sequence[Group], at: Tensors) -> tuple[list[int], list[int]]:
+        """The addresses of the kernels' tensors `[S, ...]`, and how far apart the tasks' are."""
+        places, strides = self._traced.none.copy(), self._traced.none.copy()
+        tensors = [at[group.name] for group in wanted]
+        addresses = self._addresses.each(tensors, [group.name for group in wanted])
+        for group, tensor, address in zip(wanted, tensors, addresses, strict=True):
+            stride = 0 if tensor.shape[0] == 1 else group.width
+            for i, offset in group.members:
+                places[i], strides[i] = address + offset * tensor.itemsize, stride
+        return places, strides
 
 
-def _strides(tensors: Sequence[Tensor | None]) -> list[int]:
-    """How far apart the tasks' tensors `[T, ...]` are; 0 where they share one."""
-    return [
-        0 if tensor is None or tensor.shape[0] == 1 else tensor[0].numel() for tensor in tensors
-    ]
+def _place(places: list[int], strides: list[int], group: Group, part: Tensor) -> None:
+    address = part.data_ptr()
+    for i, offset in group.members:
+        places[i], strides[i] = address + offset * part.itemsize, group.width

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmeta.executors.addresses import in_memory
 from fastmeta.executors.layers import many
+from fastmeta.executors.layers.joint import Joint
 from fastmeta.executors.layers.lowering import Parts, Recipe, divide
 from fastmeta.executors.layers.passes import LayerPasses, Passes
 from fastmeta.executors.layers.rates import RateGradients
@@ -42,6 +43,8 @@ class Program:
     """Bytes that each layer keeps, by estimate."""
     gives_addresses: bool = False
     """Whether kernels are given the addresses of tensors."""
+    joint: Joint | None = None
+    """The parameters that adapt under one name, where passes take them so."""
 
     @property
     def body_flops(self) -> int:
@@ -51,7 +54,8 @@ class Program:
 
 def program(problem: Problem, recipe: Recipe, gives_addresses: bool = False) -> Program:
     """The program for this problem's sizes and options."""
-    parts = divide(recipe, problem.inner.adapted, problem.model.parameters())
+    adapted = problem.inner.adapted
+    parts = divide(recipe, adapted, {*problem.model.parameters(), *adapted})
     tasks, support = problem.tasks, problem.tasks.support
     query = tasks.query.count if tasks.query else 0
     largest = max(node.bytes for node in recipe.nodes) * max(support.count, query)
@@ -83,7 +87,10 @@ def run(problem: Problem, program: Program) -> Outcome:
         named = {name: in_memory(tensor, name) for name, tensor in named.items()}
         tasks = tasks.mapped(_in_memory)
     tensors = {name: tensor.detach().unsqueeze(0) for name, tensor in named.items()}
-    rates = RateGradients(inner)
+    joint, swept = program.joint, problem
+    if joint is not None:
+        tensors, swept = joint.join(tensors), joint.problem(problem)
+    rates = RateGradients(swept.inner)
     options: Parameters = {}
     results: list[Result] = []
     totals: Parameters = {}
@@ -93,13 +100,17 @@ def run(problem: Problem, program: Program) -> Outcome:
             weights = problem.task_weights[some]
             passes = program.passes(problem, len(weights))
             sweep = Sweep(
-                problem, program.recipe, program.parts, passes, program.keeps_steps, tensors,
+                swept, program.recipe, program.parts, passes, program.keeps_steps, tensors,
                 weights, rates,
             )  # fmt: skip
             result = sweep.run(tasks.mapped(partial(_cut, some=some)))
             many.add(totals, result.gradients, 1.0)
             many.add(options, result.options, 1.0)
             results.append(result)
+            if joint is not None:
+                result.adapted = joint.split(result.adapted)
+        if joint is not None:
+            totals = joint.split(totals)
         outcome = _outcome(problem, results, totals, rates)
         if problem.differentiate:
             learned = inner.learned_options()

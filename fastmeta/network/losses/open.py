@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
+from fastmeta.network.losses.mapping import over_tasks
 from fastmeta.network.losses.rules import PreparedLoss
 from fastmeta.network.tape import captured_leaves
 from fastmeta.tasks import Tree, unstack
@@ -52,7 +52,8 @@ class OpenLoss(PreparedLoss):
     def gradient(self, z: Tensor) -> Tensor:
         at = self._at(z)
         if at.gradient is None:
-            (gradient,) = self._derivatives(at.losses.sum(), [at.z], create_graph=True)
+            along = torch.ones_like(at.losses)
+            (gradient,) = self._derivatives(at.losses, [at.z], along, create_graph=True)
             at.gradient = torch.zeros_like(z) if gradient is None else gradient
         return at.gradient.detach()
 
@@ -62,8 +63,7 @@ class OpenLoss(PreparedLoss):
         at = self._at(z)
         assert at.gradient is not None
         leaves = captured_leaves([at.losses], [at.z])
-        along = (at.gradient * rz).sum() if at.gradient.requires_grad else at.gradient.sum()
-        product, *found = self._derivatives(along, [at.z, *leaves])
+        product, *found = self._derivatives(at.gradient, [at.z, *leaves], rz)
         self._add(leaves, found)
         return torch.zeros_like(z) if product is None else product
 
@@ -72,7 +72,7 @@ class OpenLoss(PreparedLoss):
         """Add the gradients of `sum_t weights[t] L_t` by the leaves that the loss reaches."""
         losses = self._at(z).losses
         leaves = captured_leaves([losses], [self._at(z).z])
-        self._add(leaves, self._derivatives((losses * weights).sum(), leaves))
+        self._add(leaves, self._derivatives(losses, leaves, weights.to(losses)))
 
     def release(self, z: Tensor) -> None:
         """Forget the graph at these predictions."""
@@ -90,7 +90,8 @@ class OpenLoss(PreparedLoss):
         """`[T]`."""
         if self._maps and self._tasks > 1:
             try:
-                return vmap(lambda one, y: self._objective(one, y, None))(z, self._targets)
+                objective = self._objective
+                return over_tasks(lambda one, y: objective(one, y, None), z, self._targets)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # what vmap can't map; any other error comes again below
@@ -99,12 +100,12 @@ class OpenLoss(PreparedLoss):
         return torch.stack([self._objective(one, y, None) for one, y in each])
 
     def _derivatives(
-        self, of: Tensor, by: list[Tensor], create_graph: bool = False
+        self, of: Tensor, by: list[Tensor], along: Tensor, create_graph: bool = False
     ) -> Sequence[Tensor | None]:
         if not of.requires_grad or not by:
             return [None] * len(by)
         return torch.autograd.grad(
-            of, by, create_graph=create_graph, retain_graph=True, allow_unused=True
+            of, by, along, create_graph=create_graph, retain_graph=True, allow_unused=True
         )
 
     def _add(self, leaves: list[Tensor], found: Sequence[Tensor | None]) -> None:
