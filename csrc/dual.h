@@ -169,7 +169,7 @@ class DualProduct {
   }
 
   // Leaves the cotangents weighted by the task, for whoever makes the gradient of them.
-  FASTMETA_DEVICE void finish() {
+  FASTMETA_ONCE void finish() {
     const Num weight = e.weight();
     e.map([weight](Num& c) { c = c * weight; }, of_query);
     e.map([weight](Num& c) { c = c * weight; }, of_support);

@@ -7,7 +7,7 @@
 namespace fastmeta::FASTMETA_NAMESPACE {
 
 template <class E>
-FASTMETA_DEVICE void load_parameters(Step<E>& s) {
+FASTMETA_ONCE void load_parameters(Step<E>& s) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   s.e.map([](Num& one, Num& zero) { one = Num{} + S(1), zero = Num{}; }, s.layout.one,
@@ -52,7 +52,7 @@ FASTMETA_ONCE void load_support(Step<E>& s, int k) {
 }
 
 template <class E>
-FASTMETA_DEVICE void load(Step<E>& s) {
+FASTMETA_ONCE void load(Step<E>& s) {
   if (!s.loaded) load_parameters(s);
   if (s.network.steps > 0 || !s.network.per_step_support) load_support(s, 0);
   if (s.network.query > 0) {

@@ -26,7 +26,7 @@ FASTMETA_ONCE void inner_step(Step<E>& s, int k) {  // (1)
 }
 
 template <class E>
-FASTMETA_DEVICE void sum_tasks(Step<E>& s, int from, int64_t start, int64_t block) {
+FASTMETA_ONCE void sum_tasks(Step<E>& s, int from, int64_t start, int64_t block) {
   s.parameters(from, block,
                [&](View p, int64_t place) { s.e.sum_tasks(start + place, p, s.e.weight()); });
 }
@@ -131,7 +131,7 @@ FASTMETA_ONCE void through_step(Step<E>& s, int k) {
 }
 
 template <class E>
-FASTMETA_DEVICE void start_cotangent(Step<E>& s) {
+FASTMETA_ONCE void start_cotangent(Step<E>& s) {
   const auto& layout = s.layout;
   s.clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
   if (s.network.prox != 0) s.clear(s.head(layout.anchor));
@@ -148,7 +148,7 @@ FASTMETA_DEVICE void start_cotangent(Step<E>& s) {
 }
 
 template <class E>
-FASTMETA_DEVICE void store_adapted(Step<E>& s) {
+FASTMETA_ONCE void store_adapted(Step<E>& s) {
   for (int l = 0; l < s.depth; ++l) {
     for (int i = 0; i < kTensors; ++i) {
       if (!s.network.layers[l].adapts[i]) continue;
@@ -158,8 +158,13 @@ FASTMETA_DEVICE void store_adapted(Step<E>& s) {
 }
 
 template <class E>
-FASTMETA_DEVICE void run_step(Step<E> s) {
+FASTMETA_ONCE void add_anchor(Step<E>& s) {  // (5)
   using Num = typename E::Num;
+  s.e.map([](Num& l, Num a) { l = l + a; }, s.head(s.layout.lambda), s.head(s.layout.anchor));
+}
+
+template <class E>
+FASTMETA_DEVICE void run_step(Step<E> s) {
   const auto& network = s.network;
   const auto& layout = s.layout;
   load(s);
@@ -179,9 +184,7 @@ FASTMETA_DEVICE void run_step(Step<E> s) {
     through_step(s, k);  // (3), (4)
     add_query(s, k);
   }
-  if (network.prox != 0 && !network.first_order) {  // (5)
-    s.e.map([](Num& l, Num a) { l = l + a; }, s.head(layout.lambda), s.head(layout.anchor));
-  }
+  if (network.prox != 0 && !network.first_order) add_anchor(s);
   backward_body(s, layout.query);
   if (network.steps > 0 && !network.first_order) backward_body(s, layout.support);
   if (network.dual) s.dual().finish();

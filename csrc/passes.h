@@ -65,7 +65,7 @@ FASTMETA_ONCE void add_gradient(Step<E>& s, typename E::Scalar w, const Examples
 
 // lambda += the body's gradient, of what the steps have summed after it.
 template <class E>
-FASTMETA_DEVICE void backward_body(Step<E>& s, const ExamplesOf<E>& set) {
+FASTMETA_ONCE void backward_body(Step<E>& s, const ExamplesOf<E>& set) {
   const Trace* trace = s.traces(set, 0);
   backward(s, trace, 0, 0, s.network.body);
   for (int l = 0; l < s.network.body; ++l) add_gradient(s, typename E::Scalar(1), set, trace, l);

@@ -72,7 +72,7 @@ FASTMETA_DEVICE void find_clip(Step<E>& s, int k) {
 }
 
 template <class E, class Rule, int... j>
-FASTMETA_ONCE void step_tensor(const RuledTensor<E>& t, Rule rule,
+FASTMETA_ONCE void step_tensor(const RuledTensor<E>& t, const Rule& rule,
                                std::integer_sequence<int, j...>) {
   using Num = typename E::Num;
   const auto number = t.rate();
@@ -116,12 +116,13 @@ FASTMETA_ONCE void step_by_rule(Step<E>& s, int k) {  // (1)
 
 // The gradients of rate and options, from lambda and the state's cotangents after the step.
 template <class E, class Rule, int... j>
-FASTMETA_ONCE void add_rule_slopes(const RuledTensor<E>& t, Rule rule, int64_t place,
+FASTMETA_ONCE void add_rule_slopes(const RuledTensor<E>& t, const Rule& rule, int64_t place,
                                    std::integer_sequence<int, j...>) {
   using Num = typename E::Num;
   Step<E>& s = t.s;
   const auto number = t.rate();
-  s.e.map([rule, number](Num& of_rate, Num& first, Num& second, Num p, Num g, Num clip, Num rate,
+  // By reference: on a GPU all those views and a rule's numbers would not fit the registers.
+  s.e.map([&rule, number](Num& of_rate, Num& first, Num& second, Num p, Num g, Num clip, Num rate,
                          Num lambda, auto&... states) {
             Num* const all[] = {&states...};
             const Num before[] = {*all[j]...}, after[] = {*all[Rule::states + j]...};
@@ -151,7 +152,7 @@ FASTMETA_ONCE void add_rule_slopes(const RuledTensor<E>& t, Rule rule, int64_t p
 // From lambda_{k+1} to lambda_k but for what goes through g_k, whose cotangent with the sign turned
 // is left in the vector.
 template <class E, class Rule, int... j>
-FASTMETA_ONCE void pull_back_tensor(const RuledTensor<E>& t, Rule rule,
+FASTMETA_ONCE void pull_back_tensor(const RuledTensor<E>& t, const Rule& rule,
                                     std::integer_sequence<int, j...>) {
   using Num = typename E::Num;
   const auto number = t.rate();

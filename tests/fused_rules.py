@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import host_cuda
 import torch
 import torch.nn.functional as F
 from fused_kernels import ON_HOST
 from torch import Tensor
 
 from fastmeta import _C
-from fastmeta.executors.fused import cuda
 from fastmeta.executors.fused.kernel import learned_options, rule
 
 TANH, RELU, IDENTITY = 3, 1, 0
@@ -238,8 +238,7 @@ def _on_host(
     numbers: list[float], written: Any, empty: Any,
 ) -> tuple[Tensor, str]:  # fmt: skip
     """The gradient and form of the CUDA kernels, which lie on the host and are executed there."""
-    module = cuda.extension()
-    assert module is not None
+    module = host_cuda.module()
     parameters, sets, rates, adapted, weights = kept
     storage, threads = (os.environ.get(f"FASTMETA_CUDA_{n}", "") for n in ("STORAGE", "THREADS"))
     step = module.CudaStep(
