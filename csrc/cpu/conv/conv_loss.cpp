@@ -48,6 +48,9 @@ conv_loss::Plain<T> engine(T* storage) {
 }  // namespace
 
 template <class T>
+TaskLoss<T>::~TaskLoss() = default;
+
+template <class T>
 void TaskLoss<T>::take(const T* from, View to) {
   for (int i = 0; i < to.rows; ++i) {
     for (int j = 0; j < to.cols; ++j) {

@@ -12,6 +12,7 @@ template <class T>
 class TaskLoss {
  public:
   TaskLoss(const Loss& loss, int examples, int classes, int pitch, T* storage);
+  ~TaskLoss();  // not inline: units of several instruction sets would share it
 
   // Targets [examples, classes] or labels [examples]; factors as the loss has them, or null.
   void load(const T* targets, const int64_t* labels, const T* factors);
