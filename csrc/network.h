@@ -9,9 +9,12 @@
 #define FASTMETA_DEVICE __device__
 // Compiled once: inlined wherever it is called it would make a kernel of megabytes.
 #define FASTMETA_ONCE __device__ __noinline__
+// Captured by reference: beside many views a rule's numbers would not fit the registers.
+#define FASTMETA_HELD(name) &name
 #else
 #define FASTMETA_DEVICE
 #define FASTMETA_ONCE
+#define FASTMETA_HELD(name) name
 #endif
 
 namespace fastmeta {

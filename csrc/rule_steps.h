@@ -77,7 +77,8 @@ FASTMETA_ONCE void step_tensor(const RuledTensor<E>& t, const Rule& rule,
   using Num = typename E::Num;
   const auto number = t.rate();
   const View to = t.in(t.s.theta(t.k + 1));
-  t.s.e.map([rule, number](Num& out, Num p, Num g, Num clip, Num rate, auto&... states) {
+  t.s.e.map([FASTMETA_HELD(rule), number](
+                Num& out, Num p, Num g, Num clip, Num rate, auto&... states) {
               Num* const all[] = {&states...};
               const Num before[] = {*all[j]...};
               Num after[Rule::states];
@@ -121,8 +122,8 @@ FASTMETA_ONCE void add_rule_slopes(const RuledTensor<E>& t, const Rule& rule, in
   using Num = typename E::Num;
   Step<E>& s = t.s;
   const auto number = t.rate();
-  // By reference: on a GPU all those views and a rule's numbers would not fit the registers.
-  s.e.map([&rule, number](Num& of_rate, Num& first, Num& second, Num p, Num g, Num clip, Num rate,
+  s.e.map([FASTMETA_HELD(rule), number](
+              Num& of_rate, Num& first, Num& second, Num p, Num g, Num clip, Num rate,
                          Num lambda, auto&... states) {
             Num* const all[] = {&states...};
             const Num before[] = {*all[j]...}, after[] = {*all[Rule::states + j]...};
@@ -156,7 +157,8 @@ FASTMETA_ONCE void pull_back_tensor(const RuledTensor<E>& t, const Rule& rule,
                                     std::integer_sequence<int, j...>) {
   using Num = typename E::Num;
   const auto number = t.rate();
-  t.s.e.map([rule, number](Num& v, Num p, Num g, Num clip, Num rate, Num& lambda, auto&... states) {
+  t.s.e.map([FASTMETA_HELD(rule), number](
+                Num& v, Num p, Num g, Num clip, Num rate, Num& lambda, auto&... states) {
               Num* const all[] = {&states...};
               const Num after[] = {*all[j]...};
               Num cotangent[] = {*all[Rule::states + j]...};
