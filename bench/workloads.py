@@ -1,4 +1,4 @@
-"""The workloads that every figure is about: second-order MAML with an SGD inner loop."""
+"""The workloads that every figure is about: second-order MAML."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Workload:
     """One that no library knows by name, in place of the mean squares."""
     targets: int = 1
     """Numbers a regression target has."""
+    rule: str = "descent"
+    """The inner loop's: "descent", "momentum" or "Adam" (`bench/rules.py`)."""
 
     @property
     def loss_fn(self) -> Loss:
@@ -135,6 +137,10 @@ def _all() -> list[Workload]:
         policy_loss, 7,
     )  # fmt: skip
     few_tasks = {"W1b": (1,), "W3": (1, 4)}
+    other_rules = {
+        "W1b": ("momentum", "Adam"), "W4": ("momentum", "Adam"),
+        "W5": ("momentum",), "W5b": ("momentum",), "W6": ("momentum",),
+    }  # fmt: skip
     workloads = [
         sinusoid,
         replace(sinusoid, name="W1b", steps=5),
@@ -152,10 +158,18 @@ def _all() -> list[Workload]:
         policy,
         replace(policy, name="W8b", steps=3),
     ]
-    return workloads + [
-        replace(workload, name=f"{workload.name} at T={tasks}", tasks=tasks)
-        for workload in workloads
-        for tasks in few_tasks.get(workload.name, ())
+    return [
+        *workloads,
+        *(
+            replace(workload, name=f"{workload.name} at T={tasks}", tasks=tasks)
+            for workload in workloads
+            for tasks in few_tasks.get(workload.name, ())
+        ),
+        *(
+            replace(workload, name=f"{workload.name} {rule}", rule=rule)
+            for workload in workloads
+            for rule in other_rules.get(workload.name, ())
+        ),
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
+from bench import rules
 from bench.peers.peer import Peer, Result, Step
 from bench.workloads import Pair, Workload
 
@@ -20,16 +21,18 @@ TaskLoss = Callable[[Parameters, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def task_loss(workload: Workload, model: nn.Module) -> TaskLoss:
     """A task's query loss after the inner loop, as a function of the parameters."""
-    loss_fn, rate = workload.loss_fn, workload.inner_lr
+    loss_fn, update = workload.loss_fn, rules.update(workload.rule, workload.inner_lr)
 
     def loss(phi: Parameters, x: Tensor, y: Tensor) -> Tensor:
         return loss_fn(functional_call(model, phi, (x,)), y)
 
     def adapted_loss(theta: Parameters, sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
-        phi = theta
-        for _ in range(workload.steps):
+        phi, state = theta, ()
+        for step in range(workload.steps):
             gradients = grad(loss)(phi, sx, sy)
-            phi = {name: p.sub(gradients[name], alpha=rate) for name, p in phi.items()}
+            values = [gradients[name] for name in phi]
+            values, state = update(list(phi.values()), values, state, step)
+            phi = dict(zip(phi, values, strict=True))
         return loss(phi, qx, qy)
 
     return adapted_loss

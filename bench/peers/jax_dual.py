@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from bench.peers.peer import Form, Peer, Step
+from bench.peers.peer import Form, Peer, Step, descent_only
 from bench.workloads import Pair, Workload
 
 
@@ -104,6 +104,7 @@ def _form(over_tasks: str, make_task: Callable[[Workload], Callable[..., Any]]) 
     def form(workload: Workload, model: nn.Module, support: Pair, query: Pair) -> Step:
         from bench.peers import jax_mlp, jax_tasks
 
+        descent_only(workload, "the form by hand")
         function = _meta_step(workload, getattr(jax_tasks, over_tasks), make_task)
         return jax_tasks.step(function, jax_mlp.NETWORK, model, support, query)
 

@@ -1,12 +1,14 @@
 """JAX under `jit`, over tasks by `vmap` or `lax.scan`; the Hessian-vector product both ways.
 
 *reverse* differentiates the inner loop as it stands; *forward over reverse* walks it backward
-explicitly, with each step's Hessian-vector product from `jax.linearize` of its gradient.
+explicitly, with each step's Hessian-vector product from `jax.linearize` of its gradient, and the
+update rule's pullback from `jax.vjp`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -60,13 +62,15 @@ def _loss(workload: Workload, forward: Forward) -> Callable[..., Any]:
 def _task_loss(workload: Workload, forward: Forward) -> Callable[..., Any]:
     import jax
 
+    from bench.peers import jax_tasks
+
     loss = _loss(workload, forward)
+    init, update = jax_tasks.update_rule(workload)
 
     def task(theta: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
-        phi = theta
-        for _ in range(workload.steps):
-            gradients = jax.grad(loss)(phi, sx, sy)
-            phi = jax.tree.map(lambda p, g: p - workload.inner_lr * g, phi, gradients)
+        phi, state = theta, init(theta)
+        for step in range(workload.steps):
+            phi, state = update(phi, jax.grad(loss)(phi, sx, sy), state, step)
         return loss(phi, qx, qy)
 
     return task
@@ -74,21 +78,24 @@ def _task_loss(workload: Workload, forward: Forward) -> Callable[..., Any]:
 
 def _sweep(workload: Workload, forward: Forward) -> Callable[..., Any]:
     import jax
+    import jax.numpy as jnp
+
+    from bench.peers import jax_tasks
 
     loss = _loss(workload, forward)
-
-    def descend(p: Any, g: Any) -> Any:
-        return jax.tree.map(lambda a, b: a - workload.inner_lr * b, p, g)
+    init, update = jax_tasks.update_rule(workload)
 
     def task(theta: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
-        phi, products = theta, []
-        for _ in range(workload.steps):
+        phi, state, pullbacks = theta, init(theta), []
+        for step in range(workload.steps):
             gradient, product = jax.linearize(lambda p: jax.grad(loss)(p, sx, sy), phi)
-            products.append(product)
-            phi = descend(phi, gradient)
+            (phi, state), pull = jax.vjp(partial(update, step=step), phi, gradient, state)
+            pullbacks.append((pull, product))
         value, adjoint = jax.value_and_grad(loss)(phi, qx, qy)
-        for product in reversed(products):
-            adjoint = descend(adjoint, product(adjoint))
+        of_state = jax.tree.map(jnp.zeros_like, state)
+        for pull, product in reversed(pullbacks):
+            direct, gamma, of_state = pull((adjoint, of_state))
+            adjoint = jax.tree.map(jnp.add, direct, product(gamma))
         return (value, adjoint), None
 
     return task

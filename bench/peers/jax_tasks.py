@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import rules
 from bench.peers.peer import NotServed, Result, Step
 from bench.workloads import Pair, Workload
 
@@ -44,6 +45,44 @@ def loss_function(workload: Workload) -> Callable[[Any, Any], Any]:
     return lambda outputs, y: (
         -jnp.mean(jnp.sum(jax.nn.one_hot(y, classes) * jax.nn.log_softmax(outputs), -1))
     )
+
+
+Update = Callable[[Any, Any, Any, int], tuple[Any, Any]]
+"""Parameters and state after a step, from them, the gradients, the state and the step's number."""
+
+
+def update_rule(workload: Workload) -> tuple[Callable[[Any], Any], Update]:
+    """The state before the first step, of the parameters; and the inner loop's rule."""
+    rate, (b1, b2) = workload.inner_lr, rules.BETAS
+    each = jax.tree.map
+
+    def zeros(phi: Any) -> Any:
+        return each(jnp.zeros_like, phi)
+
+    def descent(phi: Any, gradients: Any, state: Any, step: int) -> tuple[Any, Any]:
+        return each(lambda p, g: p - rate * g, phi, gradients), state
+
+    def momentum(phi: Any, gradients: Any, m: Any, step: int) -> tuple[Any, Any]:
+        m = each(lambda a, g: rules.MOMENTUM * a + g, m, gradients)
+        return each(lambda p, a: p - rate * a, phi, m), m
+
+    def adam(phi: Any, gradients: Any, state: Any, step: int) -> tuple[Any, Any]:
+        c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
+
+        def moved(p: Any, a: Any, v: Any) -> Any:
+            # The smallest number keeps the root's slope finite where a gradient has always been 0.
+            u = jnp.sqrt(v / c2 + jnp.finfo(v.dtype).tiny) + rules.EPS
+            return p - rate / c1 * a / u
+
+        m = each(lambda a, g: b1 * a + (1 - b1) * g, state[0], gradients)
+        v = each(lambda a, g: b2 * a + (1 - b2) * g * g, state[1], gradients)
+        return each(moved, phi, m, v), (m, v)
+
+    return {
+        "descent": (lambda phi: (), descent),
+        "momentum": (zeros, momentum),
+        "Adam": (lambda phi: (zeros(phi), zeros(phi)), adam),
+    }[workload.rule]
 
 
 def vmapped(task: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bench.peers.peer import Peer, TaskLoss, loop_forms, without_its_init
+from bench.peers.peer import Peer, TaskLoss, descent_only, loop_forms, without_its_init
 from bench.workloads import Workload
 
 
 def _task_loss(workload: Workload, model: nn.Module) -> tuple[nn.Module, TaskLoss]:
+    descent_only(workload, "its MAML")
     without_its_init("learn2learn")
     without_its_init("learn2learn.algorithms")
     from learn2learn.algorithms.maml import MAML

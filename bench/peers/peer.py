@@ -75,6 +75,12 @@ def into_grad(model: nn.Module, step: Callable[[], Tensor]) -> Step:
     return Step(call, read)
 
 
+def descent_only(workload: Workload, name: str) -> None:
+    """**Raises** `NotServed` where the inner loop has another rule."""
+    if workload.rule != "descent":
+        raise NotServed(f"{name} has no {workload.rule} in its inner loop")
+
+
 TaskLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """A task's query loss after its inner loop, from support x and y and query x and y."""
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bench.peers.peer import NotServed, Peer, TaskLoss, loop_forms, without_its_init
+from bench.peers.peer import NotServed, Peer, TaskLoss, descent_only, loop_forms, without_its_init
 from bench.workloads import Workload
 
 
 def _task_loss(workload: Workload, model: nn.Module) -> tuple[nn.Module, TaskLoss]:
+    descent_only(workload, "`gradient_update_parameters`")
     without_its_init("torchmeta")
     without_its_init("torchmeta.utils")
     from torchmeta.utils.gradient_based import gradient_update_parameters

@@ -1,14 +1,17 @@
-"""TorchOpt 0.7.3: `MetaSGD`, its state put back after each task; and its functional SGD.
+"""TorchOpt 0.7.3: its meta-optimizers, state put back after each task; and functional ones.
 
 `MetaSGD` is the form of TorchOpt's own MAML example. The functional form skips its bookkeeping.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bench import rules
 from bench.peers.peer import Peer, TaskLoss, loop_forms
 from bench.workloads import Workload
 
@@ -16,7 +19,8 @@ from bench.workloads import Workload
 def _meta_optimizer(workload: Workload, model: nn.Module) -> tuple[nn.Module, TaskLoss]:
     import torchopt
 
-    inner = torchopt.MetaSGD(model, lr=workload.inner_lr)
+    make = torchopt.MetaAdam if workload.rule == "Adam" else torchopt.MetaSGD
+    inner = make(model, **_options(workload))
     # The model's parameters are replaced as it adapts: those that learn are kept here.
     learning = nn.ParameterList(model.parameters())
     start = torchopt.extract_state_dict(model, by="reference")
@@ -33,10 +37,17 @@ def _meta_optimizer(workload: Workload, model: nn.Module) -> tuple[nn.Module, Ta
     return learning, loss
 
 
+def _options(workload: Workload) -> dict[str, Any]:
+    rate = {"lr": workload.inner_lr, "moment_requires_grad": False}
+    if workload.rule == "Adam":
+        return rate | {"betas": rules.BETAS, "eps": rules.EPS}
+    return rate | {"momentum": rules.MOMENTUM if workload.rule == "momentum" else 0.0}
+
+
 def _functional(workload: Workload, model: nn.Module) -> tuple[nn.Module, TaskLoss]:
     import torchopt
 
-    inner = torchopt.sgd(lr=workload.inner_lr)
+    inner = (torchopt.adam if workload.rule == "Adam" else torchopt.sgd)(**_options(workload))
     theta = dict(model.named_parameters())
 
     def loss(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
@@ -57,7 +68,7 @@ def _functional(workload: Workload, model: nn.Module) -> tuple[nn.Module, TaskLo
 PEER = Peer(
     "TorchOpt",
     {
-        **{f"MetaSGD, {name}": form for name, form in loop_forms(_meta_optimizer).items()},
+        **{f"meta-optimizer, {name}": form for name, form in loop_forms(_meta_optimizer).items()},
         **{f"functional, {name}": form for name, form in loop_forms(_functional).items()},
     },
     module="torchopt",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from bench import agreement, compare, plot, rounds, table
+from bench import agreement, compare, plot, rounds, rules, table
 from bench.peers import PEERS, plain
 from bench.peers.peer import NotServed, Peer, Step, into_grad
 from bench.workloads import WORKLOADS, StridedConv4, Workload, conv4, mlp
@@ -60,6 +60,34 @@ def test_the_reference_is_the_oracle():
     reference = agreement.reference(DIGITS)
     assert math.isclose(reference.loss, float(truth.loss), rel_tol=1e-12)
     torch.testing.assert_close(reference.gradients, truth.gradients, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "Adam"])
+def test_a_rule_written_out_is_torchs(rule):
+    torch.manual_seed(0)
+    p, gradients = torch.randn(5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    gradients[:, 0] = 0
+    theirs = nn.Parameter(p.clone())
+    optimizer = {
+        "momentum": lambda: torch.optim.SGD([theirs], 0.1, momentum=rules.MOMENTUM),
+        "Adam": lambda: torch.optim.Adam([theirs], 0.1, betas=rules.BETAS, eps=rules.EPS),
+    }[rule]()
+    update, phi, state = rules.update(rule, 0.1), [p], ()
+    for step, g in enumerate(gradients):
+        theirs.grad = g.clone()
+        optimizer.step()
+        phi, state = update(phi, [g], state, step)
+    torch.testing.assert_close(phi[0], theirs.detach(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adams_slope_is_finite_where_a_gradient_has_always_been_zero(dtype):
+    g = torch.tensor([0.0, 0.3], dtype=dtype, requires_grad=True)
+    update, phi, state = rules.update("Adam", 0.1), [torch.ones_like(g)], ()
+    for step in range(3):
+        phi, state = update(phi, [g], state, step)
+    (slope,) = torch.autograd.grad(phi[0].sum(), g)
+    assert slope.isfinite().all()
 
 
 def test_wrong_numbers_are_not_timed():
@@ -228,6 +256,28 @@ def test_an_installed_peer_agrees_with_autograd(peer, form, workload):
         pytest.skip(str(reason))
     for _ in range(2):  # the second call too: nothing may be left over from the first
         assert reference.error(step.read(step.call())) <= reference.tolerance(torch.float32)
+
+
+# Their eps or their bias correction is not torch's: the comparison must refuse them.
+OTHER_ADAMS = ("higher", "TorchOpt")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rule", ["momentum", "Adam"])
+@pytest.mark.parametrize(("peer", "form"), FORMS, ids=[f"{p}-{f}" for p, f in FORMS])
+def test_an_installed_peer_agrees_in_other_rules(peer, form, rule):
+    contender, workload = PEERS[peer], replace(DIGITS, rule=rule)
+    if missing := contender.missing():
+        pytest.skip(missing)
+    reference = agreement.reference(workload)
+    try:
+        step = contender.forms[form](workload, *workload.make(dtype=torch.float64))
+    except NotServed as reason:
+        pytest.skip(str(reason))
+    differs = rule == "Adam" and peer in OTHER_ADAMS
+    for _ in range(2):
+        error = reference.error(step.read(step.call()))
+        assert (error > reference.tolerance(torch.float64)) == differs
 
 
 @pytest.mark.filterwarnings("ignore")
