@@ -108,6 +108,8 @@ def _form(
         from bench.peers import jax_conv, jax_mlp, jax_tasks
 
         network = jax_mlp.NETWORK
+        if any(isinstance(part, nn.Tanh) for part in model.modules()):
+            network = jax_mlp.WITH_TANH
         if workload.of_images:
             network = jax_conv.network(model, getattr(jax_conv, convolve))
         elif convolve != "by_products":

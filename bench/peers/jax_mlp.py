@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,10 +18,10 @@ Layers = list[tuple[Any, Any]]
 """A weight `[in, out]` and a bias `[out]` a layer."""
 
 
-def layers(model: nn.Module) -> Layers:
-    """The parameters of a chain of linear layers with ReLU between them."""
+def layers(model: nn.Module, activation: type[nn.Module] = nn.ReLU) -> Layers:
+    """The parameters of a chain of linear layers with that activation between them."""
     chain = list(model) if isinstance(model, nn.Sequential) else []
-    expected = [nn.Linear, nn.ReLU] * (len(chain) // 2) + [nn.Linear]
+    expected = [nn.Linear, activation] * (len(chain) // 2) + [nn.Linear]
     if [type(layer) for layer in chain] != expected:
         raise NotServed("the JAX forms are written for MLPs with ReLU")
     return [
@@ -29,9 +31,9 @@ def layers(model: nn.Module) -> Layers:
     ]
 
 
-def forward(parameters: Layers, x: Any) -> Any:
+def forward(parameters: Layers, x: Any, activation: Callable[[Any], Any] = jax.nn.relu) -> Any:
     for i, (weight, bias) in enumerate(parameters):
-        x = (jax.nn.relu(x) if i else x) @ weight + bias
+        x = (activation(x) if i else x) @ weight + bias
     return x
 
 
@@ -44,3 +46,6 @@ def gradients(found: Layers) -> list[Tensor]:
 
 
 NETWORK = Network(layers, forward, gradients)
+WITH_TANH = Network(
+    partial(layers, activation=nn.Tanh), partial(forward, activation=jax.numpy.tanh), gradients
+)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import rules
+from bench import rules, workloads
 from bench.peers.peer import NotServed, Result, Step
 from bench.workloads import Pair, Workload
 
@@ -33,10 +33,29 @@ def array(tensor: Tensor) -> jax.Array:
     return jax.device_put(np.ascontiguousarray(tensor.numpy()))
 
 
+def _policy_loss(mean: Any, target: Any) -> Any:
+    action, advantage = target[..., :-1], target[..., -1]
+    log_std = array(workloads.LOG_STD.detach()).astype(mean.dtype)
+    z = (action - mean) * jnp.exp(-log_std)
+    return jnp.mean(jnp.sum(0.5 * z**2 + log_std, -1) * advantage)
+
+
+def _reinforce(mean: Any, target: Any) -> Any:
+    action, advantage = target[..., :-1], target[..., -1]
+    return jnp.mean(jnp.sum(0.5 * ((action - mean) / 0.3) ** 2, -1) * advantage)
+
+
+_OWN = {workloads.policy_loss: _policy_loss, workloads.reinforce: _reinforce}
+"""The workloads' own losses."""
+
+
 def loss_function(workload: Workload) -> Callable[[Any, Any], Any]:
     """Loss of outputs and targets: mean squares, or cross-entropy by one-hot targets."""
     if workload.own_loss is not None:
-        raise NotServed("the JAX forms are written for standard losses")
+        try:
+            return _OWN[workload.own_loss]
+        except KeyError:
+            raise NotServed("the JAX forms don't have its loss") from None
     classes = workload.classes
     if classes is None:
         return lambda outputs, y: jnp.mean((outputs - y) ** 2)

@@ -25,13 +25,6 @@ from fastmeta.network.reader import Unreadable, read
 CLOSE: Any = {"rtol": 1e-9, "atol": 1e-10}
 
 
-@pytest.fixture(autouse=True)
-def _silent():
-    fastmeta.set_cliff_warnings(False)
-    yield
-    fastmeta.set_cliff_warnings(True)
-
-
 def strangers(model: nn.Module, example: Tensor) -> list[Node]:
     return [node for node in read(model, example).nodes if isinstance(node.layer, Foreign)]
 

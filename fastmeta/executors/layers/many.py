@@ -23,15 +23,20 @@ def scaled(parts: Parameters, rates: Mapping[str, float | Tensor]) -> Parameters
 
 def add(totals: Parameters, parts: Parameters, sign: float) -> None:
     """Adds `sign` times the parts to the totals; one that is not there yet begins with its part."""
+    if not _at_once(parts):
+        for name, part in parts.items():
+            there = totals.get(name)
+            if there is None:
+                totals[name] = part if sign == 1 else sign * part
+            else:
+                totals[name] = there.add(part, alpha=sign)
+        return
     new = {name: part for name, part in parts.items() if name not in totals}
     old = {name: part for name, part in parts.items() if name in totals}
     totals.update(new if sign == 1 else scaled(new, dict.fromkeys(new, sign)))
-    if _at_once(old):
-        there = [totals[name] for name in old]
-        sums = torch._foreach_add(there, [*old.values()], alpha=sign)
+    if old:
+        sums = torch._foreach_add([totals[name] for name in old], [*old.values()], alpha=sign)
         totals.update(zip(old, sums, strict=True))
-    else:
-        totals.update((name, totals[name].add(part, alpha=sign)) for name, part in old.items())
 
 
 def over_tasks(parts: Parameters) -> Parameters:
@@ -47,4 +52,4 @@ def over_tasks(parts: Parameters) -> Parameters:
 
 
 def _at_once(parts: Parameters) -> bool:
-    return any(part.is_cuda for part in parts.values())
+    return bool(parts) and next(iter(parts.values())).is_cuda

@@ -103,7 +103,9 @@ def run(problem: Problem, program: Program) -> Outcome:
                 swept, program.recipe, program.parts, passes, program.keeps_steps, tensors,
                 weights, rates,
             )  # fmt: skip
-            result = sweep.run(tasks.mapped(partial(_cut, some=some)))
+            all_at_once = len(weights) == tasks.tasks
+            cut = tasks if all_at_once else tasks.mapped(partial(_cut, some=some))
+            result = sweep.run(cut)
             many.add(totals, result.gradients, 1.0)
             many.add(options, result.options, 1.0)
             results.append(result)

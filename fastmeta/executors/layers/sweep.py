@@ -98,6 +98,9 @@ class Sweep:
         self._lambda: Parameters = {}  # [T, ...], of what adapts
         self._sigma: Any = None  # the cotangent of the rule's state
         self._rule = problem.inner.optimizer
+        self._learned = rates.learned()
+        # The way back through an update of plain descent needs no gradient.
+        self._is_linear = self._rule.is_plain and not self._learned
         trainable = problem.model.parameters()
         self._others = [
             n for n in recipe.names() if n in trainable and n not in problem.inner.adapted
@@ -161,11 +164,6 @@ class Sweep:
             step.run = step.prediction = None
         self._steps.append(step)
 
-    @property
-    def _is_linear(self) -> bool:
-        """Whether the way back through an update needs no gradient: that of plain descent."""
-        return self._rule.is_plain and not self._rate_gradients.learned()
-
     def _inner_step(self, k: int, theta: Parameters, state: Any, again: bool) -> Step:
         """The support loss at theta and its gradient, the proximal term's included."""
         side = self._side(k)
@@ -216,7 +214,7 @@ class Sweep:
                 self._lambda[name] = self._zeros(name)
         pulled = self._rule.pullback(
             step.gradient or self._lambda, step.state, step.theta, self._rates_at(k), k,
-            (self._lambda, self._sigma), self._rate_gradients.learned(),
+            (self._lambda, self._sigma), self._learned,
         )  # fmt: skip
         self._lambda, self._sigma = dict(pulled.parameters), pulled.state
         for name, gradient in pulled.rates.items():

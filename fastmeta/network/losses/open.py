@@ -25,6 +25,8 @@ from fastmeta.tasks import Tree, unstack
 Objective = Callable[[Any, Tree, Tensor | None], Tensor]
 """`(prediction, targets, weights)` of one task to its mean loss."""
 
+_engine: Any = torch.autograd.Variable._execution_engine
+
 
 @dataclass(eq=False)
 class _At:
@@ -41,6 +43,7 @@ class OpenLoss(PreparedLoss):
     def __init__(self, objective: Objective, targets: Tree, tasks: int) -> None:
         self._objective, self._targets, self._tasks = objective, targets, tasks
         self._maps = True
+        self._ones: Tensor | None = None
         self._kept: dict[int, tuple[Tensor, _At]] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
         """By identity, the leaves that the loss reaches and their gradients so far."""
@@ -52,8 +55,9 @@ class OpenLoss(PreparedLoss):
     def gradient(self, z: Tensor) -> Tensor:
         at = self._at(z)
         if at.gradient is None:
-            along = torch.ones_like(at.losses)
-            (gradient,) = self._derivatives(at.losses, [at.z], along, create_graph=True)
+            if self._ones is None:
+                self._ones = torch.ones_like(at.losses)
+            (gradient,) = self._derivatives(at.losses, [at.z], self._ones, create_graph=True)
             at.gradient = torch.zeros_like(z) if gradient is None else gradient
         return at.gradient.detach()
 
@@ -104,9 +108,11 @@ class OpenLoss(PreparedLoss):
     ) -> Sequence[Tensor | None]:
         if not of.requires_grad or not by:
             return [None] * len(by)
-        return torch.autograd.grad(
-            of, by, along, create_graph=create_graph, retain_graph=True, allow_unused=True
-        )
+        # torch.autograd.grad without its checks, which take a third of its time here.
+        return _engine.run_backward(
+            (of,), (along,), True, create_graph, tuple(by), allow_unreachable=True,
+            accumulate_grad=False,
+        )  # fmt: skip
 
     def _add(self, leaves: list[Tensor], found: Sequence[Tensor | None]) -> None:
         for leaf, gradient in zip(leaves, found, strict=True):
