@@ -97,6 +97,8 @@ class GraphReader:
             raise
         except Unreadable as error:
             why = foreign.refusal(node, self._modules)
+            if why is None and node not in self._facts:  # it gives no tensor
+                raise
             if why is None and self._facts[node].writes:
                 why = f"{node.name} changes in place what others read"
             if why is not None:

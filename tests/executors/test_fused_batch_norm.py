@@ -370,7 +370,7 @@ class Recorded(nn.Module):
             "layer '2' (BatchNorm) does not follow a Linear",
         ),
         (nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), "layer '1' (LayerNorm)"),
-        (Recorded(), "something that is no layer's output"),
+        (Recorded(), "adds values of different shapes"),
     ],
     ids=["first", "after-activation", "twice", "layer-norm", "buffer"],
 )

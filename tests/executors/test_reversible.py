@@ -270,6 +270,6 @@ def test_low_memory_is_left_to_the_sweep_where_activations_would_grow(monkeypatc
     monkeypatch.setenv("FASTMETA_ENGINE", "tasks")
     text = explained(25, 500, 10, memory="low")
     assert "executor: generic" in text
-    assert "not fused: memory='low' asks for memory flat in K" in text
+    assert "form: sweep" in text
     assert "executor: fused" in explained(25, 500, 10)
     assert "executor: fused" in explained(25, 500, 1, memory="low")
