@@ -6,8 +6,10 @@ Held against the general path, whose derivatives are autograd's through the whol
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import drawn_steps
@@ -309,3 +311,13 @@ def test_what_is_no_mlp_is_refused():
     x, y = torch.randn(2, 5, 1, 4).double(), torch.randn(2, 5, 2).double()
     with pytest.raises(ValueError, match="'fused' can't serve"):
         fastmeta.maml_step(model, (x, y), (x, y), loss_fn=mixing(2)[0], executor="fused")
+
+
+def test_the_page_shows_what_runs():
+    page = Path(__file__).parents[2] / "docs" / "losses.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, page.name, "exec"), names)
+    assert names["out"].executor == "fused-cpu-open"
+    for leaf in (names["log_std"], *names["policy"].parameters()):
+        assert leaf.grad.abs().sum() > 0

@@ -21,9 +21,9 @@ from fastmeta.executors.problem import Problem
 from fastmeta.network.graph import Node
 from fastmeta.network.reading import Reading
 
-LOSS = 2e-4
+LOSS = 8e-5
 """Seconds that torch takes for a loss and its derivatives."""
-PASS = 5e-5
+PASS = 3e-5
 """Seconds that the Python around a pass takes."""
 
 _STORAGE = 64 << 20
