@@ -15,6 +15,7 @@ from fastmeta.executors.fused import kernel
 from fastmeta.executors.fused.cpu import FusedCpu
 from fastmeta.executors.fused.lowering import Dense, dense_layers
 from fastmeta.executors.fused.open_passes import DenseLayer, OpenPasses, Run, groups
+from fastmeta.executors.kernel_loss import kernel_loss
 from fastmeta.executors.layers import lowering, program, support
 from fastmeta.executors.layers.joint import NAME, Joint, joint
 from fastmeta.executors.problem import Problem
@@ -49,7 +50,11 @@ class FusedOpen(NetworkExecutor):
         if not isinstance(FusedCpu().offer(reading, problem), Unsupported):
             raise NotSupported("the whole step is compiled")
         support.check(problem, whole)
-        for examples in problem.tasks.sets():
+        dtype, last = problem.task_weights.dtype, layers[-1].outputs
+        losses = (reading.loss, reading.query_loss)
+        for loss, examples in zip(losses, problem.tasks.sets(), strict=False):
+            if loss is not None:
+                kernel_loss(loss).check(problem, examples, last, dtype)
             if math.prod(examples.inputs.shape[2:]) != layers[0].inputs:
                 raise NotSupported("inputs are not one row an example")
         together = joint(problem, tuple(n for layer in layers for n in layer.tensors() if n))
