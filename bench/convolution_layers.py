@@ -56,10 +56,10 @@ def described(block: Block) -> str:
 
 def chain(name: str) -> tuple[Block, ...]:
     reading = steps.planned(WORKLOADS[name], "layered").selected.reading
-    recipe, found = lower(reading), tuple[Block, ...]()
+    lowered, found = lower(reading), tuple[Block, ...]()
     with suppress(NotSupported):
         found = blocks(
-            recipe.nodes, recipe.output, recipe.loss, reading.example, reading.sizes
+            lowered.nodes, lowered.output, lowered.loss, reading.example, reading.sizes
         ).blocks
     reads = [(block.source, block.plus) for block in found]
     if not found or reads != [(i - 1, None) for i in range(len(found))]:

@@ -35,8 +35,8 @@ class Allocator {
   }
   // As long as a weight.
   int64_t like(View v) {
-    const bool turned = v.row_stride == 1 && v.col_stride > 1;
-    return block(turned ? int64_t(v.cols) * v.col_stride : int64_t(v.rows) * v.row_stride);
+    const bool transposed = v.row_stride == 1 && v.col_stride > 1;
+    return block(transposed ? int64_t(v.cols) * v.col_stride : int64_t(v.rows) * v.row_stride);
   }
   // Allocates from there once more, over what is there: the two are never needed together.
   void lay_over(int64_t offset) { end_ = std::max(end_, next_), next_ = offset; }
@@ -185,17 +185,17 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   Allocator allocate(width, rows), block(width, rows);
   layout.one = allocate.matrix(1, 1);
   layout.zero = allocate.matrix(1, 1);
-  const bool turned = width > 1;
+  const bool transposed = width > 1;
   for (const Dense& layer : network.layers) {
     if (int(layout.layers.size()) == network.body) layout.body = block.size();
     const bool is_dual = network.dual && layout.layers.empty();
     Allocator& of_weight = is_dual ? allocate : block;
-    const View weight = turned ? of_weight.matrix(layer.in, layer.out)
+    const View weight = transposed ? of_weight.matrix(layer.in, layer.out)
                                : of_weight.matrix(layer.out, layer.in);
     LayerPlace place{};
     place.of[kWeight] = weight.offset;
-    place.weight_row_stride = turned ? 1 : weight.row_stride;
-    place.weight_col_stride = turned ? weight.row_stride : 1;
+    place.weight_row_stride = transposed ? 1 : weight.row_stride;
+    place.weight_col_stride = transposed ? weight.row_stride : 1;
     layout.parameters += int64_t(layer.in) * layer.out;
     if (is_dual) add_dual(allocate, network, place, on_gpu, layout.dual);
     for (Tensor row : kRows) {
@@ -209,11 +209,11 @@ Layout lay_out(const Description& network, int width, Rows rows) {
     }
     place.one = layout.one, place.zero = layout.zero;
     layout.layers.push_back(place);
-    if (turned && network.dual) {
+    if (transposed && network.dual) {
       const int64_t panel = int64_t(layer.in) * block.padded(network.support);
       layout.scratch = std::max(layout.scratch, panel);
     }
-    if (turned && (layout.layers.size() > 1 || network.inputs_flow)) {
+    if (transposed && (layout.layers.size() > 1 || network.inputs_flow)) {
       const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
       layout.scratch = std::max(layout.scratch, 2 * panel);
     }

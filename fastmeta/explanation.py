@@ -75,7 +75,7 @@ def _executors(planned: Planned) -> list[str]:
     lines = [f"executor: {executor.family} on {selected.device}"]
     if executor.replaces_module:
         # Anew: torch's switches of precision may have changed since.
-        offer = executor.make_offer(selected.reading, planned.problem.of_read)
+        offer = executor.make_offer(selected.reading, planned.problem.without_unread)
         lines.append(f"  kernel: {offer.description}")
     for family in _FAMILIES[: _FAMILIES.index(executor.family)]:
         reason = selected.unsupported_by(family)

@@ -54,7 +54,7 @@ def measure(name: str, seconds: float) -> table.Record:
 
 
 def operations_of(workload: Workload, made: Kernel) -> int:
-    layers = made.recipe.layers
+    layers = made.lowered.layers
     return operations.of_step(
         [layers[0].inputs, *(layer.outputs for layer in layers)],
         workload.tasks, workload.support, workload.query, workload.steps,

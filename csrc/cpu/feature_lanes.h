@@ -51,7 +51,7 @@ class FeatureLanes {
   __attribute__((noinline)) void load(View to, Global<const T> from) {
     const T* source = from.data + task_ * from.task_stride;
     T* out = storage_ + to.offset;
-    if (!is_turned(to)) {
+    if (!is_transposed(to)) {
       for (int i = 0; i < to.rows; ++i)
         load_row(out + i * to.row_stride, source + int64_t(i) * to.cols, to.cols);
     } else if (to.cols == 1) {
@@ -87,9 +87,9 @@ class FeatureLanes {
   }
 
   Num weight() const { return Num{} + weight_; }
-  // A turned matrix is summed as it lies.
+  // A transposed matrix is summed as it lies.
   void sum_tasks(int64_t start, View from, Num weight) {
-    if (is_turned(from)) return sum_tasks(start, turned(from), weight);
+    if (is_transposed(from)) return sum_tasks(start, transposed(from), weight);
     for (int i = 0; i < from.rows; ++i) {
       const T* row = storage_ + from.offset + int64_t(i) * from.row_stride;
       T* out = sums_ + start + int64_t(i) * from.cols;
@@ -101,7 +101,7 @@ class FeatureLanes {
   }
   // Where the first weight's sums lie, if that is in whole vectors; else of no rows.
   View sums_like(View weight) const {
-    if (!is_turned(weight) || weight.rows % width != 0) return {};
+    if (!is_transposed(weight) || weight.rows % width != 0) return {};
     return {sums_ - storage_, weight.rows, weight.cols, 1, weight.rows};
   }
   // The sums of a weight [H, D] as torch has it.
@@ -114,8 +114,8 @@ class FeatureLanes {
   // f(sum, out, in...) over C = A B, and over A B + A2 B2.
   template <class F, class... Views>
   void mm(F f, View out, View a, View b, Views... in) {
-    if (is_turned(out)) return mm(f, turned(out), turned(b), turned(a), turned(in)...);
-    if (is_turned(b) && a.col_stride == 1 && dots_pay<Num>(b.cols, b.rows)) {
+    if (is_transposed(out)) return mm(f, transposed(out), transposed(b), transposed(a), transposed(in)...);
+    if (is_transposed(b) && a.col_stride == 1 && dots_pay<Num>(b.cols, b.rows)) {
       const Dots<T> rows{storage_ + a.offset, a.row_stride, storage_ + b.offset, b.col_stride,
                          a.rows, b.cols, a.cols};
       return dots<Num>(rows, budget_, finishing(f, out, in...));
@@ -124,8 +124,8 @@ class FeatureLanes {
   }
   template <class F, class... Views>
   void mm2(F f, View out, View a, View b, View a2, View b2, Views... in) {
-    if (is_turned(out)) {
-      return mm2(f, turned(out), turned(b), turned(a), turned(b2), turned(a2), turned(in)...);
+    if (is_transposed(out)) {
+      return mm2(f, transposed(out), transposed(b), transposed(a), transposed(b2), transposed(a2), transposed(in)...);
     }
     const Factors<T> first = factors(a, b, out, scratch_);
     run(f, Sum<T>{{first, factors(a2, b2, out, scratch_ + b.rows * int64_t(out.row_stride))}, 2},
@@ -135,7 +135,7 @@ class FeatureLanes {
   // f(out, in...) for every entry.
   template <class F, class... Views>
   void map(F f, View out, Views... in) {
-    if (is_turned(out)) return map(f, turned(out), turned(in)...);
+    if (is_transposed(out)) return map(f, transposed(out), transposed(in)...);
     // Where all lie alike, or are one number, the whole is one row.
     if (out.rows > 1 && out.col_stride == 1 && ((alike(out, in) || is_number(in)) && ...)) {
       const int size = out.rows * out.row_stride;
@@ -185,7 +185,7 @@ class FeatureLanes {
   }
 
   void dot(View out, View a, View b) {
-    if (is_turned(a)) return dot(out, turned(a), turned(b));
+    if (is_transposed(a)) return dot(out, transposed(a), transposed(b));
     const int whole = a.cols / width, rest = a.cols % width;
     Num sum{};
     for (int i = 0; i < a.rows; ++i) {
@@ -212,8 +212,8 @@ class FeatureLanes {
   static int vectors_of(int cols) { return (cols + width - 1) / width; }
 
   // Whether a matrix lies column by column; it is then taken as its transpose.
-  static bool is_turned(View v) { return v.row_stride == 1 && v.col_stride > 1; }
-  static View turned(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
+  static bool is_transposed(View v) { return v.row_stride == 1 && v.col_stride > 1; }
+  static View transposed(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
   static bool is_number(View v) { return v.row_stride == 0 && v.col_stride == 0; }
   static bool alike(View a, View b) { return a.row_stride == b.row_stride && b.col_stride == 1; }
 
@@ -279,13 +279,13 @@ class FeatureLanes {
   template <class Use>
   void rows_of(View v, Use use) {
     const T* numbers = storage_ + v.offset;
-    if (is_turned(v) && v.cols > 1) {
+    if (is_transposed(v) && v.cols > 1) {
       transposed_parts<true, Num>(
           numbers, v.col_stride, v.cols, v.rows,
           [&](int64_t i, int j, Num part) { use(i * v.cols + j, part, v.cols - j); });
       return;
     }
-    const int rows = is_turned(v) ? 1 : v.rows, cols = is_turned(v) ? v.rows : v.cols;
+    const int rows = is_transposed(v) ? 1 : v.rows, cols = is_transposed(v) ? v.rows : v.cols;
     for (int i = 0; i < rows; ++i) {
       const T* row = numbers + int64_t(i) * v.row_stride;
       for (int j = 0; j < cols; j += width) use(int64_t(i) * cols + j, *vector(row + j), cols - j);

@@ -165,7 +165,7 @@ class Lanes {
   }
   template <class F, class... Views>
   void fold_rows(View out, F f, T start, View first, Views... in) {
-    fold(f, start, first.cols, first.rows, turned(at(out)), turned(at(first)), turned(at(in))...);
+    fold(f, start, first.cols, first.rows, transposed(at(out)), transposed(at(first)), transposed(at(in))...);
   }
 
   void dot(View out, View a, View b) {
@@ -201,7 +201,7 @@ class Lanes {
     return nullptr;
   }
   Matrix<Num> at(View v) const { return {storage_ + v.offset, v.row_stride, v.col_stride}; }
-  static Matrix<Num> turned(Matrix<Num> m) { return {m.data, m.col_stride, m.row_stride}; }
+  static Matrix<Num> transposed(Matrix<Num> m) { return {m.data, m.col_stride, m.row_stride}; }
 
   template <class F, class... Matrices>
   void run(F f, const Terms<Num>& terms, int rows, int cols, Matrices... m) const {

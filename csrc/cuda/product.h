@@ -1,7 +1,7 @@
 // Products of matrices in shared memory, by tiles in registers.
 #pragma once
 
-#include "fours.h"
+#include "float4.h"
 #include "machine.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {

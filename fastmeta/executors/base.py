@@ -101,11 +101,11 @@ class NetworkExecutor(Executor):
 
     def offer(self, reading: Reading, problem: Problem) -> Offer | Unsupported:
         """The offer for a problem, or the reason why there is none."""
-        offer = super().offer(reading, problem.of_read)
+        offer = super().offer(reading, problem.without_unread)
         if isinstance(offer, Unsupported):
             return offer
         run = offer.run
-        return replace(offer, run=lambda given: given.completed(run(given.of_read)))
+        return replace(offer, run=lambda given: given.completed(run(given.without_unread)))
 
 
 def layers(reading: Reading) -> Network:

@@ -48,14 +48,14 @@ class Problem:
     """True where a step whose features can't be kept is to fail: in their verification."""
 
     @property
-    def of_read(self) -> Problem:
+    def without_unread(self) -> Problem:
         """The same where nothing adapts that no layer reads."""
         if not self.unread or self.unread.isdisjoint(self.inner.adapted):
             return self
         return replace(self, inner=self.inner.without(self.unread))
 
     def completed(self, outcome: Outcome) -> Outcome:
-        """The outcome of `of_read`, with what no layer reads: its gradient is 0."""
+        """The outcome of `without_unread`, with what no layer reads: its gradient is 0."""
         names = self.unread.intersection(self.inner.adapted) if self.keep_adapted else ()
         if names:
             inner, named, tasks = self.inner, self.model.parameters(), self.tasks.tasks

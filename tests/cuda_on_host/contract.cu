@@ -19,7 +19,7 @@ struct Case {
 };
 
 View matrix(int number) { return {number * 64, kRows, kCols, kCols, 1}; }
-View turned(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
+View transposed(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
 
 void operate(Case given) {
   Block<Num, InShared> e(given.call, 0, given.call.partials);
@@ -41,7 +41,7 @@ void operate(Case given) {
   put(0, b);
   e.load(a, numbers);
   e.load(b, numbers);
-  e.mm([](Num sum, Num& out) { out = sum; }, square, a, turned(b));
+  e.mm([](Num sum, Num& out) { out = sum; }, square, a, transposed(b));
   e.load(a, {given.call.rates + 1, 0});
   put(50, square);
   e.sum_rows([](Num sum, Num& out) { out = sum; }, row, a);

@@ -93,8 +93,8 @@ def kinds(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> list[str]:
     """Of the layers that compute a step, in their order."""
     with torch.no_grad():
         step = plan_step(model, snapshot(model), *data, Options(executor="layered"), False)
-    recipe = on_triton(lower(step.groups[0][1].selected.reading))
-    return [type(node.layer).__name__ for node in recipe.nodes]
+    lowered = on_triton(lower(step.groups[0][1].selected.reading))
+    return [type(node.layer).__name__ for node in lowered.nodes]
 
 
 def test_two_steps_of_second_order(no_trial) -> None:

@@ -78,7 +78,7 @@ def _check_rules(
         with torch.no_grad():
             y = layer.forward(state, *xs)
             back = layer.backward(state, wanted, gy)
-            state.along = along
+            state.tangents = along
             ry = layer.tangent(state, *rxs)
             rback = layer.tangent_backward(state, wanted, rgy)
         for t in range(tasks):

@@ -151,7 +151,7 @@ class Block {
   T* room(int slot) const { return numbers + layout.prepared[slot]; }
   T* weight_sums() const { return numbers + layout.weight_sums; }
   const T* prepared_back(const Tensors<T>& of, int slot) const {
-    return convolution.prepared_back(of.of[kWeight], numbers + layout.turned[slot], room(slot));
+    return convolution.prepared_back(of.of[kWeight], numbers + layout.transposed[slot], room(slot));
   }
   T* tensor(T* block, Tensor which) const { return b.has[which] ? block + s.of[which] : nullptr; }
 

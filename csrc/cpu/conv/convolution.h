@@ -31,10 +31,10 @@ class Convolution {
   const T* prepared(const T* weight, T* room) const {
     return transformed(side, weight, room);
   }
-  // The weight as `backward` takes it, made in `room`; `turned` is scratch.
-  const T* prepared_back(const T* weight, T* turned, T* room) const {
-    turn_weight(s, weight, turned);
-    return transformed(side_back, turned, room);
+  // The weight as `backward` takes it, made in `room`; `transposed` is scratch.
+  const T* prepared_back(const T* weight, T* transposed, T* room) const {
+    transpose_weight(s, weight, transposed);
+    return transformed(side_back, transposed, room);
   }
 
   // to [examples, rows, cols, out] = the sum over operands; `then(rows, live)` after every few

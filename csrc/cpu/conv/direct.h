@@ -146,13 +146,13 @@ void convolve_weight(const Grid& grid, int64_t examples, const Images<const T>& 
 
 // The weight as the adjoint's grids take it, one after the other: [taps, out, in].
 template <class T>
-void turn_weight(const fastmeta::conv::Shape& shape, const T* weight, T* turned) {
+void transpose_weight(const fastmeta::conv::Shape& shape, const T* weight, T* transposed) {
   const int64_t size = int64_t(shape.in) * shape.out;
   const Grid* grids = shape.backward.data();
   for (int g = 0; g < int(shape.backward.size()); ++g) {
     const int* taps = grids[g].taps.data();
-    for (int i = 0; i < int(grids[g].taps.size()); ++i, turned += size) {
-      transpose(weight + taps[i] * size, shape.in, shape.out, turned);
+    for (int i = 0; i < int(grids[g].taps.size()); ++i, transposed += size) {
+      transpose(weight + taps[i] * size, shape.in, shape.out, transposed);
     }
   }
 }

@@ -205,7 +205,7 @@ Layout lay_out(const Network& n, int lanes) {
   }
   layout.clips = take(n.rule.clips ? n.steps : 0);
   for (int i = 0; i < 2; ++i) {
-    layout.turned[i] = take(inputs);
+    layout.transposed[i] = take(inputs);
     layout.prepared[i] = take(planes);
   }
   layout.weight_sums = take(planes);

@@ -131,7 +131,7 @@ struct Layout {
   int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
   // Of an update rule: its state, whose cotangents, and what clipping scales the gradients by.
   int64_t states[kMostStates] = {}, cotangents[kMostStates] = {}, clips = 0;
-  int64_t turned[2] = {0, 0}, prepared[2] = {0, 0};  // weights as kernels take them
+  int64_t transposed[2] = {0, 0}, prepared[2] = {0, 0};  // weights as kernels take them
   // Channels last, in a frame of zeros as wide as the padding of the block that goes by patches.
   int64_t support_x = 0, query_x = 0;
   int64_t support_size = 0;  // of a set

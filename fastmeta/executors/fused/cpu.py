@@ -25,15 +25,15 @@ class FusedCpu(NetworkExecutor):
         return device.type == "cpu"
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        recipe = lower(reading)
+        lowered = lower(reading)
         if extension() is None:
             raise NotSupported(
                 "the compiled extension is not there; `python -m fastmeta info` says why"
             )
-        support.check(problem, recipe)
+        support.check(problem, lowered)
         if problem.low_memory:
-            kernel.check_flat(problem, recipe)
-        made = kernel.kernel(problem, recipe, problem.low_memory)
+            kernel.check_flat(problem, lowered)
+        made = kernel.kernel(problem, lowered, problem.low_memory)
         return Offer(
             executor=self.name,
             form="fused",

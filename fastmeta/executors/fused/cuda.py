@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmeta.executors import rates, update_rule
 from fastmeta.executors.fused.kernel import Kernel, described, environment, query_loss
-from fastmeta.executors.fused.lowering import Recipe
+from fastmeta.executors.fused.lowering import Lowered
 from fastmeta.executors.problem import Problem
 from fastmeta.precision import of_products
 
@@ -104,7 +104,7 @@ _in_graphs: set[CudaKernel] = set()
 
 
 def kernel(
-    problem: Problem, recipe: Recipe, module: ModuleType, limits: tuple[int, int]
+    problem: Problem, lowered: Lowered, module: ModuleType, limits: tuple[int, int]
 ) -> CudaKernel:
     """The kernel for this problem's sizes and options on its device.
 
@@ -116,7 +116,7 @@ def kernel(
     form, memory = environment()[2:4]
     step, image = _step(
         module,
-        recipe,
+        lowered,
         inner.adapted,
         (tasks.support.count, tasks.query.count if tasks.query else 0, inner.steps),
         (
@@ -138,24 +138,24 @@ def kernel(
         update_rule.describe(inner, problem.differentiate).description,
         tasks.per_step is not None,
     )
-    # The recipe at hand, not the one that the step was first made for: the loss's weights differ.
+    # The network at hand, not the one that the step was first made for: the loss's weights differ.
     return CudaKernel(
-        recipe, step, recipe.names(), evaluates, recipe.norms(), device=device,
+        lowered, step, lowered.names(), evaluates, lowered.norms(), device=device,
         dtype=problem.task_weights.dtype, image=image,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
 def _step(
-    module: ModuleType, recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
+    module: ModuleType, lowered: Lowered, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int,
     evaluates: tuple[bool, ...], form: str, memory: str, storage: str, threads: int,
     device: torch.device, limits: tuple[int, int], rule: update_rule.Description,
     per_step_support: bool,
 ) -> tuple[Any, Tensor]:  # fmt: skip
     step = module.CudaStep(
-        *described(recipe, adapted), *sizes, *flags, prox, is_double, tasks, evaluates, form,
-        memory, storage, threads, limits, rule, per_step_support, query_loss(recipe),
+        *described(lowered, adapted), *sizes, *flags, prox, is_double, tasks, evaluates, form,
+        memory, storage, threads, limits, rule, per_step_support, query_loss(lowered),
     )  # fmt: skip
     image = torch.empty(len(step.image(0)), dtype=torch.uint8, device=device)
     image.copy_(torch.frombuffer(bytearray(step.image(image.data_ptr())), dtype=torch.uint8))

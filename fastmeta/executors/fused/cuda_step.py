@@ -30,10 +30,10 @@ def run(problem: Problem, kernel: CudaKernel) -> Outcome:
 
 def _run(problem: Problem, kernel: CudaKernel) -> Outcome:
     tasks, weights = problem.tasks, problem.task_weights
-    call, step, recipe = Call(problem, kernel), kernel.step, kernel.recipe
+    call, step, lowered = Call(problem, kernel), kernel.step, kernel.lowered
     rate = packed_rates(problem, kernel)
-    support = arrays(tasks.per_step or tasks.support, recipe.loss)
-    query = arrays(tasks.query, recipe.query_loss)
+    support = arrays(tasks.per_step or tasks.support, lowered.loss)
+    query = arrays(tasks.query, lowered.query_loss)
     options = update_rule.describe(problem.inner, problem.differentiate).options
     numbers = kernel.rule_options(options) if options else None
     first = call.parameters[0]

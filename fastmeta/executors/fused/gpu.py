@@ -33,20 +33,20 @@ class FusedCuda(NetworkExecutor):
             return None
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        recipe = lower(reading)
-        support.check(problem, recipe)
+        lowered = lower(reading)
+        support.check(problem, lowered)
         module, device = self.module(), problem.task_weights.device
         if module is None:
             raise NotSupported("the CUDA kernels are not there; `python -m fastmeta info` says why")
-        if len(recipe.layers) > module.most_layers:
+        if len(lowered.layers) > module.most_layers:
             raise NotSupported(
-                f"it has {len(recipe.layers)} layers, the CUDA kernels take {module.most_layers}"
+                f"it has {len(lowered.layers)} layers, the CUDA kernels take {module.most_layers}"
             )
         try:
             limits = self.limits(module, device)
         except RuntimeError as error:
             raise NotSupported(str(error)) from error
-        made = cuda.kernel(problem, recipe, module, limits)
+        made = cuda.kernel(problem, lowered, module, limits)
         if not made.step.serves:
             raise NotSupported(
                 f"a task takes {made.step.task_bytes:,} bytes of shared memory, a block on "

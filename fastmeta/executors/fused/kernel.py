@@ -1,4 +1,4 @@
-"""The compiled step for a recipe, sizes and options, and how data is packed for it."""
+"""The compiled step for a network, sizes and options, and how data is packed for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmeta.executors import rates, update_rule
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
-from fastmeta.executors.fused.lowering import Dense, Recipe
+from fastmeta.executors.fused.lowering import Dense, Lowered
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
 from fastmeta.network.layers import BatchNorm
@@ -43,9 +43,9 @@ def environment() -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """What is the same in every call for a recipe, sizes and options."""
+    """What is the same in every call for a network, sizes and options."""
 
-    recipe: Recipe
+    lowered: Lowered
     step: Any
     """The compiled step."""
     names: tuple[str | None, ...]
@@ -78,7 +78,7 @@ class Kernel:
     @property
     def outputs(self) -> int:
         """How many numbers it predicts for an example."""
-        return self.recipe.layers[-1].outputs
+        return self.lowered.layers[-1].outputs
 
     @property
     def description(self) -> str:
@@ -92,25 +92,25 @@ class Kernel:
     @property
     def body_flops(self) -> int:
         """Of an example's forward pass through the layers that are run once."""
-        return sum(2 * d.inputs * d.outputs for d in self.recipe.layers[: self.step.body])
+        return sum(2 * d.inputs * d.outputs for d in self.lowered.layers[: self.step.body])
 
 
-def kernel(problem: Problem, recipe: Recipe, low_memory: bool = False) -> Kernel:
+def kernel(problem: Problem, lowered: Lowered, low_memory: bool = False) -> Kernel:
     """The kernel for this problem's sizes and options."""
     inner = problem.inner
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    step = _step(recipe, *_step_arguments(problem, inner.steps, low_memory))
-    return Kernel(recipe, step, recipe.names(), evaluates, recipe.norms())
+    step = _step(lowered, *_step_arguments(problem, inner.steps, low_memory))
+    return Kernel(lowered, step, lowered.names(), evaluates, lowered.norms())
 
 
-def check_flat(problem: Problem, recipe: Recipe) -> None:
+def check_flat(problem: Problem, lowered: Lowered) -> None:
     """**Raises** `NotSupported` where a reversible kernel's memory is not flat in K.
 
     Weights are rebuilt, activations and deltas of every step are not. Sets of parameters may grow:
     those of an update rule do, with its state.
     """
     first, whole = (
-        _step(recipe, *_step_arguments(problem, steps, True))
+        _step(lowered, *_step_arguments(problem, steps, True))
         for steps in (1, max(1, problem.inner.steps))
     )
     sets = problem.inner.steps * whole.parameters * problem.task_weights.element_size()
@@ -149,22 +149,22 @@ def _step_arguments(problem: Problem, steps: int, low_memory: bool) -> tuple[Any
 
 @functools.lru_cache(maxsize=256)
 def _step(
-    recipe: Recipe, adapted: tuple[str, ...], sizes: tuple[int, int, int],
+    lowered: Lowered, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
     engine: str, form: str, memory: str, rule: update_rule.Description, per_step_support: bool,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
     return module.FusedStep(
-        *described(recipe, adapted), *sizes, *flags, prox, is_double, tasks, isa, engine, form,
-        memory, rule, per_step_support, query_loss(recipe),
+        *described(lowered, adapted), *sizes, *flags, prox, is_double, tasks, isa, engine, form,
+        memory, rule, per_step_support, query_loss(lowered),
     )  # fmt: skip
 
 
-def described(recipe: Recipe, adapted: tuple[str, ...]) -> tuple[Any, ...]:
+def described(lowered: Lowered, adapted: tuple[str, ...]) -> tuple[Any, ...]:
     """Network and loss as the compiled steps are given them."""
-    loss = recipe.loss
-    layers = described_layers(recipe.layers, adapted)
+    loss = lowered.loss
+    layers = described_layers(lowered.layers, adapted)
     return layers, loss.kind, loss.option, loss.ignore_index, loss.weighted
 
 
@@ -182,9 +182,9 @@ def described_layers(layers: Sequence[Dense], adapted: Collection[str]) -> list[
     ]  # fmt: skip
 
 
-def query_loss(recipe: Recipe) -> tuple[int, float, int, bool]:
+def query_loss(lowered: Lowered) -> tuple[int, float, int, bool]:
     """The query sets' loss as the compiled steps are given it."""
-    loss = recipe.query_loss
+    loss = lowered.query_loss
     return loss.kind, loss.option, loss.ignore_index, loss.weighted
 
 

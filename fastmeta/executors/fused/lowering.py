@@ -37,7 +37,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Lowered:
     """A network and a loss as the kernels take them."""
 
     layers: tuple[Dense, ...]
@@ -53,11 +53,11 @@ class Recipe:
         return tuple(layer.norm for layer in self.layers)
 
 
-def lower(reading: Reading) -> Recipe:
+def lower(reading: Reading) -> Lowered:
     """The network in the kernels' terms; **raises** `NotSupported`."""
     network, *losses = layers_and_losses(reading)
     in_terms = [kernel_loss(loss) for loss in losses]
-    return Recipe(dense_layers(network.nodes, network.output), *in_terms)
+    return Lowered(dense_layers(network.nodes, network.output), *in_terms)
 
 
 def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:

@@ -15,7 +15,7 @@ from fastmeta.executors.fused.lowering import Dense
 from fastmeta.executors.layers import joint
 from fastmeta.executors.layers.joint import Joint
 from fastmeta.executors.layers.lowering import INPUT
-from fastmeta.executors.layers.passes import Ask, Found, Pass, Values
+from fastmeta.executors.layers.passes import GradientRequest, Pass, PassGradients, Values
 from fastmeta.executors.problem import Problem
 from fastmeta.network.layers import Batch, Layer, Tensors
 
@@ -160,9 +160,9 @@ class OpenPass:
         traced.there = True
         return {run.last: output}
 
-    def backward(self, gradients: Values, ask: Ask) -> Found:
+    def backward(self, gradients: Values, request: GradientRequest) -> PassGradients:
         """The gradients that are asked for, from the output's."""
-        return self._reverse(gradients, ask, of_tangent=False)
+        return self._reverse(gradients, request, of_tangent=False)
 
     def tangent(self, along: Tensors, output: int) -> Tensor:
         """The tangent of the output along those of the parameters that adapt."""
@@ -175,18 +175,20 @@ class OpenPass:
         )  # fmt: skip
         return tangent
 
-    def tangent_backward(self, tangents: Values, ask: Ask) -> Found:
+    def tangent_backward(self, tangents: Values, request: GradientRequest) -> PassGradients:
         """The derivatives of what `backward` gave along the same tangents."""
-        return self._reverse(tangents, ask, of_tangent=True)
+        return self._reverse(tangents, request, of_tangent=True)
 
-    def _reverse(self, flowing: Values, ask: Ask, of_tangent: bool) -> Found:
-        traced, run, found = self._traced, self._traced.run, Found()
+    def _reverse(
+        self, flowing: Values, request: GradientRequest, of_tangent: bool
+    ) -> PassGradients:
+        traced, run, found = self._traced, self._traced.run, PassGradients()
         gradient = flowing[run.last]
         summed: Tensor | None = None
         shared: list[Group] = []
         places, strides = traced.none.copy(), traced.none.copy()
         for group in run.groups:
-            count = ask.parameters.get(group.name)
+            count = request.parameters.get(group.name)
             if count is None:
                 continue
             if count == traced.tasks:
@@ -200,7 +202,7 @@ class OpenPass:
                 places[i] = summed.data_ptr()
             shared.append(group)
         border, of_input = run.first - 1, 0
-        if border != INPUT and border in ask.values:
+        if border != INPUT and border in request.values:
             found.values[border] = traced.rows(self._count, run.layers[0].inputs)
             of_input = found.values[border].data_ptr()
         traced.compiled.backward(

@@ -16,13 +16,13 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
 
     **Raises** `WrongLabel`, before anything is computed.
     """
-    tasks, recipe = problem.tasks, kernel.recipe
+    tasks, lowered = problem.tasks, kernel.lowered
     return call.run(
         problem,
         kernel,
         packed_rates(problem, kernel),
-        arrays(tasks.per_step or tasks.support, recipe.loss),
-        arrays(tasks.query, recipe.query_loss),
+        arrays(tasks.per_step or tasks.support, lowered.loss),
+        arrays(tasks.query, lowered.query_loss),
         update_rule.describe(problem.inner, problem.differentiate).options,
     )
 

@@ -8,21 +8,21 @@ import torch.nn.functional as F
 
 from fastmeta.executors import packing
 from fastmeta.executors.base import NotSupported
-from fastmeta.executors.fused.lowering import Recipe
+from fastmeta.executors.fused.lowering import Lowered
 from fastmeta.executors.problem import Problem
 
 
-def check(problem: Problem, recipe: Recipe) -> None:
+def check(problem: Problem, lowered: Lowered) -> None:
     """**Raises** `NotSupported` for a problem that no kernel for the network can compute."""
     device = problem.task_weights.device
-    dtype = packing.check(problem, [name for name in recipe.names() if name])
-    packing.check_buffers(problem, recipe.norms(), dtype)
-    outputs = recipe.layers[-1].outputs
+    dtype = packing.check(problem, [name for name in lowered.names() if name])
+    packing.check_buffers(problem, lowered.norms(), dtype)
+    outputs = lowered.layers[-1].outputs
     if problem.tasks.support.weights is not None and any(
-        norm is not None and norm.batch_statistics for norm in recipe.norms()
+        norm is not None and norm.batch_statistics for norm in lowered.norms()
     ):
         raise NotSupported("padded examples would count in the statistics of a batch norm")
-    _check_batches(problem, recipe)
+    _check_batches(problem, lowered)
     for examples in problem.tasks.sets():
         packing.check_inputs(examples, problem.differentiate, dtype)
         packing.check_targets(examples, dtype)
@@ -31,16 +31,16 @@ def check(problem: Problem, recipe: Recipe) -> None:
             raise NotSupported(
                 f"inputs are on {x.device}, targets on {y.device}, parameters on {device}"
             )
-        if math.prod(x.shape[2:]) != recipe.layers[0].inputs:
+        if math.prod(x.shape[2:]) != lowered.layers[0].inputs:
             raise NotSupported("inputs are not one row an example")
-        loss = recipe.loss if examples is problem.tasks.support else recipe.query_loss
+        loss = lowered.loss if examples is problem.tasks.support else lowered.query_loss
         loss.check(problem, examples, outputs, dtype)
         packing.check_rows(examples, loss, outputs)
 
 
-def _check_batches(problem: Problem, recipe: Recipe) -> None:
+def _check_batches(problem: Problem, lowered: Lowered) -> None:
     """One example has no variance: **raises** what torch raises."""
-    normed = [n for n in recipe.layers if n.norm is not None and n.norm.batch_statistics]
+    normed = [n for n in lowered.layers if n.norm is not None and n.norm.batch_statistics]
     for examples in problem.tasks.sets() if normed else ():
         if examples.count == 1 and (examples is not problem.tasks.support or problem.inner.steps):
             like = problem.task_weights.new_zeros(1, normed[0].outputs)

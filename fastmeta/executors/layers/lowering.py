@@ -16,7 +16,7 @@ INPUT = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class Lowered:
     """The nodes that the prediction depends on, and the losses of support and query sets."""
 
     nodes: tuple[Node, ...]
@@ -48,7 +48,7 @@ class Parts:
     """The values of the body, or the input, that the head reads."""
 
 
-def lower(reading: Reading) -> Recipe:
+def lower(reading: Reading) -> Lowered:
     """The network for this executor; **raises** `NotSupported`."""
     network = layers(reading)
     if network.output == INPUT:
@@ -66,15 +66,15 @@ def lower(reading: Reading) -> Recipe:
     nodes = tuple(_moved(network.nodes[i], place) for i in kept)
     if not any(node.layer.parameters() for node in nodes):
         raise NotSupported("no layer has a parameter")
-    return Recipe(nodes, place[network.output], reading.loss, reading.query_loss)
+    return Lowered(nodes, place[network.output], reading.loss, reading.query_loss)
 
 
-def divide(recipe: Recipe, adapted: Iterable[str], trainable: Iterable[str]) -> Parts:
+def divide(lowered: Lowered, adapted: Iterable[str], trainable: Iterable[str]) -> Parts:
     """Body and head."""
-    moving, learning = _reached(recipe, adapted), _reached(recipe, trainable)
-    head = tuple(i for i in range(len(recipe.nodes)) if i in moving)
-    body = tuple(i for i in range(len(recipe.nodes)) if i not in moving)
-    read = {source for i in head for source in recipe.nodes[i].inputs}
+    moving, learning = _reached(lowered, adapted), _reached(lowered, trainable)
+    head = tuple(i for i in range(len(lowered.nodes)) if i in moving)
+    body = tuple(i for i in range(len(lowered.nodes)) if i not in moving)
+    read = {source for i in head for source in lowered.nodes[i].inputs}
     return Parts(body, head, moving, learning, tuple(sorted(read - moving)))
 
 
@@ -82,9 +82,9 @@ def _moved(node: Node, place: dict[int, int]) -> Node:
     return replace(node, inputs=tuple(place[i] for i in node.inputs))
 
 
-def _reached(recipe: Recipe, names: Iterable[str]) -> frozenset[int]:
+def _reached(lowered: Lowered, names: Iterable[str]) -> frozenset[int]:
     wanted, reached = set(names), set[int]()
-    for i, node in enumerate(recipe.nodes):
+    for i, node in enumerate(lowered.nodes):
         if wanted.intersection(node.layer.parameters()) or reached.intersection(node.inputs):
             reached.add(i)
     return frozenset(reached)

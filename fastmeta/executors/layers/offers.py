@@ -11,7 +11,7 @@ from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer, Unsupp
 from fastmeta.executors.generic import cost
 from fastmeta.executors.layers import program, support
 from fastmeta.executors.layers.linearized import linearized
-from fastmeta.executors.layers.lowering import Recipe, lower
+from fastmeta.executors.layers.lowering import Lowered, lower
 from fastmeta.executors.layers.on_triton import on_triton
 from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import Problem
@@ -33,9 +33,9 @@ class LayersTorch(NetworkExecutor):
         return True
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        recipe = lower(reading)
-        support.check(problem, recipe)
-        return self._offer(reading, problem, program.program(problem, recipe))
+        lowered = lower(reading)
+        support.check(problem, lowered)
+        return self._offer(reading, problem, program.program(problem, lowered))
 
     def _offer(self, reading: Reading, problem: Problem, made: program.Program) -> Offer:
         body = counted(len(made.parts.body), "layer")
@@ -58,11 +58,11 @@ class LayersTorch(NetworkExecutor):
         self, reading: Reading, problem: Problem, parameters: Tensors
     ) -> Linearized | Unsupported:
         try:
-            recipe = lower(reading)
-            support.check(problem.of_read, recipe)
+            lowered = lower(reading)
+            support.check(problem.without_unread, lowered)
         except NotSupported as error:
             return Unsupported(str(error))
-        return linearized(problem, recipe, parameters)
+        return linearized(problem, lowered, parameters)
 
     _computes_by = "torch's operators"
     _unrecordable = "Triton computes none of its layers"
@@ -77,16 +77,16 @@ class LayersTriton(LayersTorch):
         return device.type == "cuda"
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        recipe = lower(reading)
-        self._check(recipe, problem.task_weights.device)
-        support.check(problem, recipe)
-        made = program.program(problem, on_triton(recipe), gives_addresses=True)
+        lowered = lower(reading)
+        self._check(lowered, problem.task_weights.device)
+        support.check(problem, lowered)
+        made = program.program(problem, on_triton(lowered), gives_addresses=True)
         offer = self._offer(reading, problem, made)
         return replace(offer, seconds=0.9 * offer.seconds, checks_labels=True)
 
-    def _check(self, recipe: Recipe, device: torch.device) -> None:
+    def _check(self, lowered: Lowered, device: torch.device) -> None:
         """**Raises** `NotSupported` where Triton can't compute any layer on the device."""
-        if not any(isinstance(node.layer, Conv2d) for node in recipe.nodes):
+        if not any(isinstance(node.layer, Conv2d) for node in lowered.nodes):
             raise NotSupported("no layer is a convolution")
         missing = self.missing(device)
         if missing is not None:

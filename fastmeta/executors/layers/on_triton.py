@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from fastmeta.executors.layers.lowering import Recipe
+from fastmeta.executors.layers.lowering import Lowered
 from fastmeta.network.graph import Node
 from fastmeta.network.layers import Activation, BatchNorm, Conv2d, Layer, Pool2d
 from fastmeta.network.layers.triton_block import TritonBlock
@@ -15,14 +15,14 @@ LARGEST_WINDOW = 63
 """Pixels: the kernels keep a place in a window and a sign in a byte."""
 
 
-def on_triton(recipe: Recipe) -> Recipe:
+def on_triton(lowered: Lowered) -> Lowered:
     """The same network: runs of layers that one block can take in its place, other convolutions."""
-    nodes, readers = recipe.nodes, [0] * len(recipe.nodes)
+    nodes, readers = lowered.nodes, [0] * len(lowered.nodes)
     for node in nodes:
         for source in node.inputs:
             if source >= 0:
                 readers[source] += 1
-    readers[recipe.output] += 1
+    readers[lowered.output] += 1
     following = {node.inputs[0]: i for i, node in enumerate(nodes) if len(node.inputs) == 1}
     place, taken, kept = {-1: -1}, set[int](), list[Node]()
     for i, node in enumerate(nodes):
@@ -36,7 +36,7 @@ def on_triton(recipe: Recipe) -> Recipe:
         taken.update(run)
         place[run[-1]] = len(kept)
         kept.append(replace(node, inputs=tuple(place[source] for source in node.inputs)))
-    return replace(recipe, nodes=tuple(kept), output=place[recipe.output])
+    return replace(lowered, nodes=tuple(kept), output=place[lowered.output])
 
 
 def _goes_on(nodes: tuple[Node, ...], run: list[int], i: int) -> bool:

@@ -18,7 +18,7 @@ Values = dict[int, Tensor]
 
 
 @dataclass(frozen=True)
-class Ask:
+class GradientRequest:
     """What a backward pass is to give: gradients of values, and of parameters by name."""
 
     values: frozenset[int]
@@ -28,7 +28,7 @@ class Ask:
 
 
 @dataclass(eq=False)
-class Found:
+class PassGradients:
     """What a backward pass gave: at the border of the pass, and of parameters."""
 
     values: Values = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Pass(Protocol):
         """Of the values, those to `keep`, from those `given` at the border."""
         ...
 
-    def backward(self, gradients: Values, ask: Ask) -> Found:
+    def backward(self, gradients: Values, request: GradientRequest) -> PassGradients:
         """The gradients that are asked for, from those of some of its values."""
         ...
 
@@ -50,7 +50,7 @@ class Pass(Protocol):
         """The tangent of the output along the parameters' tangents `along`."""
         ...
 
-    def tangent_backward(self, tangents: Values, ask: Ask) -> Found:
+    def tangent_backward(self, tangents: Values, request: GradientRequest) -> PassGradients:
         """The derivatives of what `backward` gave along the same tangents."""
         ...
 
@@ -111,36 +111,40 @@ class LayerPass:
                     del values[source]
         return {i: values[i] for i in keep if i in values}
 
-    def backward(self, gradients: Values, ask: Ask) -> Found:
+    def backward(self, gradients: Values, request: GradientRequest) -> PassGradients:
         """The gradients that are asked for, from those of some of its values."""
-        return self._reverse(gradients, ask, "backward")
+        return self._reverse(gradients, request, "backward")
 
     def tangent(self, along: Tensors, output: int) -> Tensor:
         """The tangent of the output along the parameters' tangents `along`."""
         values: dict[int, Tensor | None] = {}
         for i in self._indices:
             node, state = self._nodes[i], self._states[i]
-            state.along = along
+            state.tangents = along
             inputs = [values.get(source) for source in node.inputs]
             values[i] = node.layer.tangent(state, *inputs)
         found = values[output]
         assert found is not None
         return found
 
-    def tangent_backward(self, tangents: Values, ask: Ask) -> Found:
+    def tangent_backward(self, tangents: Values, request: GradientRequest) -> PassGradients:
         """The derivatives of what `backward` gave along the same tangents."""
-        return self._reverse(tangents, ask, "tangent_backward")
+        return self._reverse(tangents, request, "tangent_backward")
 
-    def _reverse(self, flowing: Values, ask: Ask, rule: str) -> Found:
-        found = Found(values=dict(flowing))
+    def _reverse(self, flowing: Values, request: GradientRequest, rule: str) -> PassGradients:
+        found = PassGradients(values=dict(flowing))
         for i in reversed(self._indices):
             gradient = found.values.pop(i, None)
             if gradient is None:
                 continue
             node = self._nodes[i]
             wanted = Wanted(
-                tuple(source in ask.values for source in node.inputs),
-                {n: ask.parameters[n] for n in node.layer.parameters() if n in ask.parameters},
+                tuple(source in request.values for source in node.inputs),
+                {
+                    n: request.parameters[n]
+                    for n in node.layer.parameters()
+                    if n in request.parameters
+                },
             )
             inputs, parameters = getattr(node.layer, rule)(self._states[i], wanted, gradient)
             for source, part in zip(node.inputs, inputs, strict=True):

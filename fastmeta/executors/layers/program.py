@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmeta.executors.addresses import in_memory
 from fastmeta.executors.layers import many
 from fastmeta.executors.layers.joint import Joint
-from fastmeta.executors.layers.lowering import Parts, Recipe, divide
+from fastmeta.executors.layers.lowering import Lowered, Parts, divide
 from fastmeta.executors.layers.passes import LayerPasses, Passes
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.layers.sweep import Parameters, Result, Sweep
@@ -29,9 +29,9 @@ more that goes at once is a launch less."""
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A recipe for one set of sizes and options."""
+    """A lowered network for one set of sizes and options."""
 
-    recipe: Recipe
+    lowered: Lowered
     parts: Parts
     passes: Callable[[Problem, int], Passes]
     """Those of so many tasks of a problem."""
@@ -49,16 +49,16 @@ class Program:
     @property
     def body_flops(self) -> int:
         """Of an example's forward pass through the layers that are run once."""
-        return sum(self.recipe.nodes[i].flops for i in self.parts.body)
+        return sum(self.lowered.nodes[i].flops for i in self.parts.body)
 
 
-def program(problem: Problem, recipe: Recipe, gives_addresses: bool = False) -> Program:
+def program(problem: Problem, lowered: Lowered, gives_addresses: bool = False) -> Program:
     """The program for this problem's sizes and options."""
     adapted = problem.inner.adapted
-    parts = divide(recipe, adapted, {*problem.model.parameters(), *adapted})
+    parts = divide(lowered, adapted, {*problem.model.parameters(), *adapted})
     tasks, support = problem.tasks, problem.tasks.support
     query = tasks.query.count if tasks.query else 0
-    largest = max(node.bytes for node in recipe.nodes) * max(support.count, query)
+    largest = max(node.bytes for node in lowered.nodes) * max(support.count, query)
     most = max(1, _largest(problem.task_weights.device) // max(1, largest))
     chunk = -(-tasks.rounded // -(-tasks.rounded // most))
     keeps = problem.second_order and not problem.low_memory
@@ -67,10 +67,10 @@ def program(problem: Problem, recipe: Recipe, gives_addresses: bool = False) -> 
     body = chunk * 2 * (support.count + query)
     head = chunk * 4 * (passes * support.count + query)
     workspaces = tuple(
-        node.bytes * (body if i in parts.body else head) for i, node in enumerate(recipe.nodes)
+        node.bytes * (body if i in parts.body else head) for i, node in enumerate(lowered.nodes)
     )
-    passes = LayerPasses(recipe.nodes, parts.body, parts.head)
-    return Program(recipe, parts, lambda *_: passes, chunk, keeps, workspaces, gives_addresses)
+    passes = LayerPasses(lowered.nodes, parts.body, parts.head)
+    return Program(lowered, parts, lambda *_: passes, chunk, keeps, workspaces, gives_addresses)
 
 
 def _largest(device: torch.device) -> int:
@@ -100,7 +100,7 @@ def run(problem: Problem, program: Program) -> Outcome:
             weights = problem.task_weights[some]
             passes = program.passes(problem, len(weights))
             sweep = Sweep(
-                swept, program.recipe, program.parts, passes, program.keeps_steps, tensors,
+                swept, program.lowered, program.parts, passes, program.keeps_steps, tensors,
                 weights, rates,
             )  # fmt: skip
             all_at_once = len(weights) == tasks.tasks

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastmeta.executors.layers import many
-from fastmeta.executors.layers.lowering import INPUT, Parts, Recipe
+from fastmeta.executors.layers.lowering import INPUT, Lowered, Parts
 from fastmeta.executors.layers.many import Parameters
-from fastmeta.executors.layers.passes import Ask, Found, Pass, Passes, Values
+from fastmeta.executors.layers.passes import GradientRequest, Pass, Passes, PassGradients, Values
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.problem import Problem
 from fastmeta.inner.optimizer import no_cotangent
@@ -79,7 +79,7 @@ class Sweep:
     def __init__(
         self,
         problem: Problem,
-        recipe: Recipe,
+        lowered: Lowered,
         parts: Parts,
         passes: Passes,
         keeps_steps: bool,
@@ -89,7 +89,7 @@ class Sweep:
     ) -> None:
         """`tensors` are parameters and buffers, `[1, ...]`; `weights [T]` those of the tasks."""
         self._problem, self._inner = problem, problem.inner
-        self._recipe, self._parts, self._keeps_steps = recipe, parts, keeps_steps
+        self._lowered, self._parts, self._keeps_steps = lowered, parts, keeps_steps
         self._passes, self._tensors, self._weights = passes, tensors, weights
         self._second_order = problem.differentiate and not problem.inner.first_order
         self._rates = problem.inner.fixed_rates()
@@ -103,17 +103,17 @@ class Sweep:
         self._is_linear = self._rule.is_plain and not self._learned
         trainable = problem.model.parameters()
         self._others = [
-            n for n in recipe.names() if n in trainable and n not in problem.inner.adapted
+            n for n in lowered.names() if n in trainable and n not in problem.inner.adapted
         ]
         self._result = Result([torch.zeros_like(weights) for _ in problem.inner.step_weights])
 
     def run(self, tasks: TaskBatch) -> Result:
         """Compute the step."""
         sets = 0 if not self._inner.steps else 1 if tasks.per_step is None else self._inner.steps
-        recipe = self._recipe
-        self._supports = [self._enter(k, tasks.support_at(k), recipe.loss) for k in range(sets)]
+        lowered = self._lowered
+        self._supports = [self._enter(k, tasks.support_at(k), lowered.loss) for k in range(sets)]
         self._query = (
-            None if tasks.query is None else self._enter(None, tasks.query, recipe.query_loss)
+            None if tasks.query is None else self._enter(None, tasks.query, lowered.query_loss)
         )
         self._forward()
         if self._problem.differentiate:
@@ -171,8 +171,10 @@ class Sweep:
         loss = self._loss(side, prediction)
         if not again:
             self._result.support_losses.append(loss.value(prediction))
-        ask = Ask(self._parts.moving, dict.fromkeys(self._inner.adapted, side.batch.tasks))
-        found = run.backward({self._recipe.output: loss.gradient(prediction)}, ask)
+        request = GradientRequest(
+            self._parts.moving, dict.fromkeys(self._inner.adapted, side.batch.tasks)
+        )
+        found = run.backward({self._lowered.output: loss.gradient(prediction)}, request)
         gradient = found.parameters
         for name in self._inner.adapted:
             if name not in gradient:
@@ -228,11 +230,11 @@ class Sweep:
         run, prediction = step.run, step.prediction
         assert run is not None
         assert prediction is not None
-        along = run.tangent(pulled.gradients, self._recipe.output)
+        along = run.tangent(pulled.gradients, self._lowered.output)
         loss = self._loss(side, prediction)
         tangent = loss.tangent(prediction, along)
         loss.release(prediction)
-        product = run.tangent_backward({self._recipe.output: tangent}, self._ask(k))
+        product = run.tangent_backward({self._lowered.output: tangent}, self._request(k))
         self._steps[k] = Step(step.theta, {})  # Its pass is not needed any more.
         self._collect(side, product)  # (4)
         for name, gamma in pulled.anchored.items() if inner.prox else ():
@@ -254,7 +256,7 @@ class Sweep:
         gradient = loss.gradient(prediction) * (weight * self._weights).view(shape)
         loss.capture(prediction, weight * self._weights)
         loss.release(prediction)
-        found = run.backward({self._recipe.output: gradient}, self._ask(k))
+        found = run.backward({self._lowered.output: gradient}, self._request(k))
         self._collect(self._query, found)
 
     def _query_loss(self, k: int, theta: Parameters) -> tuple[Pass, Tensor, PreparedLoss]:
@@ -268,7 +270,7 @@ class Sweep:
 
     def _head(self, step: int | None, side: Side, theta: Parameters) -> tuple[Pass, Tensor]:
         run = self._passes.head(step, {**self._tensors, **theta}, side.batch)
-        output = self._recipe.output
+        output = self._lowered.output
         return run, run.forward(side.border, [output])[output]
 
     def _loss(self, side: Side, prediction: Tensor) -> PreparedLoss:
@@ -286,13 +288,13 @@ class Sweep:
                 side.loss = opened
         return side.loss
 
-    def _ask(self, k: int) -> Ask:
+    def _request(self, k: int) -> GradientRequest:
         """All gradients, at step k: summed over the tasks where they share the parameter."""
         each = len(self._weights) if k else 1
         counts = {**dict.fromkeys(self._others, 1), **dict.fromkeys(self._inner.adapted, each)}
-        return Ask(self._parts.learning, counts)
+        return GradientRequest(self._parts.learning, counts)
 
-    def _collect(self, side: Side, found: Found) -> None:
+    def _collect(self, side: Side, found: PassGradients) -> None:
         """Add what a pass found to the cotangents and, of what is summed, to the gradients."""
         own = {
             name: part
@@ -315,5 +317,5 @@ class Sweep:
         if side is None or side.body is None or not side.cotangents:
             return
         counts: dict[str, Any] = dict.fromkeys(self._others, 1)
-        found = side.body.backward(side.cotangents, Ask(self._parts.learning, counts))
+        found = side.body.backward(side.cotangents, GradientRequest(self._parts.learning, counts))
         many.add(self._result.gradients, found.parameters, 1.0)

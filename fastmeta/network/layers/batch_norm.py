@@ -100,7 +100,7 @@ class BatchNorm(Layer):
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
         (rx,) = inputs
         kept, r, x = state.kept, state.kept["r"], self._centred(state)
-        weight, rweight = _wide(state.at, self.weight), _wide(state.along, self.weight)
+        weight, rweight = _wide(state.at, self.weight), _wide(state.tangents, self.weight)
         # By h: that of the scale, and where statistics move, what rh has of it.
         along_h = torch.zeros_like(r) if rweight is None else rweight
         terms: list[tuple[Rows, Tensor]] = []
@@ -116,7 +116,7 @@ class BatchNorm(Layer):
             kept["rx"] = moving.values
             terms.append((moving, _times(r, weight)))
         terms.append((x, along_h * r))
-        shift = _wide(state.along, self.bias)
+        shift = _wide(state.tangents, self.bias)
         return images.like_rows(rows.weighted(shift, *terms), kept["x"])
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
@@ -132,7 +132,7 @@ class BatchNorm(Layer):
         self._give(found, wanted, rmoment, rsum)
         if not wanted.inputs[0]:
             return (None,), found
-        scale, rweight = _times(r, _wide(state.at, self.weight)), _wide(state.along, self.weight)
+        scale, rweight = _times(r, _wide(state.at, self.weight)), _wide(state.tangents, self.weight)
         turn = torch.zeros_like(scale) if rweight is None else r * rweight
         if slant is not None:
             turn = turn - slant * scale

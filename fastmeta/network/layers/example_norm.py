@@ -82,7 +82,7 @@ class ExampleNorm(Layer):
             rh = self._projected(state, rx)
             state.kept.update(rh=rh, slant=self.mean(h * rx))
             ry = self._scaled(rh, named(state.at, self.weight))
-        rweight, rbias = named(state.along, self.weight), named(state.along, self.bias)
+        rweight, rbias = named(state.tangents, self.weight), named(state.tangents, self.bias)
         if rweight is not None:
             ry = plus(ry, self._scaled(h, rweight))
         if rbias is not None:
@@ -101,7 +101,7 @@ class ExampleNorm(Layer):
         if not wanted.inputs[0]:
             return (None,), found
         rdh = self._scaled(tangent, named(state.at, self.weight))
-        rweight = named(state.along, self.weight)
+        rweight = named(state.tangents, self.weight)
         if rweight is not None:
             rdh = rdh + self._scaled(gradient, rweight)
         rdx = self._projected(state, rdh)

@@ -137,7 +137,7 @@ class Foreign(Layer):
         pairs = [(i, state.kept[f"r{i}"]) for i in range(count) if f"r{i}" in state.kept]
         pairs = [(i, r) for i, r in pairs if wanted_inputs[i].is_floating_point()]
         named = enumerate(self.names, count)
-        pairs += [(i, state.along[name]) for i, name in named if name in state.along]
+        pairs += [(i, state.tangents[name]) for i, name in named if name in state.tangents]
         return [i for i, _ in pairs], [r for _, r in pairs]
 
     def _gradients(

@@ -44,7 +44,7 @@ class State:
 
     at: Tensors
     batch: Batch
-    along: Tensors = field(default_factory=dict)
+    tangents: Tensors = field(default_factory=dict)
     """The tangents of the parameters that have one."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     of_kernels: Any = None

@@ -81,7 +81,7 @@ class Product(Layer):
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
         (rx,) = inputs
         x, weight = state.kept["x"], state.at[self.weight]
-        rweight, rbias = named(state.along, self.weight), named(state.along, self.bias)
+        rweight, rbias = named(state.tangents, self.weight), named(state.tangents, self.bias)
         if rx is not None:
             state.kept["rx"] = rx
         pairs = [] if rx is None else [(rx, weight)]
@@ -93,7 +93,7 @@ class Product(Layer):
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
         x, weight, gradient = state.kept["x"], state.at[self.weight], state.kept["gradient"]
-        rx, rweight = state.kept.get("rx"), named(state.along, self.weight)
+        rx, rweight = state.kept.get("rx"), named(state.tangents, self.weight)
         found: dict[str, Tensor] = {}
         count = wanted.parameters.get(self.weight)
         if count:

@@ -63,7 +63,7 @@ class TritonBlock(Layer):
     def tangent(self, state: State, *inputs: Tensor | None) -> Tensor:
         (rx,) = inputs
         done, x, weight = state.of_kernels, state.kept["x"], state.at[self.conv.weight]
-        rweight = named(state.along, self.conv.weight)
+        rweight = named(state.tangents, self.conv.weight)
         pairs: list[tuple[Tensor, Tensor]] = []
         if rx is not None:
             state.kept["rx"] = rx
@@ -72,12 +72,15 @@ class TritonBlock(Layer):
             pairs.append((x, rweight))
         # Without a pair, the norm's parameters alone have tangents.
         ry = self.conv.apply_all(pairs or [(x, torch.zeros_like(weight))])
-        along, shift = named(state.along, self.norm.weight), named(state.along, self.norm.bias)
+        along, shift = (
+            named(state.tangents, self.norm.weight),
+            named(state.tangents, self.norm.bias),
+        )
         return kernels("block").tangent(done, ry, along, shift)
 
     def tangent_backward(self, state: State, wanted: Wanted, tangent: Tensor) -> Gradients:
         done, kept, weight = state.of_kernels, state.kept, state.at[self.conv.weight]
-        rweight = named(state.along, self.conv.weight)
+        rweight = named(state.tangents, self.conv.weight)
         sums = kernels("block").tangent_sums(done, tangent)
         rdy = kernels("block").tangent_backward(done, tangent, sums)
         to_weight, to_input = [(rdy, kept["x"])], [(rdy, weight)]

@@ -198,7 +198,7 @@ def four_rules(point: Point, count: int, first: bool = False) -> tuple[Any, ...]
     wanted = Wanted(tuple(not first for _ in case.inputs), dict.fromkeys(case.parameters, count))
     y = case.layer.forward(state, *point.inputs)
     back = case.layer.backward(state, wanted, point.gradient)
-    state.along = point.along
+    state.tangents = point.along
     ry = case.layer.tangent(state, *[None if first else x for x in point.along_inputs])
     rback = case.layer.tangent_backward(state, wanted, point.along_gradient)
     return y, back, ry, rback

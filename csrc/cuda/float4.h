@@ -39,7 +39,7 @@ struct Tiles {
   }
 };
 
-// What a tile takes of one side [rows of the result, depth]; the right one is turned.
+// What a tile takes of one side [rows of the result, depth]; the right one is transposed.
 template <bool deep, class Storage>
 class Side {
  public:
