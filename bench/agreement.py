@@ -32,7 +32,8 @@ class Reference:
     roundings: float
     """The root of their number on the longest way: see `roundings`."""
     tie: float
-    """What one example's share of the meta-gradient comes to."""
+    """What float32 may be off by and is asked again: one example's share of the meta-gradient, or
+    what rounding explains where the meta-gradient is ill-conditioned."""
     condition: float = 1.0
     """How many times more than the parameters the meta-gradient moves; 1 but for Adam."""
 
@@ -64,7 +65,9 @@ def reference(workload: Workload) -> Reference:
     tie = 1 / (workload.tasks * min(workload.support, workload.query))
     found = Reference(loss, gradients, roundings(workload, model), tie)
     if workload.rule == "Adam":
-        found = replace(found, condition=_condition(workload, found))
+        condition = _condition(workload, found)
+        explained = condition * found.tolerance(torch.float32)
+        found = replace(found, condition=condition, tie=max(tie, explained))
     return found
 
 

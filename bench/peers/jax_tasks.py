@@ -86,12 +86,11 @@ def update_rule(workload: Workload) -> tuple[Callable[[Any], Any], Update]:
         return each(lambda p, a: p - rate * a, phi, m), m
 
     def adam(phi: Any, gradients: Any, state: Any, step: int) -> tuple[Any, Any]:
-        c1, c2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
+        root = (1 - b2 ** (step + 1)) ** 0.5  # taken out of the entries' roots: see bench/rules.py
+        size, eps = rate * root / (1 - b1 ** (step + 1)), rules.EPS * root
 
         def moved(p: Any, a: Any, v: Any) -> Any:
-            # The smallest number keeps the root's slope finite where a gradient has always been 0.
-            u = jnp.sqrt(v / c2 + jnp.finfo(v.dtype).tiny) + rules.EPS
-            return p - rate / c1 * a / u
+            return p - size * (a / (jnp.sqrt(v + jnp.finfo(v.dtype).tiny) + eps))
 
         m = each(lambda a, g: b1 * a + (1 - b1) * g, state[0], gradients)
         v = each(lambda a, g: b2 * a + (1 - b2) * g * g, state[1], gradients)
