@@ -73,9 +73,14 @@ class InnerLoop:
         }
         return learned if self._moves_counts else {}
 
+    @cached_property
+    def by_default(self) -> bool:
+        """Whether the update rule is gradient descent without any option."""
+        return self.optimizer == SGD()
+
     def learned_options(self) -> dict[str, Tensor]:
         """The update rule's tensors that ask for a gradient, by name, as `learned_rates`."""
-        return self.optimizer.leaves() if self._moves_counts else {}
+        return self.optimizer.leaves() if not self.by_default and self._moves_counts else {}
 
     def rule_with(self, options: Mapping[str, Tensor]) -> InnerOptimizer:
         """The update rule with these tensors in place of its own, and the others cut off."""

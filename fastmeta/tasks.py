@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -67,25 +67,30 @@ class TaskBatch:
 
         None where its trees hold more than tensors, or these disagree about T.
         """
+        tasks = self.tasks
         known: list[Hashable] = [self.per_step is not None]
+        specs: list[Hashable] = []
         for examples in self.sets():
             known.append(examples.weights is None)
             for tree in (examples.inputs, examples.targets):
-                leaves: list[Any] = [tree]
+                leaves: Sequence[Any] = (tree,)
                 if not isinstance(tree, Tensor):
                     leaves, spec = pytree.tree_flatten(tree)
-                    known.append(spec)
+                    specs.append(spec)
                 for leaf in leaves:
-                    if not isinstance(leaf, Tensor) or leaf.shape[:1] != (self.tasks,):
+                    if not isinstance(leaf, Tensor) or not leaf.dim():
                         return None
-                    known += (
-                        type(leaf), leaf.shape[1:], leaf.dtype, leaf.device, leaf.requires_grad
-                    )  # fmt: skip
+                    shape = leaf.shape
+                    if shape[0] != tasks:
+                        return None
+                    known += (type(leaf), shape[1:], leaf.dtype, leaf.device, leaf.requires_grad)
+        if not specs:
+            return tuple(known) if tasks else None
         try:
-            hash(found := tuple(known))
+            hash(found := (*known, *specs))
         except TypeError:  # of a container that is registered with torch
             return None
-        return found if self.tasks else None
+        return found if tasks else None
 
     def sets(self) -> list[Examples]:
         """Support, and query where there is one."""

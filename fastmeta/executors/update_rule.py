@@ -46,7 +46,7 @@ def describe(inner: InnerLoop, learns: bool) -> Rule:
     **Raises** `NotSupported` where the compiled steps have no rule for it.
     """
     optimizer = inner.optimizer
-    if optimizer.is_plain:
+    if inner.by_default or optimizer.is_plain:
         return _PLAIN
     if not isinstance(optimizer, UpdateRule):
         raise NotSupported(

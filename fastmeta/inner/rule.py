@@ -83,9 +83,10 @@ class UpdateRule(InnerOptimizer):
 
     def init(self, parameters: Tensors) -> dict[str, State]:
         """Zeros by name, which take no memory before the first step."""
-        return {
-            name: (p.new_zeros(()).expand_as(p),) * self.slots for name, p in parameters.items()
-        }
+        slots = self.slots
+        if not slots:
+            return dict.fromkeys(parameters, ())
+        return {name: (p.new_zeros(()).expand_as(p),) * slots for name, p in parameters.items()}
 
     def update(
         self, gradients: Tensors, state: Any, parameters: Tensors, rates: Rates, step: int

@@ -6,8 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,25 +85,24 @@ class Request:
     inner: InnerLoop
     task_weights: Tensor
     differentiate: bool
+    losses: Losses = field(init=False)
+    """The standard losses that the functions given are, as they are now."""
 
-    @cached_property
-    def losses(self) -> Losses:
-        """The standard losses that the functions given are, as they are now."""
+    def __post_init__(self) -> None:
         loss_fn, query_loss_fn = self.options.losses()
         loss = recognise(loss_fn)
-        return loss, loss if query_loss_fn is loss_fn else recognise(query_loss_fn)
+        losses = loss, loss if query_loss_fn is loss_fn else recognise(query_loss_fn)
+        object.__setattr__(self, "losses", losses)
 
-    @cached_property
     def key(self) -> Hashable:
         """All that a selection depends on, beside the model and the data."""
         options, inner, device = self.options, self.inner, self.task_weights.device.type
         return (
-            self._structures, torch.is_autocast_enabled(device),
+            self._structures(), torch.is_autocast_enabled(device),
             torch.get_autocast_dtype(device), self.task_weights.dtype, inner.signature,
             self.differentiate, options.memory, options.executor, packing.watched(),
         )  # fmt: skip
 
-    @cached_property
     def _structures(self) -> Hashable:
         """The forms of losses and activations."""
         pairs = zip(self.losses, self.options.losses(), strict=True)
@@ -120,7 +118,7 @@ class Request:
             for leaf in examples.leaves()
         )
         key = (
-            data, self._structures, torch.is_autocast_enabled(device),
+            data, self._structures(), torch.is_autocast_enabled(device),
             torch.get_autocast_dtype(device), tasks.support.weights is not None, inner.adapted,
             inner.first_order, self.differentiate,
         )  # fmt: skip
@@ -187,7 +185,7 @@ def prepare(request: Request) -> Planned:
     # A GPU's kernels are launched for so many tasks.
     count = tasks.rounded if request.task_weights.device.type == "cpu" else tasks.tasks
     signature = tasks.signature
-    key = (signature, count, request.key)
+    key = (signature, count, request.key())
     latest = find() if signature is None else seen.known(key, find)
     selected = latest.selected
     if not request.is_read_by(selected.reading):

@@ -21,6 +21,16 @@ def scaled(parts: Parameters, rates: Mapping[str, float | Tensor]) -> Parameters
     return dict(zip(parts, torch._foreach_mul([*parts.values()], numbers), strict=True))
 
 
+def descended(
+    totals: Parameters, parts: Parameters, rates: Mapping[str, float | Tensor]
+) -> Parameters:
+    """Of each part, what stands under its name in `totals` less its rate times it."""
+    if not _at_once(parts):
+        return {name: totals[name] - rates[name] * part for name, part in parts.items()}
+    there, steps = [totals[name] for name in parts], [*scaled(parts, rates).values()]
+    return dict(zip(parts, torch._foreach_sub(there, steps), strict=True))
+
+
 def add(totals: Parameters, parts: Parameters, sign: float) -> None:
     """Adds `sign` times the parts to the totals; one that is not there yet begins with its part."""
     if not _at_once(parts):

@@ -18,7 +18,7 @@ from fastmeta.executors.layers.many import Parameters
 from fastmeta.executors.layers.passes import GradientRequest, Pass, Passes, PassGradients, Values
 from fastmeta.executors.layers.rates import RateGradients
 from fastmeta.executors.problem import Problem
-from fastmeta.inner.optimizer import no_cotangent
+from fastmeta.inner.optimizer import Pullback, no_cotangent
 from fastmeta.network.layers import Batch
 from fastmeta.network.losses.open import OpenLoss
 from fastmeta.network.losses.rules import PreparedLoss, prepare
@@ -138,9 +138,11 @@ class Sweep:
         for k in range(inner.steps):
             self._evaluate(k, theta)
             step = self._inner_step(k, theta, state, again=False)
-            theta, state = self._rule.update(
-                step.gradient, state, theta, self._rates_at(k), k
-            )  # (1)
+            rates = self._rates_at(k)
+            if self._rule.is_plain:
+                theta = many.descended(theta, step.gradient, rates)  # (1)
+            else:
+                theta, state = self._rule.update(step.gradient, state, theta, rates, k)  # (1)
             self._remember(step)
         self._evaluate(inner.steps, theta)
         self._steps.append(Step(theta, {}))
@@ -214,10 +216,16 @@ class Sweep:
         for name in inner.adapted:
             if name not in self._lambda:
                 self._lambda[name] = self._zeros(name)
-        pulled = self._rule.pullback(
-            step.gradient or self._lambda, step.state, step.theta, self._rates_at(k), k,
-            (self._lambda, self._sigma), self._learned,
-        )  # fmt: skip
+        rates = self._rates_at(k)
+        if self._is_linear:
+            gammas = many.scaled(self._lambda, {name: -rate for name, rate in rates.items()})
+            anchored = gammas if k else {}
+            pulled = Pullback(self._lambda, self._sigma, gammas, anchored, {}, {})
+        else:
+            pulled = self._rule.pullback(
+                step.gradient, step.state, step.theta, rates, k, (self._lambda, self._sigma),
+                self._learned,
+            )  # fmt: skip
         self._lambda, self._sigma = dict(pulled.parameters), pulled.state
         for name, gradient in pulled.rates.items():
             self._rate_gradients.add(name, k, gradient)  # (3)
