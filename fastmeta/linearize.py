@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,8 +27,11 @@ class Linearization:
     gradients: dict[str, Tensor]
     """By parameter name, `[T, ...]`."""
 
-    def __init__(self, found: Linearized, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, found: Linearized, parameters: Mapping[str, Tensor], read: Iterable[Tensor]
+    ) -> None:
         self._found, self._parameters = found, parameters
+        self._versions = [(tensor, tensor._version) for tensor in read]
         self.outputs, self.losses = found.outputs, found.losses
         self.gradients = self._whole(found.gradients)
 
@@ -37,8 +40,14 @@ class Linearization:
 
         **Arguments:** `vectors`: by parameter name, `[T, ...]`; every trainable parameter.
 
-        **Raises** `ValueError` for a name that is missing or unknown, or another shape.
+        **Raises** `ValueError` for a name that is missing or unknown, or another shape, and
+        `RuntimeError` where the model, its data or `parameters` were written to since.
         """
+        if any(tensor._version != version for tensor, version in self._versions):
+            raise RuntimeError(
+                "hvp: the model, its data or the parameters given were changed in place since "
+                "linearize, whose pass it multiplies by; linearize again"
+            )
         checked = _checked("vectors", vectors, self._parameters)
         return self._whole(self._found.product(checked))
 
@@ -97,7 +106,9 @@ def linearize(
         own = {name: p.detach() for name, p in seen.parameters.items() if p.requires_grad}
         own = {name: p.expand(tasks, *p.shape) for name, p in own.items()}
         given = own if parameters is None else _checked("parameters", parameters, own)
-        return Linearization(planner.linearize(request, given), given)
+        found = planner.linearize(request, given)
+        read = [*model.parameters(), *model.buffers(), *given.values()]
+        return Linearization(found, given, [*read, *request.tasks.support.leaves()])
 
 
 def _checked(label: str, given: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -93,6 +93,17 @@ def test_by_default_at_the_models_own_parameters_which_stay() -> None:
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
+@pytest.mark.parametrize("make", [_mlp, Branching])
+def test_a_product_of_what_has_changed_since_is_refused(make: Callable[[], nn.Module]) -> None:
+    model, data = make().double(), _data()
+    found = fastmeta.linearize(model, data, loss_fn=F.cross_entropy)
+    found.hvp(found.gradients)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    with pytest.raises(RuntimeError, match="linearize again"):
+        found.hvp(found.gradients)
+
+
 def test_refusals() -> None:
     model, data = _mlp().double(), _data()
     at, point = fastmeta.linearize(model, data), _near(model)

@@ -10,6 +10,7 @@ import torch
 from fastmeta.executors.base import Executor, Offer
 from fastmeta.executors.every import REFERENCE
 from fastmeta.executors.problem import Problem
+from fastmeta.network.random_state import same_random_numbers
 from fastmeta.network.reading import Reading
 
 _ENOUGH = 0.02
@@ -43,8 +44,9 @@ def factor(reading: Reading, problem: Problem, executor: Executor, keeps_feature
             torch.cuda.synchronize(device)
         return clock() - start
 
-    once()
-    times = [once()]
-    while sum(times) < _ENOUGH:
-        times.append(once())
+    with same_random_numbers(device):  # a rule of the user's own may draw
+        once()
+        times = [once()]
+        while sum(times) < _ENOUGH:
+            times.append(once())
     return min(times) / offer.seconds

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from drawn_steps import Case
+from fused_kernels import cpu_only
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from mlps import mlp
@@ -300,6 +301,7 @@ def test_a_step_within_a_step():
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
+@cpu_only
 def test_what_the_whole_compiled_step_serves_is_left_to_it():
     model, support, query = problem(3)
     out = fastmeta.maml_step(model, support, query, loss_fn=F.mse_loss, executor="fused")

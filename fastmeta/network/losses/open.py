@@ -98,7 +98,9 @@ class OpenLoss(PreparedLoss):
                 return over_tasks(lambda one, y: objective(one, y, None), z, self._targets)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # what vmap can't map; any other error comes again below
+            except (RuntimeError, UserWarning):
+                # What vmap can't map, or would with a warning where these are errors; any other
+                # error comes again below.
                 self._maps = False
         each = zip(z.unbind(0), unstack(self._targets, self._tasks), strict=True)
         return torch.stack([self._objective(one, y, None) for one, y in each])
