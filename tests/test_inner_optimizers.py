@@ -139,6 +139,65 @@ def test_a_class_and_torchs_own_are_refused_by_name() -> None:
         fastmeta.maml_step(model, data, data, inner_optimizer=given)
 
 
+def _closed(factor: Tensor) -> InnerOptimizer:
+    class Closed(InnerOptimizer):
+        def update(
+            self, gradients: Any, state: Any, parameters: Any, rates: Any, step: int
+        ) -> tuple[Any, Any]:
+            moved = {n: p - rates[n] * factor * gradients[n] for n, p in parameters.items()}
+            return moved, state
+
+    return Closed()
+
+
+class ByKey(InnerOptimizer):
+    def __init__(self, factor: Tensor) -> None:
+        self.factors = {"all": factor}
+
+    def update(
+        self, gradients: Any, state: Any, parameters: Any, rates: Any, step: int
+    ) -> tuple[Any, Any]:
+        a = self.factors["all"]
+        return {n: p - rates[n] * a * gradients[n] for n, p in parameters.items()}, state
+
+
+class WithModule(InnerOptimizer):
+    def __init__(self, factor: Tensor) -> None:
+        self.inner = nn.Module()
+        self.inner.factor = nn.Parameter(factor.detach(), factor.requires_grad)
+
+    def update(
+        self, gradients: Any, state: Any, parameters: Any, rates: Any, step: int
+    ) -> tuple[Any, Any]:
+        a = self.inner.factor
+        return {n: p - rates[n] * a * gradients[n] for n, p in parameters.items()}, state
+
+
+class AttributeOfModule(InnerOptimizer, nn.Module):
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def update(
+        self, gradients: Any, state: Any, parameters: Any, rates: Any, step: int
+    ) -> tuple[Any, Any]:
+        return {n: p - rates[n] * self.factor * gradients[n] for n, p in parameters.items()}, state
+
+
+@pytest.mark.parametrize("make", [_closed, ByKey, WithModule, AttributeOfModule])
+@pytest.mark.parametrize("executor", ["auto", "generic"])
+def test_a_tensor_that_would_get_no_gradient_is_refused(make: Any, executor: str) -> None:
+    data = _data()
+    learned = (torch.tensor(0.7, requires_grad=True) * 1.0, torch.tensor(0.7, requires_grad=True))
+    for factor in learned:
+        with pytest.raises(ValueError, match="get no gradient"):
+            fastmeta.maml_step(
+                _model(), data, data, inner_optimizer=make(factor), executor=executor
+            )
+    rule = make(torch.tensor(0.7))
+    fastmeta.maml_step(_model(), data, data, inner_optimizer=rule, executor=executor)
+
+
 def test_support_sets_by_step_are_checked() -> None:
     (x, y), model = _data(), _model()
     steps = x[:, None].expand(-1, 3, -1, -1), y[:, None].expand(-1, 3, -1)

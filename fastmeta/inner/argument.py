@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fastmeta.inner.optimizer import InnerOptimizer
+from fastmeta.inner.rule import UpdateRule
 from fastmeta.inner.sgd import SGD
 from fastmeta.wording import a_kind
 
@@ -20,7 +23,6 @@ def inner_optimizer(value: Any) -> InnerOptimizer:
     if value is None:
         return SGD()
     if isinstance(value, InnerOptimizer):
-        _refuse_hidden_modules(value)
         return value
     if isinstance(value, type):
         instead = f"; write {value.__name__}()" if issubclass(value, InnerOptimizer) else ""
@@ -37,14 +39,46 @@ def inner_optimizer(value: Any) -> InnerOptimizer:
     )
 
 
-def _refuse_hidden_modules(rule: InnerOptimizer) -> None:
-    """**Raises** `TypeError` for a module whose parameters would get no gradient."""
-    if isinstance(rule, nn.Module):
+def refuse_hidden_tensors(
+    rule: InnerOptimizer, parameters: Mapping[str, Tensor], rates: Mapping[str, Any]
+) -> None:
+    """Look for tensors that a user's own rule reads and `leaves()` doesn't name.
+
+    It walks the graph of a first step. A rule that fails does so again where it is run.
+
+    **Raises** `ValueError` for one that would get no gradient.
+    """
+    if isinstance(rule, UpdateRule):
         return
-    for name, value in vars(rule).items():
-        if isinstance(value, nn.Module):
-            own = type(rule).__name__
-            raise TypeError(
-                f"inner_optimizer: {own}.{name} is a module, whose parameters would get no "
-                f"gradient; write class {own}(InnerOptimizer, nn.Module), and super().__init__()"
-            )
+    with torch.enable_grad():
+        theta = {name: p.detach()[None].requires_grad_() for name, p in parameters.items()}
+        gradients = {name: torch.zeros_like(p).requires_grad_() for name, p in theta.items()}
+        try:
+            results = rule.update(gradients, rule.init(theta), theta, rates, 0)
+        except Exception:
+            return
+    known = [*theta.values(), *gradients.values(), *rule.leaves().values()]
+    hidden = _leaf_outside(results, known)
+    if hidden is not None:
+        raise ValueError(
+            f"inner_optimizer: {type(rule).__name__} reads a tensor {list(hidden.shape)} that "
+            "requires grad and is none of its leaves(), so that it would get no gradient; make it "
+            "an attribute of the rule (of a rule that is a module, a Parameter), or detach it"
+        )
+
+
+def _leaf_outside(results: Any, known: list[Tensor]) -> Tensor | None:
+    """A leaf of autograd's that results depend on, other than through the known tensors."""
+    tensors = [each for each in pytree.tree_leaves(results) if isinstance(each, Tensor)]
+    waiting = [each.grad_fn for each in tensors]
+    seen: set[Any] = {None, *(each.grad_fn for each in known)}
+    while waiting:
+        node: Any = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor) and all(variable is not each for each in known):
+            return variable
+        waiting += [following for following, _ in node.next_functions]
+    return None

@@ -46,7 +46,8 @@ class InnerOptimizer:
 
     It has neither metaclass nor `__init__`, so that `class Mine(InnerOptimizer, nn.Module)` works;
     the parameters of such a module get meta-gradients, as do the tensors that require grad among
-    the attributes of any other rule.
+    the attributes of any other rule and in lists and tuples there. One that `update` reads from
+    elsewhere is refused.
     """
 
     def init(self, parameters: Tensors) -> Any:
