@@ -113,7 +113,7 @@ class MAML(nn.Module):
         options = Options(
             inner_lr=self.inner_lr,
             inner_steps=self.inner_steps if inner_steps is None else inner_steps,
-            inner_optimizer=self.inner_optimizer,
+            inner_optimizer=self._update_rule(),
             loss_fn=self.loss_fn,
             query_loss_fn=self.query_loss_fn,
             first_order=self.first_order,
@@ -134,13 +134,18 @@ class MAML(nn.Module):
             support,
             inner_lr=self.inner_lr,
             inner_steps=self.inner_steps if inner_steps is None else inner_steps,
-            inner_optimizer=self.inner_optimizer,
+            inner_optimizer=self._update_rule(),
             loss_fn=self.loss_fn,
             adapt=self.adapts,
             prox=self.prox,
             per_step_support=self.per_step_support,
             executor=self.executor,
         )
+
+    def _update_rule(self) -> InnerOptimizer | None:
+        """The update rule with its registered parameters as they are now, replaced ones too."""
+        rule, registered = self.inner_optimizer, dict(self.inner_options.items())
+        return rule.with_leaves(registered) if rule is not None and registered else rule
 
     def extra_repr(self) -> str:
         """The options that differ most from run to run."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import fastmeta
 from fastmeta.inner import SGD, Adam, AdamW, InnerOptimizer, RMSprop
@@ -69,6 +70,28 @@ def test_parameters_among_the_options_are_registered_and_learned(kind: str) -> N
         (own,) = other.inner_options.values()
         assert own is not number
         torch.testing.assert_close(own.grad, number.grad)
+
+
+@pytest.mark.parametrize("betas", [False, True])
+def test_registered_options_may_be_replaced(betas: bool) -> None:
+    def maml(number: float) -> fastmeta.MAML:
+        option = nn.Parameter(torch.tensor(number))
+        rule = Adam(betas=(0.5, option)) if betas else SGD(momentum=option)
+        return fastmeta.MAML(copy.deepcopy(model), inner_optimizer=rule, inner_steps=3)
+
+    model, data = _model(), _data()
+    saved, assigned = maml(0.9), maml(0.1)
+    (name,) = (name for name, _ in saved.named_parameters() if name.startswith("inner_options"))
+    assigned.load_state_dict(saved.state_dict(), assign=True)
+    out, again = saved(data, data), assigned(data, data)
+    torch.testing.assert_close(again.loss, out.loss)
+    again.loss.backward()
+    assert assigned.get_parameter(name).grad is not None
+    swapped = functional_call(saved, {name: torch.tensor(0.1)}, (data, data))
+    torch.testing.assert_close(swapped.loss, maml(0.1)(data, data).loss)
+    torch.testing.assert_close(
+        assigned.adapt(data).support_losses, saved.adapt(data).support_losses
+    )
 
 
 def test_a_learned_optimizer_of_ones_own_learns() -> None:
