@@ -23,11 +23,14 @@ sanitize:  ## the steps in C++ under address, undefined-behaviour and thread san
 aarch64:  ## the steps in C++, cross-compiled and run in qemu's emulator; skipped where either is missing
 	CXX=aarch64-linux-gnu-g++ python tests/aarch64.py
 
+SEED ?= $(shell date +%s)
+
 fuzz:  ## against the float64 oracle: 2,000 drawn networks and options a step, 20,000 programs of changes
-	FASTMETA_FUZZ=2000 pytest -q --timeout=0 \
+	FASTMETA_FUZZ=2000 pytest -q --timeout=0 --dist=load \
 		tests/executors/test_fuzz.py tests/executors/test_layered_fuzz.py \
-		tests/executors/test_layered_rules_fuzz.py
-	FASTMETA_FUZZ=20000 pytest -q --timeout=0 tests/plan/test_validity_fuzz.py
+		tests/executors/test_layered_rules_fuzz.py tests/executors/test_generic_fuzz.py
+	FASTMETA_FUZZ=20000 FASTMETA_FUZZ_SEED=$(SEED) pytest -q --timeout=0 --dist=load \
+		tests/plan/test_validity_fuzz.py
 
 demo:
 	python -m fastmeta demo
