@@ -60,10 +60,11 @@ def refuse_hidden_tensors(
     known = [*theta.values(), *gradients.values(), *rule.leaves().values()]
     hidden = _leaf_outside(results, known)
     if hidden is not None:
+        own = type(rule).__name__
         raise ValueError(
-            f"inner_optimizer: {type(rule).__name__} reads a tensor {list(hidden.shape)} that "
-            "requires grad and is none of its leaves(), so that it would get no gradient; make it "
-            "an attribute of the rule (of a rule that is a module, a Parameter), or detach it"
+            f"inner_optimizer: {own} reads a tensor {list(hidden.shape)} that requires grad and is "
+            "none of its leaves(), so that it would get no gradient; make it an attribute of the "
+            f"rule, or a parameter of class {own}(InnerOptimizer, nn.Module), or detach it"
         )
 
 
