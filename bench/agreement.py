@@ -1,4 +1,4 @@
-"""Who may be timed: a step whose loss and meta-gradient agree with the plain loop in float64.
+"""Forms that may be timed: a step whose loss and meta-gradient agree with the plain loop in float64.
 
 A float32 step must agree to what rounding explains. One thing more may happen: where a ReLU's input
 is zero but for rounding, or two pixels tie in a pooling window, rounding decides which way the
@@ -35,7 +35,7 @@ class Reference:
     """What float32 may be off by and is asked again: one example's share of the meta-gradient, or
     what rounding explains where the meta-gradient is ill-conditioned."""
     condition: float = 1.0
-    """How many times more than the parameters the meta-gradient moves; 1 but for Adam."""
+    """The factor by which the meta-gradient moves more than the parameters; 1 but for Adam."""
 
     def tolerance(self, dtype: torch.dtype) -> float:
         condition = self.condition if dtype == torch.float64 else 1.0

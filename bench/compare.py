@@ -156,7 +156,7 @@ def _in_words(reason: BaseException) -> str:
 
 
 def machine(threads: int) -> Record:
-    """What the figures depend on."""
+    """Machine and versions, on which the figures depend."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

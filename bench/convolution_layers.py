@@ -1,4 +1,4 @@
-"""How fast each layer of a convolutional network goes, rule by rule, beside the core's products.
+"""Speed of each layer of a convolutional network, rule by rule, beside the core's products.
 
 python -m bench.convolution_layers                              W5, W5s and W6, 5 and 75 examples
 python -m bench.convolution_layers --only W5s --examples 75

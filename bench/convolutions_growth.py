@@ -1,4 +1,4 @@
-"""How the convolutional step grows with tasks, inner steps, image size and filters.
+"""Growth of the convolutional step with tasks, inner steps, image size and filters.
 
 python -m bench.convolutions_growth --output bench/results/convolutions-growth-DATE.json
 python -m bench.convolutions_growth --plot bench/results/convolutions-growth-DATE.json

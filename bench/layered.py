@@ -149,7 +149,7 @@ def anil_loop(
 
 
 def anil_row(workload: Workload, seconds: float) -> dict[str, float]:
-    """Of a step in which the last layer alone adapts."""
+    """The time of a step in which the last layer alone adapts."""
     check_anil(workload.with_tasks(1))
     calls: dict[str, Callable[[], object]] = {
         name: call for name, (_, call) in anil_calls(workload, torch.float32).items()

@@ -1,4 +1,4 @@
-"""What Python adds around the compiled step, part by part, for a step seen before.
+"""The time that Python adds around the compiled step, part by part, for a step seen before.
 
 python -m bench.overhead
 """

@@ -186,7 +186,7 @@ def _ms(record: Record | None, kind: str) -> str:
 
 
 def about(device: torch.device) -> Record:
-    """What the figures depend on."""
+    """Machine and versions, on which the figures depend."""
     facts = {**compare.machine(torch.get_num_threads()), "device": str(device)}
     facts["cuda"] = torch.version.cuda
     if device.type == "cuda":

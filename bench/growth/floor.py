@@ -1,4 +1,4 @@
-"""How near the fused step comes to its floor: the products' arithmetic at this core's own speed."""
+"""The fused step beside its floor: the products' arithmetic at this core's own speed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
 
 SIDES = (384, 512, 768)
-"""Of the square products that the core's speed is taken from: in its caches, and long enough."""
+"""Size of the square products that the core's speed is taken from: in its caches, and long enough."""
 SHARE = 0.7
-"""What a kernel of many small products can be asked to reach of a large one's speed."""
+"""Share of a large product's speed that a kernel of many small ones can be asked to reach."""
 PERCENT = f"{100 * SHARE:.0f} %"
 
 

@@ -1,4 +1,4 @@
-"""What is timed here: whole meta-steps, and the compiled step within one."""
+"""Steps to time: whole meta-steps, and the compiled step within one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every JAX form shares: a network, its loss, and ways to run all tasks."""
+"""Shared by all JAX forms: a network, its loss, and ways to run all tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.workloads import Pair, Workload
 
 @dataclass(frozen=True)
 class Network:
-    """How JAX computes what a torch module does."""
+    """The JAX counterpart of a torch module."""
 
     parameters: Callable[[nn.Module], Any]
     """A module's, as a tree of arrays. **Raises** `NotServed`."""
