@@ -1,4 +1,4 @@
-"""Forms that may be timed: a step whose loss and meta-gradient agree with the plain loop in float64.
+"""The forms that may be timed: their loss and meta-gradient agree with the plain loop in float64.
 
 A float32 step must agree to what rounding explains. One thing more may happen: where a ReLU's input
 is zero but for rounding, or two pixels tie in a pooling window, rounding decides which way the
@@ -32,7 +32,7 @@ class Reference:
     roundings: float
     """The root of their number on the longest way: see `roundings`."""
     tie: float
-    """What float32 may be off by and is asked again: one example's share of the meta-gradient, or
+    """Error up to which a float32 form is asked again: one example's share of the meta-gradient, or
     what rounding explains where the meta-gradient is ill-conditioned."""
     condition: float = 1.0
     """The factor by which the meta-gradient moves more than the parameters; 1 but for Adam."""

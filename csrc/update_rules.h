@@ -200,7 +200,7 @@ struct RmsProp {
   }
 
  private:
-  // What rounding leaves below zero counts as zero; what is no number passes.
+  // Negative values left by rounding count as zero; NaN passes.
   template <class Num>
   FASTMETA_DEVICE Num root(const Num (&after)[states]) const {
     if constexpr (!centered) return sqrt(after[0]);

@@ -16,7 +16,7 @@ from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
 
 SIDES = (384, 512, 768)
-"""Size of the square products that the core's speed is taken from: in its caches, and long enough."""
+"""Sides of the square products that give the core's speed: in its caches, and long enough."""
 SHARE = 0.7
 """Share of a large product's speed that a kernel of many small ones can be asked to reach."""
 PERCENT = f"{100 * SHARE:.0f} %"
