@@ -15,6 +15,7 @@ from fastmeta.network import graph as layers
 from fastmeta.network import vocabulary as words
 from fastmeta.network.foreign import Fact, called
 from fastmeta.network.graph import Layer, Network, Node
+from fastmeta.network.provenance import is_plain
 
 
 class Unreadable(Exception):
@@ -153,11 +154,11 @@ class GraphReader:
                     f"layer {node.target!r} ({kind}) is in train(), and the kernels draw no random "
                     "numbers; call eval() on it, or give it p=0"
                 )
-            for name, value in vars(module).items():
-                if isinstance(value, list) and not name.startswith("_"):
+            for name in getattr(type(module), "__constants__", ()):
+                if not is_plain(value := getattr(module, name, None)):
                     raise Refused(
-                        f"layer {node.target!r} has a list, {name}, which may change unseen; "
-                        "make it a tuple"
+                        f"layer {node.target!r} has a {type(value).__name__}, {name}, which may "
+                        "change unseen; make it a number or a tuple"
                     )
             if getattr(module, "inplace", False):
                 self._check_sole_reader(node)

@@ -4,6 +4,7 @@ A plan depends on a model's modules, the attributes that its code reads, the pla
 tensors, hooks, and what its Python reads elsewhere (`guards`). All of it is compared by identity,
 and what is compared is kept alive, so that no other object takes its address; constants that are
 equal but not the same object count as the same. What the code does not read is not looked at.
+Where a value may not be kept (a list), a model holds until one that may be takes its place.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Snapshot:
         # The model's own life must not depend on what is kept of it.
         self._parts: list[tuple[weakref.ref[nn.Module], list[str]]] = []
         self._constants: list[tuple[weakref.ref[nn.Module], str, str]] = []
+        self._left_out: list[tuple[weakref.ref[nn.Module], str, str]] = []
+        """Attributes that code reads and whose values may not be kept."""
         self.constants: dict[str, Any] = {}
         """Options of activations by name, as they are now: arguments of a step, not of its plan."""
         for name, module in model.named_modules():
@@ -59,7 +62,9 @@ class Snapshot:
             if kind in guards.of_torchs:
                 read = {n for n in guards.of_torchs[kind] if n in own or hasattr(kind, n)}
             read = read - INTERNAL - {*options}
-            self._parts.append((part, sorted(n for n in read if _is_kept(own.get(n), guards))))
+            kept = {n for n in read if _is_kept(own.get(n), guards)}
+            self._parts.append((part, sorted(kept)))
+            self._left_out += [(part, name, each) for each in sorted(read - kept)]
         self._expected, self._children = self._values()
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.devices = {p.device.type for p in self.parameters.values()}
@@ -72,7 +77,10 @@ class Snapshot:
         )
         values = [by_value(value) for value in self._expected if not isinstance(value, Tensor)]
         # Models that are alike by value share what was found.
-        key = (tuple(values), _places(model), tuple(self._states), guards.key(), self.unseen)
+        left_out = tuple(place[1:] for place in self._left_out)
+        key = (
+            tuple(values), left_out, _places(model), tuple(self._states), guards.key(), self.unseen,
+        )  # fmt: skip
         self._cache, self._token = cache, cache.token(key)
         self._read_constants()
 
@@ -90,6 +98,7 @@ class Snapshot:
             self._expected = values
         return (
             children == self._children
+            and not any(map(self._may_be_kept, self._left_out))
             and self._read_constants()
             and self._guards.hold()
             and [*map(_state, self._tensors)] == self._states
@@ -114,6 +123,11 @@ class Snapshot:
             if any(hooks):
                 values += map(len, hooks)
         return values, children
+
+    def _may_be_kept(self, place: tuple[weakref.ref[nn.Module], str, str]) -> bool:
+        """Return whether a value that may be kept now stands at a place that was left out."""
+        part, _, attribute = place
+        return _is_kept(vars(part()).get(attribute), self._guards)
 
     def _read_constants(self) -> bool:
         self.constants = {name: vars(part()).get(each) for part, name, each in self._constants}

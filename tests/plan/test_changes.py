@@ -101,6 +101,42 @@ def test_a_list_that_may_change_unseen_is_left_to_the_general_path() -> None:
     agrees_with_the_general_path(model, batch)
 
 
+def test_what_takes_the_place_of_a_list_is_watched() -> None:
+    model, of_another_size = network(conv(), nn.ReLU()), data(10)
+    put(0, padding=[2, 2])(model)
+    assert fastmeta.maml_step(model, data(), data()).executor == "generic"
+    put(0, padding=(1, 1))(model)
+    step = fastmeta.maml_step(model, of_another_size, of_another_size)
+    assert step.executor.startswith("layered")
+    put(0, padding=2)(model)
+    agrees_with_the_general_path(model, of_another_size)
+
+
+@pytest.mark.parametrize(
+    ("at", "name", "first", "second"),
+    [
+        (0, "padding", (np.int64(1),) * 2, (2, 2)),
+        (0, "stride", np.int64(1), np.int64(2)),
+        (1, "eps", np.float32(1e-5), np.float32(0.9)),
+        (1, "eps", torch.tensor(1e-5), torch.tensor(0.9)),
+    ],
+)
+def test_numbers_that_are_not_pythons_own(at: int, name: str, first: Any, second: Any) -> None:
+    model, batch = network(conv(), nn.BatchNorm2d(2), nn.ReLU()), data()
+    for value in (first, second, first):
+        put(at, **{name: value})(model)
+        agrees_with_the_general_path(model, batch)
+
+
+def test_lists_at_two_places_are_told_apart() -> None:
+    pool: Any = nn.AvgPool2d(4, stride=(2, 2), padding=(2, 2))
+    model, batch = network(conv(), pool, nn.ReLU()), data()
+    for name in ("padding", "stride"):
+        pool.stride = pool.padding = (2, 2)
+        setattr(pool, name, [2, 2])
+        assert f"has a list, {name}" in fastmeta.explain(model, batch, batch)
+
+
 @pytest.mark.parametrize("name", ["stride", "dilation"])
 @pytest.mark.parametrize("value", [1, (2,), (1, 2)])
 def test_sizes_of_a_convolution_as_torch_takes_them(name: str, value: Any) -> None:
