@@ -42,6 +42,8 @@ class Case:
     steps: int = 5
     body: int = 0
     """Layers in front that do not adapt."""
+    per_step: bool = False
+    """Whether each inner step has a support set of its own."""
 
     @property
     def loss(self) -> int:
@@ -86,7 +88,7 @@ def kernel(case: Case, engine: str, form: str = FORM, memory: str = "") -> Any:
     return extension.FusedStep(
         layers, case.loss, 0.0, -100, False, case.support, case.query, case.steps,
         True, False, False, False, 0.0, False, case.tasks, os.environ.get("FASTMETA_ISA", ""),
-        engine, form, memory,
+        engine, form, memory, per_step_support=case.per_step,
     )  # fmt: skip
 
 
@@ -99,13 +101,14 @@ def call(case: Case, engine: str, form: str = FORM, memory: str = "") -> Callabl
     ]
 
     # Inputs, targets, labels, example weights and the loss's weights.
-    def examples(count: int) -> list[Tensor | None]:
-        x = torch.randn(case.tasks, count, case.widths[0])
+    def examples(*count: int) -> list[Tensor | None]:
+        x = torch.randn(case.tasks, *count, case.widths[0])
         if case.loss == MSE:
-            return [x, torch.randn(case.tasks, count, 1), None, None, None]
-        return [x, None, torch.randint(case.widths[-1], (case.tasks, count)), None, None]
+            return [x, torch.randn(case.tasks, *count, 1), None, None, None]
+        return [x, None, torch.randint(case.widths[-1], (case.tasks, *count)), None, None]
 
-    support, query = examples(case.support), examples(case.query)
+    sets = (case.steps,) if case.per_step else ()
+    support, query = examples(*sets, case.support), examples(case.query)
     rates = torch.full((case.steps, len(TENSORS) * len(pairs)), 0.01)
     weights = torch.full((case.tasks,), 1 / case.tasks)
     losses = [torch.zeros(case.steps + 1, case.tasks) for _ in range(2)]

@@ -2,7 +2,9 @@
 //
 // Its input is data, so every weight it takes is W_k = W_0 - S_k' X and every cotangent of it is
 // C_q' X_q + C_s' X, where S and C have a row for each example (docs/design.md, "The dual form").
-// With the products with W_0 and the Gram matrices at hand, a step of it costs N^2 H, not N D H.
+// With the products with W_0 and the Gram matrices at hand, a step of it costs N^2 H, not N D H. Where
+// each inner step has a support set of its own, S and C have a row for each example of all steps, R;
+// step k's are zero in S before it, and in C after it.
 #pragma once
 
 #include "epilogues.h"
@@ -24,7 +26,7 @@ class TogetherDual {
   FASTMETA_DEVICE TogetherDual(E& engine, const Description& network, const Layout& layout,
                                const Data& data, int tasks, bool loaded)
       : e(engine), network(network), place(layout.dual) {
-    const int n = tasks * network.support, q = tasks * network.query;
+    const int n = tasks * network.all_support(), q = tasks * network.query;
     support = e.inputs_together(layout.support.inputs, n, data.support_x);
     query = e.inputs_together(layout.query.inputs, q, data.query_x);
     if (!loaded) e.load(place.weight, data.parameters[kWeight]);
@@ -46,7 +48,7 @@ class TogetherDual {
   E& e;
   const Description& network;
   const DualPlaceIn<typename E::Place>& place;
-  View support, query;  // the inputs [G N, D], [G Q, D]
+  View support, query;  // the inputs [G R, D], [G Q, D]
 
   template <class Use>
   FASTMETA_DEVICE void find_gradient(Use use, View out) {
@@ -74,9 +76,11 @@ class DualProduct {
       : e(engine),
         layer(network.layers.front()),
         place(place),
+        examples(network.support),
+        apart(network.per_step_support),
         of_query(part(place.of_query, network.query, slot)),
-        of_support(part(place.of_support, network.support, slot)),
-        support_start(part(place.support, network.support, slot)),
+        of_support(part(place.of_support, network.all_support(), slot)),
+        support_start(part(place.support, network.all_support(), slot)),
         query_start(part(place.query, network.query, slot)) {}
 
   FASTMETA_DEVICE void find_grams(View support, View query) {
@@ -93,13 +97,15 @@ class DualProduct {
 
   // X W_k' + b of the support or the query set; b is the row `bias`, maybe null.
   FASTMETA_ONCE void forward(bool is_query, int k, View out, const View* bias) {
-    View start = is_query ? query_start : support_start;
+    View start = is_query ? query_start : at(support_start, k);
     if constexpr (E::takes_products) {
       if (is_query) e.load_query_product(start = out);
     }
     const bool moved = k > 0 && layer.adapts[kWeight];
     if (moved) {
-      e.mm(AddTo<S>{S(-1)}, out, gram(is_query), place.steps[k], start);
+      const View products = is_query ? place.cross : at(place.gram, k);
+      e.mm(AddTo<S>{S(-1)}, out, transposed(before(transposed(products), k)),
+           before(place.steps[k], k), start);
     } else if (start.offset != out.offset) {
       e.map([](Num& z, Num start) { z = start; }, out, start);
     }
@@ -108,8 +114,8 @@ class DualProduct {
 
   // W_{k+1} = W_k - a delta' X.
   FASTMETA_DEVICE void descend(int k, S a, View delta) {
-    if (k == 0) {
-      e.map([a](Num& next, Num d) { next = a * d; }, place.steps[1], delta);
+    if (k == 0 || apart) {
+      e.map([a](Num& next, Num d) { next = a * d; }, at(place.steps[k + 1], k), delta);
     } else {
       e.map([a](Num& next, Num s, Num d) { next = s + a * d; }, place.steps[k + 1], place.steps[k],
             delta);
@@ -123,12 +129,18 @@ class DualProduct {
       clear(place.steps[0]);
       clear(place.buffer);
     }
-    e.map([rule, a](Num& next, Num& buffer, Num s, Num d) {
-            const Num before[] = {buffer};
-            Num after[1];
-            next = s + a * rule.step(d, before, after);
-            buffer = after[0];
-          }, place.steps[k + 1], place.buffer, place.steps[k], delta);
+    const auto step = [rule, a](Num& next, Num& buffer, Num s, Num d) {
+      const Num before[] = {buffer};
+      Num after[1];
+      next = s + a * rule.step(d, before, after);
+      buffer = after[0];
+    };
+    if (!apart) return e.map(step, place.steps[k + 1], place.buffer, place.steps[k], delta);
+    // The rows of other steps have no gradient, and the rows of this one nothing but that.
+    e.map([step](Num& next, Num& buffer, Num s) { step(next, buffer, s, Num{}); },
+          place.steps[k + 1], place.buffer, place.steps[k]);
+    e.map([step](Num& next, Num& buffer, Num d) { step(next, buffer, Num{}, d); },
+          at(place.steps[k + 1], k), at(place.buffer, k), delta);
   }
 
   // lambda += w delta' X_q
@@ -143,29 +155,40 @@ class DualProduct {
     e.map([](Num& c, Num d) { c = c + d; }, of_support, delta);
   }
 
-  // X lambda', which both the rate's gradient and the tangent of forward are made of.
-  FASTMETA_DEVICE void find_along() {
-    e.mm(AddTo<S>{S(1)}, place.along, place.gram, of_support, place.pull);
+  // X lambda' at step k, which both the rate's gradient and the tangent of forward are made of. The
+  // buffer's cotangent needs it at the steps before, too.
+  FASTMETA_DEVICE void find_along(int k) {
+    const bool all = place.buffer_cotangent.rows > 0;
+    const auto of = [&](View v) { return all ? through(v, k) : at(v, k); };
+    const View coefficients = after(of_support, k);
+    if (coefficients.rows == 0) {
+      e.map([](Num& along, Num pull) { along = pull; }, of(place.along), of(place.pull));
+    } else {
+      e.mm(AddTo<S>{S(1)}, of(place.along), transposed(after(transposed(of(place.gram)), k)),
+           coefficients, of(place.pull));
+    }
   }
   // From X lambda' to X v', v minus the gradient's cotangent.
   template <class Rule>
-  FASTMETA_ONCE void pull_back(Rule rule, S a) {
-    find_along();
+  FASTMETA_ONCE void pull_back(Rule rule, int k, S a) {
+    find_along(k);
     e.map([rule, a](Num& v, Num& cotangent) {
             Num of_buffer[] = {cotangent};
             v = -rule.pull_back(Num{}, of_buffer, -a * v, of_buffer);
             cotangent = of_buffer[0];
-          }, place.along, place.buffer_cotangent);
+          }, through(place.along, k), through(place.buffer_cotangent, k));
   }
-  FASTMETA_DEVICE void tangent_forward(S a, View out) {
-    e.map([a](Num& r, Num along) { r = a * along; }, out, place.along);
+  FASTMETA_DEVICE void tangent_forward(int k, S a, View out) {
+    e.map([a](Num& r, Num along) { r = a * along; }, out, at(place.along, k));
   }
   // <lambda, delta' X>
-  FASTMETA_DEVICE void rate_gradient(View out, View delta) { e.dot(out, place.along, delta); }
+  FASTMETA_DEVICE void rate_gradient(int k, View out, View delta) {
+    e.dot(out, at(place.along, k), delta);
+  }
 
   // lambda -= r_delta' X
-  FASTMETA_DEVICE void subtract_hessian(View r_delta) {
-    e.map([](Num& c, Num d) { c = c - d; }, of_support, r_delta);
+  FASTMETA_DEVICE void subtract_hessian(int k, View r_delta) {
+    e.map([](Num& c, Num d) { c = c - d; }, at(of_support, k), r_delta);
   }
 
   // Leaves the cotangents weighted by the task, for whoever makes the gradient of them.
@@ -180,9 +203,21 @@ class DualProduct {
   E& e;
   const Dense& layer;
   const DualPlace& place;
+  const int examples;  // N
+  const bool apart;    // whether each step has its own
   const View of_query, of_support, support_start, query_start;
 
-  FASTMETA_DEVICE View gram(bool is_query) const { return is_query ? place.cross : place.gram; }
+  // Of a matrix with a row for each support example: those of step k, of the steps before it, of those
+  // and its own, and of the steps after it. All of them, where the steps share one set.
+  FASTMETA_DEVICE View at(View v, int k) const { return apart ? part(v, examples, k) : v; }
+  FASTMETA_DEVICE View before(View v, int k) const {
+    return apart ? rows_from(v, 0, k * examples) : v;
+  }
+  FASTMETA_DEVICE View through(View v, int k) const { return before(v, k + 1); }
+  FASTMETA_DEVICE View after(View v, int k) const {
+    const int first = (k + 1) * examples;
+    return apart ? rows_from(v, first, v.rows - first) : v;
+  }
   FASTMETA_DEVICE void clear(View v) {
     e.map([](Num& out) { out = Num{}; }, v);
   }

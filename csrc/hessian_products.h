@@ -32,7 +32,7 @@ FASTMETA_ONCE void tangent_forward(Step<E>& s, int k) {
     if (!s.is_dual(l, kWeight)) {
       moved = s.layer(l).tangent_product(s.input(layout.support, trace, l), rx, r, at, v);
     } else if (moved) {
-      s.dual().tangent_forward(is_plain(network.rule) ? s.rate(k, l, kWeight) : S(1), r.value);
+      s.dual().tangent_forward(k, is_plain(network.rule) ? s.rate(k, l, kWeight) : S(1), r.value);
     }
     s.layer(l).tangent_forward(moved, trace[l], r, at, v);
     rx = &layout.tangents[l].value;
@@ -56,7 +56,7 @@ FASTMETA_ONCE void tangent_backward(Step<E>& s, int k, typename E::Scalar sign, 
     const Blocks at = s.blocks(l, k);
     s.layer(l).tangent_backward(trace[l], r, at, v, l >= first);
     if (s.is_dual(l, kWeight)) {
-      s.dual().subtract_hessian(r.delta);
+      s.dual().subtract_hessian(k, r.delta);
     } else {
       s.layer(l).add_hessian_of_weight(add, s.input(layout.support, trace, l),
                                        l > first ? &layout.tangents[l - 1].value : nullptr,

@@ -39,13 +39,16 @@ FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<co
   load_targets(s.e, s.loss(set), set, y, labels, loss_weights);
 }
 
-// The support set of inner step k, where each has its own; else k is 0.
+// The support set of inner step k, where each has its own; else k is 0. The dual form has the inputs
+// of all steps from the start.
 template <class E>
 FASTMETA_ONCE void load_support(Step<E>& s, int k) {
   const auto& set = s.layout.support;
-  const int64_t n = set.inputs.rows, c = set.targets.cols;
+  const int64_t n = s.network.support, c = set.targets.cols;
   const bool of_classes = s.network.loss.kind == LossKind::cross_entropy;
-  s.support_x = s.e.inputs(set.inputs, at_step(s.data.support_x, k, n * set.inputs.cols));
+  if (k == 0 || !s.network.dual) {
+    s.support_x = s.e.inputs(set.inputs, at_step(s.data.support_x, k, n * set.inputs.cols));
+  }
   load_examples(s, set, at_step(s.data.support_y, k, n * c), at_step(s.data.support_labels, k, n),
                 at_step(s.data.support_weights, k, n),
                 at_step(s.data.support_loss_weights, k, of_classes ? 0 : n * c));

@@ -58,7 +58,7 @@ FASTMETA_ONCE void add_rate_gradients(Step<E>& s, int k) {  // (3)
       const int64_t place = layout.parameters + (k * s.depth + l) * kTensors + i;
       if (s.is_dual(l, i)) {
         if (!d.adapts[i]) continue;
-        s.dual().rate_gradient(layout.scalar, trace[l].product_delta);
+        s.dual().rate_gradient(k, layout.scalar, trace[l].product_delta);
         add_negated_scalar(s, place);
       } else if (d.has[i]) {
         s.e.dot(layout.scalar, at.tensor(i, layout.gradient), at.tensor(i, layout.lambda));
@@ -108,7 +108,7 @@ FASTMETA_DEVICE void pull_back_sgd(Step<E>& s, int k) {
   using Num = typename E::Num;
   if (s.network.reversible && k > 0) go_back(s, k);  // theta_0 is there, and exact
   const bool along = s.network.learned_rates || !s.network.first_order;
-  if (s.network.dual && s.network.layers[0].adapts[kWeight] && along) s.dual().find_along();
+  if (s.network.dual && s.network.layers[0].adapts[kWeight] && along) s.dual().find_along(k);
   if (s.network.learned_rates) add_rate_gradients(s, k);
   if (s.network.first_order) return;
   scale_by_rates(s, k);

@@ -71,11 +71,11 @@ void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
 }
 
 Examples examples(Allocator& allocate, const Description& network, const Layout& layout,
-                  const Loss& loss, int count, int kept, bool copies) {
+                  const Loss& loss, int count, int inputs, int kept, bool copies) {
   const Dense& last = network.layers.back();
   const int in = network.layers.front().in;
   Examples set{};
-  set.inputs = copies ? allocate.matrix(count, in) : View{0, count, in, 0, 0};
+  set.inputs = copies ? allocate.matrix(inputs, in) : View{0, inputs, in, 0, 0};
   set.targets = allocate.matrix(count, last.out);
   set.weights = allocate.column(count);
   set.row = allocate.column(count);
@@ -145,25 +145,31 @@ void add_rule(Allocator& allocate, const Description& network, int64_t head, Lay
 void add_dual(Allocator& allocate, const Description& network, const LayerPlace& place,
               bool on_gpu, DualPlaceIn<OnHost>& dual) {
   const Dense& layer = network.layers.front();
-  const int n = network.support, q = network.query, h = layer.out, together = network.together;
+  const int r = network.all_support(), q = network.query, h = layer.out;
+  const int together = network.together;
   dual.weight = {place.of[kWeight], h, layer.in, place.weight_row_stride, place.weight_col_stride};
-  dual.support = allocate.matrix(together * n, h);
+  dual.support = allocate.matrix(together * r, h);
   if (!on_gpu) dual.query = allocate.matrix(together * q, h);
   dual.steps.resize(network.steps + 1);
   if (layer.adapts[kWeight]) {
-    dual.gram = allocate.matrix(n, n);
-    dual.cross = allocate.matrix(q, n);
-    for (View& step : dual.steps) step = allocate.matrix(n, h);
-    if (!is_plain(network.rule)) dual.buffer = allocate.matrix(n, h);
+    dual.gram = allocate.matrix(r, r);
+    dual.cross = allocate.matrix(q, r);
+    // Of plain SGD each step only adds rows, where it has examples of its own.
+    const bool one = network.per_step_support && is_plain(network.rule);
+    dual.steps[0] = allocate.matrix(r, h);
+    for (int k = 1; k <= network.steps; ++k) {
+      dual.steps[k] = one ? dual.steps[0] : allocate.matrix(r, h);
+    }
+    if (!is_plain(network.rule)) dual.buffer = allocate.matrix(r, h);
   }
   if (!network.differentiate) return;
-  if (dual.buffer.rows > 0) dual.buffer_cotangent = allocate.matrix(n, h);
+  if (dual.buffer.rows > 0) dual.buffer_cotangent = allocate.matrix(r, h);
   dual.gradient = dual.weight;
   dual.gradient.offset = allocate.like(dual.weight);
   dual.of_query = allocate.matrix(together * q, h);
-  dual.of_support = allocate.matrix(together * n, h);
-  dual.pull = allocate.matrix(n, h);
-  if (!on_gpu) dual.along = allocate.matrix(n, h);
+  dual.of_support = allocate.matrix(together * r, h);
+  dual.pull = allocate.matrix(r, h);
+  if (!on_gpu) dual.along = allocate.matrix(r, h);
 }
 
 }  // namespace
@@ -210,7 +216,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
     place.one = layout.one, place.zero = layout.zero;
     layout.layers.push_back(place);
     if (transposed && network.dual) {
-      const int64_t panel = int64_t(layer.in) * block.padded(network.support);
+      const int64_t panel = int64_t(layer.in) * block.padded(network.all_support());
       layout.scratch = std::max(layout.scratch, panel);
     }
     if (transposed && (layout.layers.size() > 1 || network.inputs_flow)) {
@@ -226,14 +232,17 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
   // An open pass is given its inputs anew.
   const bool copies = width == 1 || network.inputs_flow;
-  layout.support = examples(allocate, network, layout, network.loss, network.support,
+  // The dual form multiplies with the inputs of all steps at once.
+  const int inputs = network.dual ? network.all_support() : network.support;
+  layout.support = examples(allocate, network, layout, network.loss, network.support, inputs,
                             layout.traces_kept, copies || !network.open);
-  layout.query = examples(allocate, network, layout, network.query_loss, network.query, 1, copies);
+  layout.query = examples(allocate, network, layout, network.query_loss, network.query,
+                          network.query, 1, copies);
   if (on_gpu && reverses) {
     // A GPU's memory is short: what goes back through a step needs lies over what the query set
     // leaves behind the body.
     allocate.lay_over(layout.query.traces[network.body].value.offset);
-    if (network.dual) layout.dual.along = allocate.matrix(network.support, network.layers[0].out);
+    if (network.dual) layout.dual.along = allocate.matrix(network.all_support(), network.layers[0].out);
     if (!network.first_order) add_tangents(allocate, network, layout);
     allocate.lay_behind();
   }

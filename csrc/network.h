@@ -83,6 +83,9 @@ struct Options {
   int body = 0;       // how many layers in front are run once, because nothing in them adapts
   bool open = false;  // whether losses and updates are the caller's; then `steps` counts the slots
   bool inputs_flow = false;  // whether derivatives by the inputs are asked for in that case
+
+  // R: the support examples of all inner steps.
+  FASTMETA_DEVICE int all_support() const { return support * (per_step_support ? steps : 1); }
 };
 template <class Place>
 struct DescriptionIn : Options {
@@ -196,15 +199,15 @@ struct LayerPlace {
 // Of the first layer's product, where it is in dual form.
 struct DualViews {
   View weight, gradient;      // [H, D]
-  View support, query;        // X W_0' of the tasks together [G N, H], [G Q, H]; on a GPU the first
-  View gram, cross;           // X X', X_q X' [N, N], [Q, N]
-  View of_query, of_support;  // C of the tasks together [G Q, H], [G N, H]
-  View pull, along;           // X X_q' C_q, X lambda' [N, H]
-  View buffer, buffer_cotangent;  // of momentum: B with b = B' X, and X nu' [N, H]
+  View support, query;        // X W_0' of the tasks together [G R, H], [G Q, H]; on a GPU the first
+  View gram, cross;           // X X', X_q X' [R, R], [Q, R]
+  View of_query, of_support;  // C of the tasks together [G Q, H], [G R, H]
+  View pull, along;           // X X_q' C_q, X lambda' [R, H]
+  View buffer, buffer_cotangent;  // of momentum: B with b = B' X, and X nu' [R, H]
 };
 template <class Place>
 struct DualPlaceIn : DualViews {
-  typename Place::template List<View> steps;  // S_k [N, H]
+  typename Place::template List<View> steps;  // S_k [R, H]
 };
 
 struct Offsets {

@@ -17,8 +17,11 @@ struct RuledTensor {
 
   FASTMETA_DEVICE View in(int64_t block) const { return s.layer(l).tensor(tensor, block); }
   FASTMETA_DEVICE View parameter() const { return in(s.theta(k)); }
+  // The parameter where its decay pulls on it, else zero.
+  FASTMETA_DEVICE View decayed() const {
+    return s.network.rule.decays ? parameter() : throughout(s.layout.zero, parameter());
+  }
   FASTMETA_DEVICE View gradient() const { return in(s.gradient(k)); }
-  FASTMETA_DEVICE View clip() const { return throughout(s.clip(k), parameter()); }
   FASTMETA_DEVICE View before(int j) const {
     return k > 0 ? in(s.state(j, k)) : throughout(s.layout.zero, parameter());
   }
@@ -58,9 +61,9 @@ FASTMETA_ONCE void find_dot(Step<E>& s, int64_t a, int64_t b) {
   });
 }
 
-// What scales g_k to the norm c, where it is longer.
+// g_k <- g_k min(1, c / |g_k|); what it is scaled by is kept.
 template <class E>
-FASTMETA_DEVICE void find_clip(Step<E>& s, int k) {
+FASTMETA_DEVICE void clip_gradient(Step<E>& s, int k) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const S most = S(s.data.rule_options[kMaxNorm]);
@@ -69,6 +72,10 @@ FASTMETA_DEVICE void find_clip(Step<E>& s, int k) {
             const Num norm = sqrt(square);
             clip = select(norm > most, most / norm, Num{} + S(1));
           }, s.clip(k), s.layout.sum);
+  s.adapting([&](int l, int i) {
+    const View g = s.layer(l).tensor(i, s.gradient(k));
+    s.e.map([](Num& g, Num clip) { g = clip * g; }, g, throughout(s.clip(k), g));
+  });
 }
 
 template <class E, class Rule, int... j>
@@ -78,14 +85,13 @@ FASTMETA_ONCE void step_tensor(const RuledTensor<E>& t, const Rule& rule,
   const auto number = t.rate();
   const View to = t.in(t.s.theta(t.k + 1));
   t.s.e.map([FASTMETA_HELD(rule), number](
-                Num& out, Num p, Num g, Num clip, Num rate, auto&... states) {
+                Num& out, Num p, Num g, Num rate, auto&... states) {
               Num* const all[] = {&states...};
               const Num before[] = {*all[j]...};
               Num after[Rule::states];
-              out = stepped(rule, p, g, clip, number + rate, before, after);
+              out = stepped(rule, p, g, number + rate, before, after);
               ((*all[Rule::states + j] = after[j]), ...);
-            }, to, t.parameter(), t.gradient(), t.clip(), t.rates(), t.before(j)...,
-            t.after(j)...);
+            }, to, t.parameter(), t.gradient(), t.rates(), t.before(j)..., t.after(j)...);
 }
 
 // Whether the first layer's weight adapts in dual form.
@@ -99,7 +105,7 @@ FASTMETA_ONCE void step_by_rule(Step<E>& s, int k) {  // (1)
   const UpdateRule& rule = s.network.rule;
   if (rule.clips) {
     s.adapting([&](int l, int i) { find_ruled_gradient(s, k, l, i); });
-    find_clip(s, k);
+    clip_gradient(s, k);
   }
   with_rule<typename E::Scalar>(rule, s.data.rule_options, k, [&](auto at) {
     s.adapting([&](int l, int i) {
@@ -123,17 +129,17 @@ FASTMETA_ONCE void add_rule_slopes(const RuledTensor<E>& t, const Rule& rule, in
   Step<E>& s = t.s;
   const auto number = t.rate();
   s.e.map([FASTMETA_HELD(rule), number](
-              Num& of_rate, Num& first, Num& second, Num p, Num g, Num clip, Num rate,
-                         Num lambda, auto&... states) {
+              Num& of_rate, Num& first, Num& second, Num p, Num g, Num rate, Num lambda,
+              auto&... states) {
             Num* const all[] = {&states...};
             const Num before[] = {*all[j]...}, after[] = {*all[Rule::states + j]...};
             const Num cotangent[] = {*all[2 * Rule::states + j]...};
             Num options[2];
-            of_rate = rate_slope(rule, p, g, clip, number + rate, before, after, lambda, cotangent,
+            of_rate = rate_slope(rule, p, g, number + rate, before, after, lambda, cotangent,
                                  options);
             first = options[0], second = options[1];
           }, t.in(s.layout.slopes[0]), t.in(s.layout.slopes[1]), t.in(s.layout.slopes[2]),
-          t.parameter(), t.gradient(), t.clip(), t.rates(), t.in(s.layout.lambda), t.before(j)...,
+          t.parameter(), t.gradient(), t.rates(), t.in(s.layout.lambda), t.before(j)...,
           t.after(j)..., t.cotangent(j)...);
   const auto add_sum = [&](int64_t to, int64_t slopes) {
     s.e.dot(s.layout.scalar, t.in(slopes), t.in(s.layout.ones));
@@ -158,17 +164,17 @@ FASTMETA_ONCE void pull_back_tensor(const RuledTensor<E>& t, const Rule& rule,
   using Num = typename E::Num;
   const auto number = t.rate();
   t.s.e.map([FASTMETA_HELD(rule), number](
-                Num& v, Num p, Num g, Num clip, Num rate, Num& lambda, auto&... states) {
+                Num& v, Num p, Num g, Num rate, Num& lambda, auto&... states) {
               Num* const all[] = {&states...};
               const Num after[] = {*all[j]...};
               Num cotangent[] = {*all[Rule::states + j]...};
-              v = -pulled_back(rule, p, g, clip, number + rate, after, lambda, cotangent);
+              v = -pulled_back(rule, p, g, number + rate, after, lambda, cotangent);
               ((*all[Rule::states + j] = cotangent[j]), ...);
-            }, t.in(t.s.vector(t.k)), t.parameter(), t.gradient(), t.clip(), t.rates(),
+            }, t.in(t.s.vector(t.k)), t.decayed(), t.gradient(), t.rates(),
             t.in(t.s.layout.lambda), t.after(j)..., t.cotangent(j)...);
 }
 
-// v <- clip (v - g <g, v> / |g|^2), where g was clipped.
+// v <- clip (v - g <g, v> / c^2), where g was clipped to the norm c.
 template <class E>
 FASTMETA_DEVICE void pull_back_clip(Step<E>& s, int k) {
   using S = typename E::Scalar;
@@ -176,8 +182,7 @@ FASTMETA_DEVICE void pull_back_clip(Step<E>& s, int k) {
   const S most = S(s.data.rule_options[kMaxNorm]);
   find_dot(s, s.gradient(k), s.vector(k));
   s.e.map([most](Num& sum, Num clip) {
-            const Num inverse = clip / most;
-            sum = select(clip < S(1), sum * inverse * inverse, Num{});
+            sum = select(clip < S(1), sum / most / most, Num{});
           }, s.layout.sum, s.clip(k));
   s.adapting([&](int l, int i) {
     const View v = s.layer(l).tensor(i, s.vector(k));
@@ -233,7 +238,7 @@ FASTMETA_ONCE void pull_back_rule(Step<E>& s, int k) {  // (3), and v of (4)
       }
     }
     if constexpr (decltype(rule)::states == 1) {
-      if (dual_adapts(s)) s.dual().pull_back(rule, s.rate(k, 0, kWeight));
+      if (dual_adapts(s)) s.dual().pull_back(rule, k, s.rate(k, 0, kWeight));
     }
   });
   if (s.network.first_order) return;

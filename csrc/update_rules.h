@@ -231,27 +231,28 @@ FASTMETA_DEVICE void with_rule(const UpdateRule& rule, const double* options, in
   }
 }
 
-// The gradient as a rule sees it: clipped, then with the weights' decay.
+// The gradient as a rule sees it: clipped before, and with the weights' decay.
 template <class S, class Num>
-FASTMETA_DEVICE Num seen_gradient(const RuleNumbers<S>& at, Num g, Num clip, Num p) {
-  return clip * g + at.decay * p;
+FASTMETA_DEVICE Num seen_gradient(const RuleNumbers<S>& at, Num g, Num p) {
+  return g + at.decay * p;
 }
 
-// The parameter p after a step at this rate along the gradient g, which `clip` scales.
+// The parameter p after a step at this rate along the clipped gradient g.
 template <class Rule, class Num>
-FASTMETA_DEVICE Num stepped(const Rule& rule, Num p, Num g, Num clip, Num rate,
+FASTMETA_DEVICE Num stepped(const Rule& rule, Num p, Num g, Num rate,
                             const Num (&before)[Rule::states], Num (&after)[Rule::states]) {
-  const Num seen = seen_gradient(rule.at, g, clip, p);
+  const Num seen = seen_gradient(rule.at, g, p);
   return p - rate * (rule.step(seen, before, after) + rule.at.shrink * p);
 }
 
 // From the cotangents of parameter and state after a step to those before it, but for what goes
-// through the gradient. Returns the cotangent of the clipped gradient.
+// through the gradient. Returns the cotangent of the clipped gradient g. Where nothing decays, p may be
+// anything.
 template <class Rule, class Num>
-FASTMETA_DEVICE Num pulled_back(const Rule& rule, Num p, Num g, Num clip, Num rate,
+FASTMETA_DEVICE Num pulled_back(const Rule& rule, Num p, Num g, Num rate,
                                 const Num (&after)[Rule::states], Num& lambda,
                                 Num (&cotangent)[Rule::states]) {
-  const Num seen = seen_gradient(rule.at, g, clip, p), along = -rate * lambda;
+  const Num seen = seen_gradient(rule.at, g, p), along = -rate * lambda;
   const Num gamma = rule.pull_back(seen, after, along, cotangent);
   lambda = lambda + rule.at.shrink * along + rule.at.decay * gamma;
   return gamma;
@@ -259,10 +260,10 @@ FASTMETA_DEVICE Num pulled_back(const Rule& rule, Num p, Num g, Num clip, Num ra
 
 // Before that: what an element adds to the gradients of its rate and of the options.
 template <class Rule, class Num>
-FASTMETA_DEVICE Num rate_slope(const Rule& rule, Num p, Num g, Num clip, Num rate,
+FASTMETA_DEVICE Num rate_slope(const Rule& rule, Num p, Num g, Num rate,
                                const Num (&before)[Rule::states], const Num (&after)[Rule::states],
                                Num lambda, const Num (&cotangent)[Rule::states], Num (&options)[2]) {
-  const Num seen = seen_gradient(rule.at, g, clip, p);
+  const Num seen = seen_gradient(rule.at, g, p);
   rule.options(seen, before, after, -rate * lambda, cotangent, options);
   return -lambda * (rule.direction(seen, after) + rule.at.shrink * p);
 }

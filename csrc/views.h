@@ -14,10 +14,13 @@ inline FASTMETA_DEVICE View repeated(View row, int rows) {
   return {row.offset, rows, row.cols, 0, row.col_stride};
 }
 
+inline FASTMETA_DEVICE View rows_from(View all, int first, int rows) {
+  return {all.offset + int64_t(first) * all.row_stride, rows, all.cols, all.row_stride,
+          all.col_stride};
+}
 // The rows of one of several matrices that lie below each other.
 inline FASTMETA_DEVICE View part(View all, int rows, int slot) {
-  return {all.offset + int64_t(slot) * rows * all.row_stride, rows, all.cols, all.row_stride,
-          all.col_stride};
+  return rows_from(all, slot * rows, rows);
 }
 
 // A column [N, 1] beside a matrix [N, C].

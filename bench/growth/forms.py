@@ -26,6 +26,9 @@ def cases(quick: bool) -> Iterator[Case]:
         if quick and ((tasks, query) != (MANY, 0) or support not in (5, 25) or inputs % 6 != 4):
             continue
         yield Case("", (inputs, HIDDEN, CLASSES), tasks, support, query or support, steps)
+    for support, inputs in itertools.product(SUPPORT, INPUTS):  # a set of its own each step
+        if not quick:
+            yield Case("", (inputs, HIDDEN, CLASSES), MANY, support, support, 5, per_step=True)
 
 
 def measure(case: Case, seconds: float) -> table.Record:
@@ -42,6 +45,7 @@ def measure(case: Case, seconds: float) -> table.Record:
         "support": case.support,
         "query": case.query,
         "steps": case.steps,
+        "per_step": case.per_step,
         "ms": milliseconds,
         "estimated_ms": {form: 1e3 * engines.kernel(case, "", form).seconds for form in calls},
         "engines": {form: engines.kernel(case, "", form).engine for form in calls},
@@ -62,10 +66,11 @@ def ratio(record: table.Record) -> float:
 def markdown(records: list[table.Record]) -> str:
     inputs = sorted({r["inputs"] for r in records})
     header = ["T", "Q", "K", "N", *(f"D = {d}" for d in inputs)]
-    by_row: dict[tuple[int, ...], dict[int, str]] = {}
+    by_row: dict[tuple[int | str, ...], dict[int, str]] = {}
     for r in records:
         cell = f"**{ratio(r):.2f}**" if r["taken"] == "dual" else f"{ratio(r):.2f}"
-        row = (r["tasks"], r["query"], r["steps"], r["support"])
+        each = " a step" if r.get("per_step") else ""
+        row = (r["tasks"], r["query"], r["steps"], f"{r['support']}{each}")
         by_row.setdefault(row, {})[r["inputs"]] = cell
     rows = [
         [*(str(x) for x in row), *(cells.get(d, "–") for d in inputs)]

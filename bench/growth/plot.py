@@ -63,9 +63,9 @@ def plot_forms(records: list[table.Record], path: Path, title: str) -> None:
     """The primal form's time over the dual one's, by inputs; filled where the dual is taken."""
     from matplotlib import colormaps
 
-    # The picture is of many tasks; the table has few as well.
+    # The picture is of many tasks and one support set; the table has few and many as well.
     most = max(r["tasks"] for r in records)
-    records = [r for r in records if r["tasks"] == most]
+    records = [r for r in records if r["tasks"] == most and not r.get("per_step")]
     sets = list(
         dict.fromkeys((r["tasks"], r["query"] == r["support"], r["steps"]) for r in records)
     )

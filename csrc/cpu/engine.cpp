@@ -37,12 +37,13 @@ class Counter {
   // The dual form's products with the inputs, then those with Gram matrices.
   void dual(const Description& network, double tangents) {
     const Dense& first = network.layers.front();
-    const int n = network.support, q = network.query;
-    forward(1, n + q, first);
+    const int n = network.support, r = network.all_support(), q = network.query;
+    forward(1, r + q, first);
     if (!first.adapts[kWeight]) return;
-    add(1, n + q, first.in, n);
-    add(network.steps * tangents, n, n, first.out);
-    add(2, q, n, first.out);
+    add(1, r + q, first.in, r);
+    // Of sets of their own a step meets half, those before it or after it.
+    add(network.steps * tangents, n, r > n ? r / 2.0 : n, first.out);
+    add(2, q, r, first.out);
   }
   const Work& work() const { return work_; }
 
@@ -163,11 +164,12 @@ bool dual(const std::string& name, const Description& network) {
   // Weights of their own for each element, an anchor, or adapted ones that are asked for.
   const bool frozen = network.body > 0;
   if (!frozen && (network.elementwise_rates || network.prox != 0)) return false;
-  if (network.per_step_support || (!frozen && !steps_in_dual_form(network))) return false;
+  if (!frozen && !steps_in_dual_form(network)) return false;
+  if (network.per_step_support && network.steps == 0) return false;
   if (network.query == 0) return false;
   if (!name.empty()) return name == "dual";
   const Dense& first = network.layers.front();
-  const double n = network.support, q = network.query, h = first.out;
+  const double n = network.support, r = network.all_support(), q = network.query, h = first.out;
   // In the body both multiply as much, but one moves the weight for each task, one the products.
   if (frozen) return first.in > n + q;
   const double steps = first.adapts[kWeight] ? network.steps : 0;
@@ -175,9 +177,10 @@ bool dual(const std::string& name, const Description& network) {
   const double inner = network.first_order || !network.differentiate ? 2 : 4;
   const double outer = network.differentiate ? 2 : 1;
   const double primal = inner * steps * n + outer * q;
-  const double gram = steps > 0 ? n / h * (n + q) : 0;
-  const double with_grams = steps > 0 ? n / first.in * (steps * inner / 2 * n + outer * q) : 0;
-  return outer * (n + q) + gram + with_grams < primal;
+  const double gram = steps > 0 ? r / h * (r + q) : 0;
+  const double met = r > n ? r / 2 : n;  // of the support examples, by a step
+  const double with_grams = steps > 0 ? steps * inner / 2 * n * met + outer * q * r : 0;
+  return outer * (r + q) + gram + with_grams / first.in < primal;
 }
 
 bool reversible(const std::string& name, const Description& network, int64_t block_bytes) {
@@ -194,7 +197,7 @@ bool reversible(const std::string& name, const Description& network, int64_t blo
 }
 
 int together(const Description& network, int64_t tasks) {
-  const int rows = network.support + network.query;
+  const int rows = network.all_support() + network.query;
   const int64_t most = std::max<int64_t>(1, tasks / 8);
   return int(std::clamp<int64_t>(64 / rows, 1, most));
 }

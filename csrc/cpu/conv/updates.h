@@ -87,8 +87,6 @@ class Updates {
     return all;
   }
 
-  T clip_at(int k) const { return n.rule.clips ? s.clip(k) : T(1); }
-
   void step_by_rule(int k) const {
     T* const g = s.gradient(k);
     const T *const here = s.parameters(k), *const anchor = s.parameters(0);
@@ -107,7 +105,10 @@ class Updates {
     });
     if (n.rule.clips) {
       const T norm = T(__builtin_sqrt(square)), most = T(s.call.rule_options[kMaxNorm]);
-      s.clip(k) = norm > most ? most / norm : T(1);
+      const T clip = s.clip(k) = norm > most ? most / norm : T(1);
+      s.adapting([&](int, int, int64_t from, int64_t size) {
+        for (int64_t j = from; clip < T(1) && j < from + size; ++j) g[j] *= clip;
+      });
     }
     with_rule<T>(n.rule, s.call.rule_options, k, [&](auto rule) {
       s.adapting([&](int l, int i, int64_t from, int64_t size) {
@@ -121,12 +122,11 @@ class Updates {
                    int64_t end) const {
     const T *const here = s.parameters(k), *const g = s.gradient(k);
     T* const next = s.theta(k + 1);
-    const N clip = all(clip_at(k));
     for (int64_t i = from; i < end; i += lanes<T>) {
       N before[Rule::states], after[Rule::states];
       for (int j = 0; j < Rule::states; ++j) before[j] = state_before(j, k, i);
       const N p = conv::load(here + i);
-      conv::store(next + i, stepped(rule, p, conv::load(g + i), clip, rate.vector(i), before, after));
+      conv::store(next + i, stepped(rule, p, conv::load(g + i), rate.vector(i), before, after));
       for (int j = 0; j < Rule::states; ++j) conv::store(s.state(j, k + 1) + i, after[j]);
     }
   }
@@ -142,7 +142,7 @@ class Updates {
       });
     });
     if (n.first_order) return;
-    if (clip_at(k) < T(1)) pull_back_clip(k);
+    if (n.rule.clips && s.clip(k) < T(1)) pull_back_clip(k);
     if (n.prox != 0 && k > 0) pull_back_prox(k);  // at step 0 its two parts cancel
   }
 
@@ -151,7 +151,6 @@ class Updates {
                         int64_t from, int64_t end) const {
     const T *const here = s.parameters(k), *const g = s.gradient(k);
     T *const lambda = s.lambda(), *const vector = s.vector();
-    const N clip = all(clip_at(k));
     for (int64_t i = from; i < end; i += lanes<T>) {
       N after[Rule::states], cotangent[Rule::states];
       for (int j = 0; j < Rule::states; ++j) {
@@ -159,8 +158,8 @@ class Updates {
       }
       N along = conv::load(lambda + i);
       const N p = conv::load(here + i);
-      conv::store(vector + i, pulled_back(rule, p, conv::load(g + i), clip, rate.vector(i), after,
-                                          along, cotangent));
+      conv::store(vector + i, pulled_back(rule, p, conv::load(g + i), rate.vector(i), after, along,
+                                          cotangent));
       conv::store(lambda + i, along);
       for (int j = 0; j < Rule::states; ++j) conv::store(s.cotangent(j) + i, cotangent[j]);
     }
@@ -172,7 +171,6 @@ class Updates {
     const T *const here = s.parameters(k), *const g = s.gradient(k);
     const auto rate = s.rate(k, l, tensor);
     const T weight = s.call.task_weights[s.task];
-    const N clip = all(clip_at(k));
     T* const each = n.learned_rates && n.elementwise_rates ? s.rate_sums(k) : nullptr;
     N of_rate{}, of_options[2] = {};
     for (int64_t i = from; i < end; i += lanes<T>) {
@@ -181,7 +179,7 @@ class Updates {
         before[j] = state_before(j, k, i), after[j] = conv::load(s.state(j, k + 1) + i);
         cotangent[j] = conv::load(s.cotangent(j) + i);
       }
-      const N slope = rate_slope(rule, conv::load(here + i), conv::load(g + i), clip,
+      const N slope = rate_slope(rule, conv::load(here + i), conv::load(g + i),
                                  rate.vector(i), before, after, conv::load(s.lambda() + i),
                                  cotangent, options);
       if (each) conv::store(each + i, conv::load(each + i) + weight * slope);
@@ -194,16 +192,16 @@ class Updates {
     }
   }
 
-  // v <- clip (v - g <g, v> / |g|^2)
+  // v <- clip (v - g <g, v> / c^2), where g was clipped to the norm c.
   void pull_back_clip(int k) const {
     T* const vector = s.vector();
     const T* const g = s.gradient(k);
-    const T clip = s.clip(k), inverse = clip / T(s.call.rule_options[kMaxNorm]);
+    const T clip = s.clip(k), most = T(s.call.rule_options[kMaxNorm]);
     T along = 0;
     s.adapting([&](int, int, int64_t from, int64_t size) {
       along += dot(g + from, vector + from, size);
     });
-    along *= inverse * inverse;
+    along = along / most / most;
     s.adapting([&](int, int, int64_t from, int64_t size) {
       for (int64_t j = from; j < from + size; ++j) vector[j] = clip * (vector[j] - along * g[j]);
     });
