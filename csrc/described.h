@@ -67,7 +67,7 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
   return network;
 }
 
-// Throws where the numbers of a rule that has any are not as many as they must be.
+// Throws where a rule that has options is given too many or too few.
 template <class Network>
 const double* checked_options(const Network& network, const std::vector<double>& options) {
   if (is_plain(network.rule)) return nullptr;

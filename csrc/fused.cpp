@@ -92,8 +92,8 @@ class FusedStep {
   }
 
  private:
-  // Of so many numbers of the engine.
-  int64_t bytes(int64_t numbers) const { return numbers * tasks() * (is_double_ ? 8 : 4); }
+  // Of so many of the engine's scalars.
+  int64_t bytes(int64_t scalars) const { return scalars * tasks() * (is_double_ ? 8 : 4); }
 
   cpu::InstructionSet set_;
   cpu::Engine engine_{};

@@ -9,7 +9,7 @@ namespace fastmeta::FASTMETA_NAMESPACE {
 template <class E>
 using ExamplesOf = ExamplesIn<typename E::Place>;
 
-// Losses of single numbers: value, first and second derivative by the prediction.
+// Elementwise losses: value, first and second derivative by the prediction.
 // With factors a prediction's loss is c softplus(z) - z y: what weight= and pos_weight= come to.
 template <class S>
 struct SquaredError {

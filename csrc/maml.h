@@ -142,7 +142,7 @@ FASTMETA_ONCE void start_cotangent(Step<E>& s) {
   }
   if (is_plain(s.network.rule) || !sweeps(s.network)) return;
   for (int j = 0; j < states_of(s.network.rule); ++j) s.clear(s.head(layout.cotangents[j]));
-  if (!learns_numbers(s.network)) return;
+  if (!learns_hyperparameters(s.network)) return;
   using Num = typename E::Num;
   s.e.map([](Num& one) { one = Num{} + typename E::Scalar(1); }, s.head(layout.ones));
 }

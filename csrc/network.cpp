@@ -12,7 +12,7 @@ class Allocator {
   Allocator(int width, Rows rows) : width_(width), rows_(rows) {}
 
   View matrix(int rows, int cols) {
-    const int stride = rows_ == Rows::fours && rows == 1 ? cols : padded(cols);
+    const int stride = rows_ == Rows::float4 && rows == 1 ? cols : padded(cols);
     return {block(int64_t(rows) * stride), rows, cols, stride, 1};
   }
   // A matrix of one column, side by side.
@@ -23,14 +23,14 @@ class Allocator {
   // From one row to the next. An odd number of vectors: at a power of two the rows of a narrow
   // strip would meet in a few sets of the cache.
   int padded(int cols) const {
-    if (rows_ == Rows::fours) return cols < 2 ? cols : 4 * ((cols + 3) / 4 | 1);
+    if (rows_ == Rows::float4) return cols < 2 ? cols : 4 * ((cols + 3) / 4 | 1);
     int vectors = (cols + width_ - 1) / width_;
     if (rows_ == Rows::odd || (width_ > 1 && vectors > 4)) vectors |= 1;
     return vectors * width_;
   }
   int64_t block(int64_t size) {
     const int64_t offset = next_;
-    next_ += rows_ == Rows::fours ? (size + 3) / 4 * 4 : size;
+    next_ += rows_ == Rows::float4 ? (size + 3) / 4 * 4 : size;
     return offset;
   }
   // As long as a weight.
@@ -137,7 +137,7 @@ void add_rule(Allocator& allocate, const Description& network, int64_t head, Lay
   layout.sum = allocate.column(1);
   if (!sweeps(network)) return;
   for (int j = 0; j < states; ++j) layout.cotangents[j] = blocks(1);
-  if (!learns_numbers(network)) return;
+  if (!learns_hyperparameters(network)) return;
   for (int64_t& slopes : layout.slopes) slopes = blocks(1);
   layout.ones = blocks(1);
 }
@@ -239,7 +239,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.query = examples(allocate, network, layout, network.query_loss, network.query,
                           network.query, 1, copies);
   if (on_gpu && reverses) {
-    // A GPU's memory is short: what goes back through a step needs lies over what the query set
+    // A GPU's memory is short: what goes back through a step needs aliases what the query set
     // leaves behind the body.
     allocate.lay_over(layout.query.traces[network.body].value.offset);
     if (network.dual) layout.dual.along = allocate.matrix(network.all_support(), network.layers[0].out);

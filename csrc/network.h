@@ -1,4 +1,4 @@
-// A network, a loss and an inner loop as plain numbers, and where each matrix of a step lies.
+// A network, a loss and an inner loop as plain data, and where each matrix of a step lies.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #define FASTMETA_DEVICE __device__
 // Compiled once: inlined wherever it is called it would make a kernel of megabytes.
 #define FASTMETA_ONCE __device__ __noinline__
-// Captured by reference: beside many views a rule's numbers would not fit the registers.
+// Captured by reference: beside many views a rule's coefficients would not fit the registers.
 #define FASTMETA_HELD(name) &name
 #else
 #define FASTMETA_DEVICE
@@ -64,7 +64,7 @@ struct UpdateRule {
   bool clips = false;      // whether the gradient is clipped by its norm
   bool learns[2] = {};     // which of the two options that a rule can learn get a gradient
 };
-// A rule's numbers, in the order in which they are passed. RMSprop's alpha is its second beta.
+// A rule's options, in the order in which they are passed. RMSprop's alpha is its second beta.
 enum RuleOption {
   kMomentum, kDampening, kDecay, kFirstBeta, kSecondBeta, kEps, kEpsRoot, kMaxNorm, kRuleOptions
 };
@@ -100,37 +100,37 @@ int longest_body(const Description&);
 FASTMETA_DEVICE static inline bool is_plain(const UpdateRule& rule) {
   return rule.kind == RuleKind::sgd && !rule.momentum && !rule.decays && !rule.clips;
 }
-// Whether it is linear in the gradient, by the same numbers for all of a tensor.
+// Whether it is linear in the gradient, by the same coefficients for all of a tensor.
 FASTMETA_DEVICE static inline bool is_linear(const UpdateRule& rule) {
   return rule.kind == RuleKind::sgd && !rule.decays && !rule.clips;
 }
-// How many numbers of its own a rule has for each element; see update_rules.h.
+// How many values of state a rule has for each element; see update_rules.h.
 FASTMETA_DEVICE static inline int states_of(const UpdateRule& rule) {
   return rule.kind == RuleKind::sgd ? 1 : rule.centered ? 3 : 2;
 }
 
 // Whether rates or options get a gradient.
 template <class Place>
-FASTMETA_DEVICE static bool learns_numbers(const DescriptionIn<Place>& network) {
+FASTMETA_DEVICE static bool learns_hyperparameters(const DescriptionIn<Place>& network) {
   return network.learned_rates || network.rule.learns[0] || network.rule.learns[1];
 }
 // Whether the dual form can make the steps of a first layer that adapts: its cotangents then are
 // products with the inputs too, and the rule acts on those.
 template <class Place>
 FASTMETA_DEVICE static bool steps_in_dual_form(const DescriptionIn<Place>& network) {
-  return is_plain(network.rule) || (is_linear(network.rule) && !learns_numbers(network));
+  return is_plain(network.rule) || (is_linear(network.rule) && !learns_hyperparameters(network));
 }
 // Whether anything goes backward through the inner steps. Where not, every query gradient counts
 // as it is, and is added when the inner loop comes by.
 template <class Place>
 FASTMETA_DEVICE static bool sweeps(const DescriptionIn<Place>& network) {
   return network.differentiate &&
-         (!network.first_order || learns_numbers(network) || network.rule.decays);
+         (!network.first_order || learns_hyperparameters(network) || network.rule.decays);
 }
 // Whether a rule's pullback needs the gradient of each step, and the state after each.
 template <class Place>
 FASTMETA_DEVICE static bool keeps_states(const DescriptionIn<Place>& network) {
-  return sweeps(network) && (network.rule.kind != RuleKind::sgd || learns_numbers(network));
+  return sweeps(network) && (network.rule.kind != RuleKind::sgd || learns_hyperparameters(network));
 }
 template <class Place>
 FASTMETA_DEVICE static bool keeps_gradients(const DescriptionIn<Place>& network) {
@@ -187,7 +187,7 @@ struct ExamplesIn : ExampleViews {
 };
 using Examples = ExamplesIn<OnHost>;
 
-// Where a layer's tensors lie. Offsets count numbers of the engine (a vector of tasks, where the
+// Where a layer's tensors lie. Offsets count the engine's scalars (a vector of tasks, where the
 // lanes are tasks).
 struct LayerPlace {
   int64_t of[kTensors];                      // within a block of parameters
@@ -236,10 +236,10 @@ struct LayoutIn : Offsets {
 using Layout = LayoutIn<OnHost>;
 
 // How far apart a matrix's rows begin where they lie in a GPU's shared memory, of 32 banks. `odd`: an
-// odd count of numbers, so that 32 numbers of a column lie in different banks, as a row's do.
-// `fours`: four times an odd count, and every matrix begins at a multiple of four: 16 bytes can be
+// odd count of elements, so that 32 elements of a column lie in different banks, as a row's do.
+// `float4`: four times an odd count, and every matrix begins at a multiple of four: 16 bytes can be
 // read at once, and those of 8 rows in a column lie in different banks.
-enum class Rows { close, odd, fours };
+enum class Rows { close, odd, float4 };
 
 // `width` is how many columns of a matrix the engine takes at a time. Above 1, rows are padded to
 // a multiple of it, and weights lie input by input, so that a product's columns lie side by side.
@@ -290,7 +290,7 @@ struct Data {
   Scalar* gradient;  // [P], then [K, tensors] or [K, P] of learned rates, then learned options
 };
 
-// How many numbers those of the learned rates are.
+// The size of the learned rates' gradients.
 template <class Place>
 FASTMETA_DEVICE static int64_t rate_gradients(const DescriptionIn<Place>& network,
                                               const LayoutIn<Place>& layout) {

@@ -8,7 +8,7 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// One tensor under a rule at step k: where its numbers lie.
+// One tensor under a rule at step k: where its matrices are.
 template <class E>
 struct RuledTensor {
   Step<E>& s;
@@ -219,7 +219,7 @@ FASTMETA_DEVICE void pull_back_prox(Step<E>& s, int k) {
 
 template <class E>
 FASTMETA_ONCE void pull_back_rule(Step<E>& s, int k) {  // (3), and v of (4)
-  const bool learns = learns_numbers(s.network);
+  const bool learns = learns_hyperparameters(s.network);
   with_rule<typename E::Scalar>(s.network.rule, s.data.rule_options, k, [&](auto rule) {
     const std::make_integer_sequence<int, decltype(rule)::states> states;
     int64_t place = 0;

@@ -93,7 +93,7 @@ struct Step {
       }
     }
   }
-  // use(parameter of a block, its place among the P numbers of all), from that layer on
+  // use(parameter of a block, its place among all P parameters), from that layer on
   template <class Use>
   FASTMETA_DEVICE void parameters(int from, int64_t block, Use use) {
     int64_t place = 0;

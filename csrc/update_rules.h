@@ -1,17 +1,17 @@
 // The update rules of the inner loop, element by element: a step of each, and its pullback.
 // Equations: docs/design.md, "Update rules".
 //
-// A rule is a struct of a step's numbers, chosen outside the loop over elements. Its functions take
-// numbers of any kind that has select() and sqrt(): vectors of an engine, or scalars.
+// A rule is a struct of a step's coefficients, chosen outside the loop over elements. Its functions
+// take any type that has select() and sqrt(): vectors of an engine, or scalars.
 #pragma once
 
 #include "network.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// The numbers of a rule at inner step k. A moment before the first step is zero.
+// The coefficients of a rule at inner step k. A moment before the first step is zero.
 template <class S>
-struct RuleNumbers {
+struct RuleCoefficients {
   S momentum, gain;        // the buffer: b' = momentum b + gain g
   S of_gradient, of_buffer;  // the direction of SGD: of_gradient g + of_buffer b'
   S decay, shrink;         // weight decay into the gradient, and beside the direction
@@ -30,10 +30,10 @@ FASTMETA_DEVICE static inline void find_correction(double beta, int k, double& c
   log_slope = (k + 1) * power * correction;
 }
 
-// `options` are the numbers of `RuleOption`, as Python gives them.
+// `options` are those of `RuleOption`, as Python gives them.
 template <class S>
-FASTMETA_DEVICE RuleNumbers<S> rule_numbers(const UpdateRule& rule, const double* options, int k) {
-  RuleNumbers<S> at{};
+FASTMETA_DEVICE RuleCoefficients<S> rule_coefficients(const UpdateRule& rule, const double* options, int k) {
+  RuleCoefficients<S> at{};
   const bool begun = rule.momentum && k > 0;
   at.momentum = begun ? S(options[kMomentum]) : S(0);
   at.gain = begun && rule.kind == RuleKind::sgd ? S(1 - options[kDampening]) : S(1);
@@ -53,7 +53,7 @@ FASTMETA_DEVICE RuleNumbers<S> rule_numbers(const UpdateRule& rule, const double
 }
 
 // Each rule has
-//   states      how many numbers of its own an element has; of rules that have second moments these
+//   states      how many values of state an element has; of rules that have second moments these
 //               are the first
 //   step        the direction of a step along the gradient g, and the state after it
 //   direction   the same direction, from the state after the step
@@ -66,7 +66,7 @@ template <class S>
 struct Sgd {
   static constexpr int states = 1;
   static constexpr RuleOption learnable[2] = {kMomentum, kRuleOptions};
-  RuleNumbers<S> at;
+  RuleCoefficients<S> at;
 
   template <class Num>
   FASTMETA_DEVICE Num step(Num g, const Num (&before)[states], Num (&after)[states]) const {
@@ -99,7 +99,7 @@ template <class S>
 struct Adam {
   static constexpr int states = 2;  // second moment, first moment
   static constexpr RuleOption learnable[2] = {kFirstBeta, kSecondBeta};
-  RuleNumbers<S> at;
+  RuleCoefficients<S> at;
 
   template <class Num>
   FASTMETA_DEVICE Num step(Num g, const Num (&before)[states], Num (&after)[states]) const {
@@ -156,7 +156,7 @@ template <class S, bool centered>
 struct RmsProp {
   static constexpr int states = centered ? 3 : 2;  // second moment, buffer, mean gradient
   static constexpr RuleOption learnable[2] = {kMomentum, kSecondBeta};
-  RuleNumbers<S> at;
+  RuleCoefficients<S> at;
 
   template <class Num>
   FASTMETA_DEVICE Num step(Num g, const Num (&before)[states], Num (&after)[states]) const {
@@ -221,7 +221,7 @@ struct RmsProp {
 // Calls `use` with a rule's struct at inner step k.
 template <class S, class Use>
 FASTMETA_DEVICE void with_rule(const UpdateRule& rule, const double* options, int k, Use use) {
-  const RuleNumbers<S> at = rule_numbers<S>(rule, options, k);
+  const RuleCoefficients<S> at = rule_coefficients<S>(rule, options, k);
   switch (rule.kind) {
     case RuleKind::sgd: return use(Sgd<S>{at});
     case RuleKind::adam: return use(Adam<S>{at});
@@ -233,7 +233,7 @@ FASTMETA_DEVICE void with_rule(const UpdateRule& rule, const double* options, in
 
 // The gradient as a rule sees it: clipped before, and with the weights' decay.
 template <class S, class Num>
-FASTMETA_DEVICE Num seen_gradient(const RuleNumbers<S>& at, Num g, Num p) {
+FASTMETA_DEVICE Num seen_gradient(const RuleCoefficients<S>& at, Num g, Num p) {
   return g + at.decay * p;
 }
 

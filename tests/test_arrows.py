@@ -26,14 +26,14 @@ def imported(file: Path) -> set[str]:
     return {name.removeprefix("fastmeta.") for name in found if name.startswith("fastmeta.")}
 
 
-@pytest.mark.parametrize("room", FORBIDDEN)
-def test_nothing_imports_what_stands_above_it(room: str) -> None:
-    files = sorted((PACKAGE / room).rglob("*.py"))
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_nothing_imports_what_stands_above_it(folder: str) -> None:
+    files = sorted((PACKAGE / folder).rglob("*.py"))
     assert files
     wrong = [
         f"{file.relative_to(PACKAGE)} imports {name}"
         for file in files
         for name in sorted(imported(file))
-        if name.split(".")[0] in FORBIDDEN[room]
+        if name.split(".")[0] in FORBIDDEN[folder]
     ]
     assert wrong == []

@@ -9,8 +9,8 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// A B', where the numbers of a row lie side by side in both: A is [rows, depth], B [cols, depth],
-// with at least a vector of numbers in a row.
+// A B', where rows are contiguous in both: A is [rows, depth], B [cols, depth],
+// with at least a vector of elements in a row.
 template <class T>
 struct Dots {
   const T* a;
@@ -54,11 +54,11 @@ __attribute__((noinline)) void dot_tile(const Dots<Lane<Num>>& product, int i, i
     }
   };
   const int rest = product.depth % width, whole = product.depth - rest;
-  for (int k = 0; k < whole; k += width) add(k, [](Num numbers) { return numbers; });
+  for (int k = 0; k < whole; k += width) add(k, [](Num part) { return part; });
   // The last vector ends where the row does; what is in the sums already is left out.
   const auto late = iota<Num>() >= width - rest;
   if (rest > 0) {
-    add(product.depth - width, [late](Num numbers) { return select(late, numbers, Num{}); });
+    add(product.depth - width, [late](Num part) { return select(late, part, Num{}); });
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kDotRows; ++r) {

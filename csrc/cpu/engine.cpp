@@ -98,7 +98,7 @@ Work head(const Description& network, int width) {
   return counter.work();
 }
 
-// The numbers that the largest product of these layers reads and writes.
+// How many values the largest product of these layers reads and writes.
 double largest_product(const Description& network, int from, int to) {
   const double examples = std::max(network.support, network.query);
   double most = 0;

@@ -1,6 +1,6 @@
 // The engine of lanes over features: one task at a time, a vector is a piece of a matrix's row.
 //
-// Rows are padded to whole vectors. What stands in the padding reaches no true number: A's numbers
+// Rows are padded to whole vectors. What stands in the padding reaches no result: A's elements
 // are broadcast one by one, and sums along a row leave the padding out.
 #pragma once
 
@@ -136,11 +136,11 @@ class FeatureLanes {
   template <class F, class... Views>
   void map(F f, View out, Views... in) {
     if (is_transposed(out)) return map(f, transposed(out), transposed(in)...);
-    // Where all lie alike, or are one number, the whole is one row.
-    if (out.rows > 1 && out.col_stride == 1 && ((alike(out, in) || is_number(in)) && ...)) {
+    // Where all lie alike, or are one scalar, the whole is one row.
+    if (out.rows > 1 && out.col_stride == 1 && ((alike(out, in) || is_scalar(in)) && ...)) {
       const int size = out.rows * out.row_stride;
       return map(f, View{out.offset, 1, size, size, 1},
-                 View{in.offset, 1, size, size, is_number(in) ? 0 : 1}...);
+                 View{in.offset, 1, size, size, is_scalar(in) ? 0 : 1}...);
     }
     const int vectors = vectors_of(out.cols);
     for (int i = 0; i < out.rows; ++i)
@@ -150,11 +150,11 @@ class FeatureLanes {
   // f(sum, out, in...) with the sum over each column of `a`.
   template <class F, class... Views>
   void sum_rows(F f, View out, View a, Views... in) {
-    const T* numbers = storage_ + a.offset;
+    const T* values = storage_ + a.offset;
     const auto sum = [&](int64_t j, auto&... parts) {
       Num total{};
       for (int i = 0; i < a.rows; ++i)
-        total += *vector(numbers + int64_t(i) * a.row_stride + j * width);
+        total += *vector(values + int64_t(i) * a.row_stride + j * width);
       f(total, parts[j]...);
     };
     columns(sum, vectors_of(a.cols), Row(storage_, out, 0), Row(storage_, in, 0)...);
@@ -214,10 +214,10 @@ class FeatureLanes {
   // Whether a matrix lies column by column; it is then taken as its transpose.
   static bool is_transposed(View v) { return v.row_stride == 1 && v.col_stride > 1; }
   static View transposed(View v) { return {v.offset, v.cols, v.rows, v.col_stride, v.row_stride}; }
-  static bool is_number(View v) { return v.row_stride == 0 && v.col_stride == 0; }
+  static bool is_scalar(View v) { return v.row_stride == 0 && v.col_stride == 0; }
   static bool alike(View a, View b) { return a.row_stride == b.row_stride && b.col_stride == 1; }
 
-  // Row i of a matrix by vectors; one number, repeated, where its columns do not lie side by side.
+  // Row i of a matrix by vectors; one scalar, repeated, where its columns do not lie side by side.
   struct Row {
     Num repeated;
     Num* data;
@@ -275,19 +275,19 @@ class FeatureLanes {
     for (int j = 0; j < size; j += width) *vector(to + j) = load_part<Num>(from + j, size - j);
   }
 
-  // use(place, part, live) for all numbers of a matrix, in torch's order.
+  // use(place, part, live) for all elements of a matrix, in torch's order.
   template <class Use>
   void rows_of(View v, Use use) {
-    const T* numbers = storage_ + v.offset;
+    const T* values = storage_ + v.offset;
     if (is_transposed(v) && v.cols > 1) {
       transposed_parts<true, Num>(
-          numbers, v.col_stride, v.cols, v.rows,
+          values, v.col_stride, v.cols, v.rows,
           [&](int64_t i, int j, Num part) { use(i * v.cols + j, part, v.cols - j); });
       return;
     }
     const int rows = is_transposed(v) ? 1 : v.rows, cols = is_transposed(v) ? v.rows : v.cols;
     for (int i = 0; i < rows; ++i) {
-      const T* row = numbers + int64_t(i) * v.row_stride;
+      const T* row = values + int64_t(i) * v.row_stride;
       for (int j = 0; j < cols; j += width) use(int64_t(i) * cols + j, *vector(row + j), cols - j);
     }
   }
@@ -298,8 +298,8 @@ class FeatureLanes {
     return {at, a.row_stride, a.col_stride, b, b_stride, a.cols, far};
   }
   Factors<T> factors(View a, View b, View out, T* panel) {
-    const T* numbers = storage_ + b.offset;
-    if (b.col_stride == 1) return factors_of(a, storage_ + a.offset, numbers, b.row_stride);
+    const T* values = storage_ + b.offset;
+    if (b.col_stride == 1) return factors_of(a, storage_ + a.offset, values, b.row_stride);
     lay_out(panel, out.row_stride, b);
     return factors_of(a, storage_ + a.offset, panel, out.row_stride);
   }

@@ -32,7 +32,7 @@ class Lanes {
         partial_(partial) {
     const int64_t left = data.tasks - first_task;
     live_ = left < count ? int(left) : count;
-    // Lanes past the last task repeat it at weight zero, so that they meet no numbers of their own.
+    // Lanes past the last task repeat it at weight zero, so that they hold finite values.
     for (int lane = 0; lane < count; ++lane) {
       weights_[lane] = lane < live_ ? data.task_weights[first_ + lane] : T(0);
     }
@@ -70,7 +70,7 @@ class Lanes {
 
   void store(Global<T> to, View from) {
     const Num* vectors = storage_ + from.offset;
-    const T* numbers = reinterpret_cast<const T*>(vectors);
+    const T* values = reinterpret_cast<const T*>(vectors);
     const int64_t size = int64_t(from.rows) * from.cols, whole = size / count * count;
     for (int64_t i = 0; i < whole; i += count) {
       Num block[count];
@@ -83,7 +83,7 @@ class Lanes {
     }
     for (int lane = 0; lane < live_ && whole < size; ++lane) {
       T* task = to.data + (first_ + lane) * to.task_stride;
-      for (int64_t i = whole; i < size; ++i) task[i] = numbers[i * count + lane];
+      for (int64_t i = whole; i < size; ++i) task[i] = values[i * count + lane];
     }
   }
 
@@ -112,15 +112,15 @@ class Lanes {
   Num weight() const { return weights_; }
   View sums_like(View) const { return {}; }
   void sum_tasks(int64_t place, View from, Num weight) {
-    const Num* numbers = storage_ + from.offset;
+    const Num* values = storage_ + from.offset;
     T* const sums = partial_ + place;
     const int64_t size = int64_t(from.rows) * from.cols, whole = size / count * count;
     for (int64_t i = 0; i < whole; i += count) {
-      store_part(sums + i, load_part<Num>(sums + i, count) + lane_sums(numbers + i, weight), count);
+      store_part(sums + i, load_part<Num>(sums + i, count) + lane_sums(values + i, weight), count);
     }
     if (whole == size) return;
     Num rest[count]{};
-    for (int64_t i = whole; i < size; ++i) rest[i - whole] = numbers[i];
+    for (int64_t i = whole; i < size; ++i) rest[i - whole] = values[i];
     const Num total = lane_sums(rest, weight);
     for (int64_t i = whole; i < size; ++i) sums[i] += total[i - whole];
   }
@@ -219,8 +219,8 @@ class Lanes {
       }
       spend(budget_, int64_t(rows) * cols);
     };
-    if (const T* numbers = shared(b)) {
-      multiply(Matrix<const T>{numbers, b.row_stride, b.col_stride});
+    if (const T* values = shared(b)) {
+      multiply(Matrix<const T>{values, b.row_stride, b.col_stride});
     } else {
       multiply(at(b));
     }

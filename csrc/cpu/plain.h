@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../network.h"
-#include "../numbers.h"
+#include "../scalars.h"
 #include "spend.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {

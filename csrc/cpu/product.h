@@ -19,7 +19,7 @@ struct Matrix {
 };
 
 // sum += A B on an M x N tile; `depth` is the length of the sums. B's entries are vectors, or
-// numbers for all lanes.
+// scalars for all lanes.
 template <int M, int N, class Num, class Entry>
 __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], Matrix<Num> a,
                                                       Matrix<Entry> b, int depth) {
@@ -64,8 +64,8 @@ __attribute__((always_inline)) inline void accumulate(Num (&sum)[M][N], const Te
   for (int t = 0; t < terms.count; ++t) {
     const Matrix<Num>& b = terms.b[t];
     if (terms.shared[t]) {
-      const Matrix<const Lane<Num>> numbers{terms.shared[t], b.row_stride, b.col_stride};
-      accumulate(sum, terms.a[t], numbers, terms.depth[t]);
+      const Matrix<const Lane<Num>> values{terms.shared[t], b.row_stride, b.col_stride};
+      accumulate(sum, terms.a[t], values, terms.depth[t]);
     } else {
       accumulate(sum, terms.a[t], b, terms.depth[t]);
     }

@@ -14,7 +14,7 @@ namespace fastmeta::cpu {
 namespace {
 
 constexpr int64_t kFewestGroups = 16, kMostGroups = 64, kBytesOfSums = 2 << 20;
-constexpr int64_t kVector = 16;       // numbers of the longest one
+constexpr int64_t kVector = 16;       // lanes of the longest one
 constexpr int64_t kSlice = 1 << 12;  // of the sums that one thread adds up
 
 thread_local Arena arena, arena_of_sums;

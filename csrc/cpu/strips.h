@@ -8,7 +8,7 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// A B, `depth` numbers deep. The columns of B lie side by side. `far`: A may not be in the caches.
+// A B, of that `depth`. The columns of B lie side by side. `far`: A may not be in the caches.
 template <class T>
 struct Factors {
   const T* a;
@@ -47,7 +47,7 @@ struct Sum {
 
 #if FASTMETA_BYTES == 64
 constexpr int kMostVectors = 4, kAccumulators = 24, kMostRows = 14;
-#elif defined(__aarch64__)  // with more sums compilers leave no registers for A's numbers
+#elif defined(__aarch64__)  // with more sums compilers leave no registers for A's elements
 constexpr int kMostVectors = 4, kAccumulators = 20, kMostRows = 14;
 #else
 constexpr int kMostVectors = 3, kAccumulators = 12, kMostRows = 10;

@@ -1,4 +1,4 @@
-// Transposing matrices of numbers by square blocks in registers.
+// Transposing matrices by square blocks in registers.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,11 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// How many numbers a vector holds.
+// How many lanes a vector has.
 template <class Num>
 constexpr int width_of = sizeof(Num) / sizeof(Lane<Num>);
 
-// Whose whole numbers are as wide as the lanes of Num: {0, 1, 2, ...}.
+// Whose integers are as wide as the lanes of Num: {0, 1, 2, ...}.
 template <class Num>
 inline typename Parts<Num>::Bits iota() {
   typename Parts<Num>::Bits lanes{};
@@ -20,7 +20,7 @@ inline typename Parts<Num>::Bits iota() {
   return lanes;
 }
 
-// The first `live` numbers; zeros behind them.
+// The first `live` lanes; zeros behind them.
 template <class Num>
 Num load_part(const Lane<Num>* from, int live) {
   Num whole{};
@@ -76,7 +76,7 @@ __attribute__((always_inline)) inline void exchange(Num* rows) {
   }
 }
 
-// Calls put(j, i, part): the numbers (i ..., j) of a rows x cols matrix, for every column j and
+// Calls put(j, i, part): the elements (i ..., j) of a rows x cols matrix, for every column j and
 // every width-th row i; zeros where there are no more rows. `Padded`: whole vectors may be read at
 // the ends of its rows.
 template <bool Padded, class Num, class Put>

@@ -64,9 +64,9 @@ struct Call {
   Global<const int64_t> support_labels, query_labels;
   Products<T> products;
   Global<T> support_losses, step_losses, query_outputs;
-  T* workspace;  // of each block, where shared memory can't hold it: [blocks, numbers of the layout]
+  T* workspace;  // of each block, where shared memory can't hold it: [blocks, elements of the layout]
   T* partials;   // [blocks, sums]
-  int64_t sums;  // how many numbers are summed over tasks
+  int64_t sums;  // how many elements are summed over tasks
 };
 
 }  // namespace fastmeta::cuda

@@ -89,13 +89,13 @@ int most_threads(const Shape& shape, int64_t tasks, const Limits& limits) {
 
 int block_threads(const Description& network, int most) {
   const int examples = std::max(network.support, network.query);
-  int64_t numbers = 0;
+  int64_t entries = 0;
   for (const Dense& layer : network.layers) {
-    numbers = std::max(numbers, int64_t(examples) * layer.out);
+    entries = std::max(entries, int64_t(examples) * layer.out);
   }
   int threads = 32;
-  // Four numbers each: a tile of 2 x 2, or with three others one of 4 x 4.
-  while (threads < most && threads * 4 < numbers) threads *= 2;
+  // Four elements each: a tile of 2 x 2, or with three others one of 4 x 4.
+  while (threads < most && threads * 4 < entries) threads *= 2;
   return threads;
 }
 
@@ -123,7 +123,7 @@ Choice choose(const Description& network, int64_t tasks, bool is_double, const W
       choice.network.dual = dual;
       choice.network.reversible = reversible;
       if (dual) choice.network.layers.front().in = 0;
-      choice.layout = lay_out(choice.network, 1, is_double ? Rows::odd : Rows::fours);
+      choice.layout = lay_out(choice.network, 1, is_double ? Rows::odd : Rows::float4);
       const int64_t number = is_double ? 8 : 4;
       choice.task_bytes = (choice.layout.size + kScratch) * number;
       choice.shape.shared_bytes = choice.task_bytes;

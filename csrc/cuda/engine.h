@@ -20,7 +20,7 @@ enum Site {
   kDotParts, kDot, kSlicesMade
 };
 
-// Where a task's matrices lie. A few numbers of shared memory in front are the engine's own.
+// Where a task's matrices lie. A few elements of shared memory in front are the engine's own.
 struct InShared {
   template <class T>
   FASTMETA_DEVICE static T* storage(const cuda::Call<T>&) {
@@ -51,13 +51,13 @@ class Block {
     return to;
   }
   FASTMETA_DEVICE void load(View to, Global<const T> from) {
-    const T* const numbers = from.data + task_ * from.task_stride;
-    walk(to, [&](int i, int j) { at(to, i, j) = numbers[int64_t(i) * to.cols + j]; });
+    const T* const values = from.data + task_ * from.task_stride;
+    walk(to, [&](int i, int j) { at(to, i, j) = values[int64_t(i) * to.cols + j]; });
     barrier(kLoad);
   }
   FASTMETA_DEVICE void store(Global<T> to, View from) {
-    T* const numbers = to.data + task_ * to.task_stride;
-    walk(from, [&](int i, int j) { numbers[int64_t(i) * from.cols + j] = at(from, i, j); });
+    T* const values = to.data + task_ * to.task_stride;
+    walk(from, [&](int i, int j) { values[int64_t(i) * from.cols + j] = at(from, i, j); });
     barrier(kStore);
   }
 
@@ -181,7 +181,7 @@ class Block {
     return int(v.offset) + i * v.row_stride + j * v.col_stride;
   }
 
-  // use(i, j) for all numbers of a matrix: neighbouring threads take neighbouring columns, as many
+  // use(i, j) for all elements of a matrix: neighbouring threads take neighbouring columns, as many
   // as there are up to a power of two, because that needs no division.
   template <class Use>
   FASTMETA_DEVICE static void walk(View v, Use use) {
@@ -211,7 +211,7 @@ class Block {
     barrier(kProduct);
   }
 
-  // From j on in row i, beyond the last column too: what lies there is nobody's.
+  // From j on in row i, beyond the last column too: what lies there is padding.
   template <class F, class... Views>
   FASTMETA_DEVICE void change_four(F f, const Four& sums, int i, int j, View out,
                                    Views... in) const {

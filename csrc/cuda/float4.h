@@ -1,4 +1,4 @@
-// Products of float matrices that are read and written four numbers, 16 bytes, at a time.
+// Products of float matrices that are read and written four floats, 16 bytes, at a time.
 //
 // A thread makes tiles of 4 x 4 sums. A side that is contiguous along the depth is `deep`: its four rows
 // lie as far apart as there are tiles, and four numbers are four of the depth. Of any other, four

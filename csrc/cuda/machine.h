@@ -37,16 +37,16 @@ __device__ T from_lane_across(T number, int bit) {
   return __shfl_xor_sync(0xffffffffu, number, bit);
 }
 
-// Four numbers beside each other, read or written at once: they must begin on 16 bytes.
+// Four contiguous floats, read or written at once: they must begin on 16 bytes.
 struct Four {
   float of[4];
 };
-__device__ inline Four four_at(const float* numbers, int place) {
-  const float4 x = *reinterpret_cast<const float4*>(numbers + place);
+__device__ inline Four four_at(const float* values, int place) {
+  const float4 x = *reinterpret_cast<const float4*>(values + place);
   return {{x.x, x.y, x.z, x.w}};
 }
-__device__ inline void put_four(float* numbers, int place, const Four& x) {
-  *reinterpret_cast<float4*>(numbers + place) = make_float4(x.of[0], x.of[1], x.of[2], x.of[3]);
+__device__ inline void put_four(float* values, int place, const Four& x) {
+  *reinterpret_cast<float4*>(values + place) = make_float4(x.of[0], x.of[1], x.of[2], x.of[3]);
 }
 
 // To the nearest with ten bits behind the leading one; ties away from zero.

@@ -6,10 +6,10 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// Each thread makes tiles of 2 x 2 numbers of the result, a tile's rows and columns as far apart as
-// there are tiles: neighbouring threads so read neighbouring numbers. `use(sum, i, j)` gets every
+// Each thread makes tiles of 2 x 2 elements of the result, a tile's rows and columns as far apart as
+// there are tiles: neighbouring threads so read neighbouring elements. `use(sum, i, j)` gets every
 // number of the sum of all products. For doubles, for columns, and for what else can't be read four
-// numbers at a time. `storage[place]` gives a number.
+// elements at a time. `storage[place]` gives one.
 template <class T, class Storage, int count, class Use>
 FASTMETA_DEVICE void for_tiles(Storage storage, int rows, int cols, const Factors (&factors)[count],
                                Use use) {

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../numbers.h"
+#include "../scalars.h"
 #include "engine.h"
 #include "step.h"
 

@@ -11,7 +11,7 @@ struct Shape {
   int64_t blocks;
   int threads;  // of a block, a power of two from 32 to kMostThreads
   int64_t shared_bytes;
-  int64_t workspace;  // numbers of `Call::workspace`; 0 where tasks lie in shared memory
+  int64_t workspace;  // elements of `Call::workspace`; 0 where tasks lie in shared memory
 };
 
 // Of a device.

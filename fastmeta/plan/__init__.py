@@ -1,1 +1,1 @@
-"""From a module to layers to an executor, and the words for it."""
+"""From a module to its layers, and to the executor that runs them."""

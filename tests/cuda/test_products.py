@@ -32,22 +32,22 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     return ctypes.CDLL(str(result))
 
 
-def apart(cols: int, fours: bool = True) -> int:
+def apart(cols: int, float4: bool = True) -> int:
     """From one row to the next: csrc/network.h, `Rows`."""
-    if not fours:
+    if not float4:
         return cols | 1
     return cols if cols < 2 else 4 * (-(-cols // 4) | 1)
 
 
-def packed(matrices: list[tuple[Tensor, bool]], fours: bool) -> tuple[Tensor, Tensor]:
+def packed(matrices: list[tuple[Tensor, bool]], float4: bool) -> tuple[Tensor, Tensor]:
     """Matrices one after another, gaps no number; and their views."""
     numbers, views, offset = [], [], 0
     for matrix, turned in matrices:
         lies = matrix.T if turned else matrix
-        distance = apart(lies.shape[1], fours)
+        distance = apart(lies.shape[1], float4)
         padded = torch.full((lies.shape[0], distance), torch.nan)
         padded[:, : lies.shape[1]] = lies
-        gap = torch.full((-padded.numel() % 4 if fours else 0,), torch.nan)
+        gap = torch.full((-padded.numel() % 4 if float4 else 0,), torch.nan)
         numbers += [padded.flatten(), gap]
         views.append([offset, *matrix.shape, *([1, distance] if turned else [distance, 1])])
         offset += padded.numel() + gap.numel()
@@ -56,9 +56,9 @@ def packed(matrices: list[tuple[Tensor, bool]], fours: bool) -> tuple[Tensor, Te
 
 def product(
     library: ctypes.CDLL, matrices: list[tuple[Tensor, bool]], tf32: bool, threads: int = 64,
-    fours: bool = True,
+    float4: bool = True,
 ) -> Tensor:  # fmt: skip
-    numbers, views = packed(matrices, fours)
+    numbers, views = packed(matrices, float4)
     out = torch.zeros(matrices[0][0].shape[0], matrices[1][0].shape[1])
     library.fastmeta_product(
         ctypes.c_void_p(numbers.data_ptr()), numbers.numel(), ctypes.c_void_p(views.data_ptr()),
@@ -110,7 +110,7 @@ def test_products_are_exact_but_for_the_rounding_that_was_asked_for(
     sum_error = (terms + 1) * torch.finfo(torch.float32).eps * sizes
     full = product(library, matrices, False, threads)
     assert ((full - exact).abs() <= sum_error).all()
-    one_by_one = product(library, matrices, False, threads, fours=False)
+    one_by_one = product(library, matrices, False, threads, float4=False)
     assert ((one_by_one - exact).abs() <= sum_error).all()
     found = product(library, matrices, True, threads)
     assert ((found - of_rounded).abs() <= sum_error).all()

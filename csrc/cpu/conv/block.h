@@ -18,20 +18,20 @@ template <class T>
 class Block {
  public:
   Block(const fastmeta::conv::Block& block, const Shape& shape, const Layout& layout,
-        int64_t examples, const T* shared, T* numbers)
+        int64_t examples, const T* shared, T* workspace)
       : b(block), s(shape), layout(layout), examples(examples), given(shared + shape.given),
-        numbers(numbers),
+        workspace(workspace),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
         convolution(shape, examples,
-                    {numbers + layout.panel, numbers + layout.planes,
-                     reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}) {}
+                    {workspace + layout.panel, workspace + layout.planes,
+                     reinterpret_cast<Term<T>*>(workspace + layout.terms), workspace + layout.zero}) {}
 
   // x [examples, height, width, in] to product, statistics, value and output. `plus` is what the
   // block adds.
   void forward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Tensors<T>& at) {
-    T *const mean = numbers + kept.statistics, *const inverse = mean + s.out;
-    const Operand<T> operand{x.value, convolution.prepared(at.of[kWeight], room(0))};
-    T* const product = numbers + kept.product;
+    T *const mean = workspace + kept.statistics, *const inverse = mean + s.out;
+    const Operand<T> operand{x.value, convolution.prepared(at.of[kWeight], buffer(0))};
+    T* const product = workspace + kept.product;
     if (b.norm == Norm::batch) {  // which takes any bias away
       Moments<T> moments(mean, inverse, s.out);
       convolution.forward(&operand, 1, examples, product,
@@ -44,23 +44,23 @@ class Block {
     }
     with_added(plus, [&](auto added) {
       run_pass(field, 0, examples,
-               Forward<T, decltype(added)>{base(kept, at, added), product, numbers + kept.value});
+               Forward<T, decltype(added)>{base(kept, at, added), product, workspace + kept.value});
     });
-    if (b.mean) average(field, examples, numbers + kept.value, numbers + kept.output);
+    if (b.mean) average(field, examples, workspace + kept.value, workspace + kept.output);
   }
 
   // From the derivative by the output: adds to `gradient`, leaves that by the product at `result`,
   // which may be where the product is, and gives those by x and by what is added (in the place of
-  // these, where nobody reads them any more).
+  // these, where nothing reads them any more).
   void backward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Tensors<T>& at,
                 int64_t result, T* gradient) {
-    if (b.mean) spread(field, examples, numbers + kept.output_delta, numbers + kept.delta);
-    T* const sums = numbers + kept.statistics + 2 * s.out;
+    if (b.mean) spread(field, examples, workspace + kept.output_delta, workspace + kept.delta);
+    T* const sums = workspace + kept.statistics + 2 * s.out;
     conv::clear(sums, 2 * s.out);
     with_added(plus, [&](auto added) {
       run_pass(field, 0, examples,
-               BackwardSums<T, decltype(added)>{base(kept, at, added), numbers + kept.product,
-                                                numbers + kept.delta, sums});
+               BackwardSums<T, decltype(added)>{base(kept, at, added), workspace + kept.product,
+                                                workspace + kept.delta, sums});
     });
     const Pull<T> pull = shares(sums, 0);
     const T* const back = x.delta ? prepared_back(at, 0) : nullptr;
@@ -68,11 +68,11 @@ class Block {
     for_chunks([&](int64_t first, int64_t last) {
       with_added(plus, [&](auto added) {
         run_pass(field, first, last,
-                 Backward<T, decltype(added)>{base(kept, at, added), numbers + kept.product,
-                                              numbers + kept.delta, pull, numbers + result});
+                 Backward<T, decltype(added)>{base(kept, at, added), workspace + kept.product,
+                                              workspace + kept.delta, pull, workspace + result});
       });
-      add_weight_gradient(x.value, numbers + result, first, last, gradient);
-      const Operand<T> operand{numbers + result + first * s.product_size(), back};
+      add_weight_gradient(x.value, workspace + result, first, last, gradient);
+      const Operand<T> operand{workspace + result + first * s.product_size(), back};
       give(x, &operand, 1, first, last);
     });
     convolution.finish(weight_sums(), tensor(gradient, kWeight));
@@ -83,55 +83,55 @@ class Block {
   void tangent_forward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Moving& r,
                        const Tensors<T>& at, const Tensors<T>& v) {
     const Operand<T> operands[2] = {
-        {x.value, convolution.prepared(v.of[kWeight], room(0))},
-        {x.tangent, x.tangent ? convolution.prepared(at.of[kWeight], room(1)) : nullptr}};
-    convolution.forward(operands, x.tangent ? 2 : 1, examples, numbers + r.product,
+        {x.value, convolution.prepared(v.of[kWeight], buffer(0))},
+        {x.tangent, x.tangent ? convolution.prepared(at.of[kWeight], buffer(1)) : nullptr}};
+    convolution.forward(operands, x.tangent ? 2 : 1, examples, workspace + r.product,
                         [&](T* const* rows, int live) { add_row(bias(v), rows, live); });
-    T* const sums = numbers + r.sums;
+    T* const sums = workspace + r.sums;
     conv::clear(sums, 2 * s.out);
-    if (b.norm == Norm::batch) add_sums(kept, numbers + r.product, sums);
+    if (b.norm == Norm::batch) add_sums(kept, workspace + r.product, sums);
     with_added(plus, [&](auto added) {
       run_pass(field, 0, examples,
-               TangentForward<T, decltype(added)>{moved(kept, r, at, v, added), numbers + r.value});
+               TangentForward<T, decltype(added)>{moved(kept, r, at, v, added), workspace + r.value});
     });
-    if (b.mean) average(field, examples, numbers + r.value, numbers + r.output);
+    if (b.mean) average(field, examples, workspace + r.value, workspace + r.output);
   }
 
   // From the tangent of the derivative by the output: adds to `gradient`, and gives those by x and
   // by what is added.
   void tangent_backward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Moving& r,
                         const Tensors<T>& at, const Tensors<T>& v, T* gradient) {
-    if (b.mean) spread(field, examples, numbers + r.output_delta, numbers + r.delta);
-    const T *const delta = numbers + kept.delta, *const r_delta = numbers + r.delta;
-    T* const sums = numbers + r.sums + 2 * s.out;
+    if (b.mean) spread(field, examples, workspace + r.output_delta, workspace + r.delta);
+    const T *const delta = workspace + kept.delta, *const r_delta = workspace + r.delta;
+    T* const sums = workspace + r.sums + 2 * s.out;
     conv::clear(sums, 2 * s.out);
     with_added(plus, [&](auto added) {
       run_pass(field, 0, examples,
                TangentSums<T, decltype(added)>{moved(kept, r, at, v, added), delta, r_delta, sums});
     });
-    const T* const old = numbers + kept.statistics + 2 * s.out;
+    const T* const old = workspace + kept.statistics + 2 * s.out;
     const Pull<T> of_delta = shares(old, 1), of_r_delta = shares(sums, 2);
     const T* const back = x.delta ? prepared_back(at, 0) : nullptr;
     const T* const v_back = x.delta ? prepared_back(v, 1) : nullptr;
     convolution.start(weight_sums());
-    const T* const before = numbers + kept.product_delta;
+    const T* const before = workspace + kept.product_delta;
     for_chunks([&](int64_t first, int64_t last) {
       with_added(plus, [&](auto added) {
         run_pass(field, first, last,
                  TangentBackward<T, decltype(added)>{moved(kept, r, at, v, added), delta, r_delta,
-                                                     of_delta, of_r_delta, numbers + r.product});
+                                                     of_delta, of_r_delta, workspace + r.product});
       });
-      add_weight_gradient(x.value, numbers + r.product, first, last, gradient);
+      add_weight_gradient(x.value, workspace + r.product, first, last, gradient);
       if (x.tangent) add_weight_gradient(x.tangent, before, first, last, gradient);
       const int64_t at = first * s.product_size();
-      const Operand<T> operands[2] = {{numbers + r.product + at, back}, {before + at, v_back}};
+      const Operand<T> operands[2] = {{workspace + r.product + at, back}, {before + at, v_back}};
       give(x, operands, 2, first, last);
     });
     convolution.finish(weight_sums(), tensor(gradient, kWeight));
     add(T(1), sums + s.out, tensor(gradient, kScale));
     add(T(1), sums, tensor(gradient, kShift));
     if (!b.has[kBias] || b.norm == Norm::batch) return;
-    const T* const inverse = numbers + kept.statistics + s.out;
+    const T* const inverse = workspace + kept.statistics + s.out;
     for (int c = 0; c < s.out; ++c) {
       tensor(gradient, kBias)[c] +=
           inverse[c] * (v.of[kScale][c] * old[c] + at.of[kScale][c] * sums[c]);
@@ -144,14 +144,14 @@ class Block {
   const Layout& layout;
   const int64_t examples;
   const T* given;
-  T* numbers;
+  T* workspace;
   const Field field;
   const Convolution<T> convolution;
 
-  T* room(int slot) const { return numbers + layout.prepared[slot]; }
-  T* weight_sums() const { return numbers + layout.weight_sums; }
+  T* buffer(int slot) const { return workspace + layout.prepared[slot]; }
+  T* weight_sums() const { return workspace + layout.weight_sums; }
   const T* prepared_back(const Tensors<T>& of, int slot) const {
-    return convolution.prepared_back(of.of[kWeight], numbers + layout.transposed[slot], room(slot));
+    return convolution.prepared_back(of.of[kWeight], workspace + layout.transposed[slot], buffer(slot));
   }
   T* tensor(T* block, Tensor which) const { return b.has[which] ? block + s.of[which] : nullptr; }
 
@@ -163,21 +163,21 @@ class Block {
   }
   template <class Added>
   PassBase<T, Added> base(const Kept& kept, const Tensors<T>& at, const Added& added) const {
-    const T* const mean = numbers + kept.statistics;
+    const T* const mean = workspace + kept.statistics;
     return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}, added};
   }
   template <class Added>
   Moved<T, Added> moved(const Kept& kept, const Moving& r, const Tensors<T>& at,
                         const Tensors<T>& v, const Added& added) const {
-    return {base(kept, at, added), numbers + kept.product, numbers + r.product,
-            shares(numbers + r.sums, 3), v.of[kScale], v.of[kShift]};
+    return {base(kept, at, added), workspace + kept.product, workspace + r.product,
+            shares(workspace + r.sums, 3), v.of[kScale], v.of[kShift]};
   }
 
   // The adjoint of some images' derivatives, to where those by x are asked for.
   void give(const Read<T>& x, const Operand<T>* operands, int count, int64_t first,
             int64_t last) const {
     if (x.delta == nullptr) return;
-    T *const to = x.delta + first * s.input_size(), *const part = numbers + layout.part;
+    T *const to = x.delta + first * s.input_size(), *const part = workspace + layout.part;
     convolution.backward(operands, count, last - first, x.adds ? part : to);
     for (int64_t i = 0; x.adds && i < (last - first) * s.input_size(); i += lanes<T>) {
       store(to + i, load(to + i) + load(part + i));
@@ -197,7 +197,7 @@ class Block {
   }
 
   void add_row_gradients(const Kept& kept, const Tensors<T>& at, T* gradient) const {
-    const T *const inverse = numbers + kept.statistics + s.out, *const sums = inverse + s.out;
+    const T *const inverse = workspace + kept.statistics + s.out, *const sums = inverse + s.out;
     add(T(1), sums + s.out, tensor(gradient, kScale));
     add(T(1), sums, tensor(gradient, kShift));
     if (!b.has[kBias] || b.norm == Norm::batch) return;
@@ -208,7 +208,7 @@ class Block {
 
   // Of sums [2, out] over all pixels what each pixel bears; nothing where statistics don't move.
   Pull<T> shares(const T* sums, int slot) const {
-    T* const pulls = numbers + layout.pulls + 2 * slot * s.out;
+    T* const pulls = workspace + layout.pulls + 2 * slot * s.out;
     const T share = T(1) / T(examples * s.pixels());
     for (int c = 0; c < 2 * s.out; ++c) pulls[c] = b.norm == Norm::batch ? share * sums[c] : T(0);
     return {pulls, pulls + s.out};
@@ -240,7 +240,7 @@ class Block {
 
   // sums += those of the tangent of the product, and of n times that
   void add_sums(const Kept& kept, const T* moving, T* sums) const {
-    const T *const product = numbers + kept.product, *const mean = numbers + kept.statistics;
+    const T *const product = workspace + kept.product, *const mean = workspace + kept.statistics;
     const int64_t pixels = examples * s.pixels();
     constexpr int64_t kRow = 32;
     for (int64_t first = 0; first < pixels; first += kRow) {

@@ -22,8 +22,8 @@ template <class T>
 class Blocks {
  public:
   // `shared`: parameters as they are packed, which hold the given statistics.
-  Blocks(const Network& network, const Layout& layout, const T* shared, T* numbers)
-      : n(network), layout(layout), shared(shared), numbers(numbers) {}
+  Blocks(const Network& network, const Layout& layout, const T* shared, T* workspace)
+      : n(network), layout(layout), shared(shared), workspace(workspace) {}
 
   // `theta`, here and below: a block of parameters.
   void forward(const Part<T>& part, const T* theta) const {
@@ -45,7 +45,7 @@ class Blocks {
     const auto read = [&](int source, bool adds) {
       Read<T> found = value(part, source);
       if (source == kData || (ends_body(source) && !to_body)) return found;
-      found.delta = numbers + part.kept[source].output_delta, found.adds = adds;
+      found.delta = workspace + part.kept[source].output_delta, found.adds = adds;
       return found;
     };
     for (int l = part.last - 1; l >= part.first; --l) {
@@ -85,7 +85,7 @@ class Blocks {
     const auto read = [&](int source, bool adds) {
       Read<T> found = moving(part, source);
       if (source == kData) return found;
-      found.delta = numbers + (ends_body(source) ? part.kept[source].output_delta
+      found.delta = workspace + (ends_body(source) ? part.kept[source].output_delta
                                                  : layout.moving[source].output_delta);
       found.adds = adds;
       return found;
@@ -115,23 +115,23 @@ class Blocks {
   const Network& n;
   const Layout& layout;
   const T* const shared;
-  T* const numbers;
+  T* const workspace;
 
   Block<T> block(int l, const Part<T>& part) const {
-    return {n.blocks[l], layout.shapes[l], layout, part.examples, shared, numbers};
+    return {n.blocks[l], layout.shapes[l], layout, part.examples, shared, workspace};
   }
   FirstBlock<T> patched() const {
     const int l = layout.patched;
-    return {n.blocks[l], layout.shapes[l], layout, shared, numbers};
+    return {n.blocks[l], layout.shapes[l], layout, shared, workspace};
   }
   bool ends_body(int source) const { return source == layout.body - 1; }
   // What lies at `source`: kData and kNone are the same number, of which only the one is looked at.
   Read<T> value(const Part<T>& part, int source) const {
-    return {source == kData ? part.x : numbers + part.kept[source].output};
+    return {source == kData ? part.x : workspace + part.kept[source].output};
   }
   Read<T> moving(const Part<T>& part, int source) const {
     Read<T> found = value(part, source);
-    if (source >= layout.body) found.tangent = numbers + layout.moving[source].output;
+    if (source >= layout.body) found.tangent = workspace + layout.moving[source].output;
     return found;
   }
   // A block's tensors; `scale` in place of a scale that it lacks.
@@ -139,8 +139,8 @@ class Blocks {
     const fastmeta::conv::Block& b = n.blocks[l];
     const int64_t* of = layout.shapes[l].of;
     return {{from + of[kWeight], b.has[kBias] ? from + of[kBias] : nullptr,
-             b.has[kScale] ? from + of[kScale] : numbers + scale,
-             b.has[kShift] ? from + of[kShift] : numbers + layout.zero}};
+             b.has[kScale] ? from + of[kScale] : workspace + scale,
+             b.has[kShift] ? from + of[kShift] : workspace + layout.zero}};
   }
 };
 

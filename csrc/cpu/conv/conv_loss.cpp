@@ -4,7 +4,7 @@
 
 #include "conv_loss.h"
 
-// Before the losses, which are written over its numbers.
+// Before the losses, which are written over its values.
 #include "../plain.h"
 
 #include "../../losses.h"
@@ -37,7 +37,7 @@ TaskLoss<T>::TaskLoss(const Loss& loss, int examples, int classes, int pitch, T*
 
 namespace {
 
-// The plain engine over these numbers alone, which it only takes from and puts to views.
+// The plain engine over these values alone, which it only takes from and puts to views.
 template <class T>
 conv_loss::Plain<T> engine(T* storage) {
   static const fastmeta::Layout layout{};

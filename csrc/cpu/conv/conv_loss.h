@@ -7,7 +7,7 @@
 namespace fastmeta::conv {
 
 // Predictions and derivatives are [examples, classes], `pitch` apart; what is behind the classes is
-// set to zero. `storage` is 8 (examples classes + examples) + classes + 64 numbers.
+// set to zero. `storage` is 8 (examples classes + examples) + classes + 64 elements.
 template <class T>
 class TaskLoss {
  public:

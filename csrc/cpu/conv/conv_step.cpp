@@ -54,12 +54,12 @@ void run(const Kernel<T>& kernel, const Network& n, const Layout& layout, Call<T
   cpu::for_each(groups, threads, [&](int64_t group) {
     T* const partial = partials + group * sums;
     std::fill_n(partial, sums, T(0));
-    T* const numbers = static_cast<T*>(arena.at_least(layout.size * sizeof(T)));
+    T* const workspace = static_cast<T*>(arena.at_least(layout.size * sizeof(T)));
     const int64_t last = (group + 1) * call.tasks / groups;
     for (int64_t task = group * call.tasks / groups; task < last; ++task) {
-      kernel.run(n, layout, call, task, numbers, partial);
+      kernel.run(n, layout, call, task, workspace, partial);
       if (addresses.adapted.empty()) continue;
-      unpack_adapted(n, layout, n.steps > 0 ? numbers + layout.weights : shared, task, addresses);
+      unpack_adapted(n, layout, n.steps > 0 ? workspace + layout.weights : shared, task, addresses);
     }
   });
   if (!n.differentiate) return;

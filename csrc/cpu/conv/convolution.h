@@ -27,14 +27,14 @@ class Convolution {
         side(s.compared && side_weight > 2 ? 2 : side_weight),
         side_back(s.backward.size() == 1 ? tile_side(s.backward.data()[0], s.out, examples) : 0) {}
 
-  // The weight as `forward` takes it: itself, or made in `room`.
-  const T* prepared(const T* weight, T* room) const {
-    return transformed(side, weight, room);
+  // The weight as `forward` takes it: itself, or made in `buffer`.
+  const T* prepared(const T* weight, T* buffer) const {
+    return transformed(side, weight, buffer);
   }
-  // The weight as `backward` takes it, made in `room`; `transposed` is scratch.
-  const T* prepared_back(const T* weight, T* transposed, T* room) const {
+  // The weight as `backward` takes it, made in `buffer`; `transposed` is scratch.
+  const T* prepared_back(const T* weight, T* transposed, T* buffer) const {
     transpose_weight(s, weight, transposed);
-    return transformed(side_back, transposed, room);
+    return transformed(side_back, transposed, buffer);
   }
 
   // to [examples, rows, cols, out] = the sum over operands; `then(rows, live)` after every few
@@ -143,11 +143,11 @@ class Convolution {
     if (!fits_winograd(grid, channels, lanes<T>)) return 0;
     return fastmeta::conv::tile_side(grid.rows, grid.cols, examples);
   }
-  const T* transformed(int of_tiles, const T* weight, T* room) const {
+  const T* transformed(int of_tiles, const T* weight, T* buffer) const {
     if (of_tiles == 0) return weight;
-    if (of_tiles == 4) transform_weight<4>(weight, size(), room);
-    if (of_tiles == 2) transform_weight<2>(weight, size(), room);
-    return room;
+    if (of_tiles == 4) transform_weight<4>(weight, size(), buffer);
+    if (of_tiles == 2) transform_weight<2>(weight, size(), buffer);
+    return buffer;
   }
 };
 

@@ -57,7 +57,7 @@ inline int rows_together(int64_t bytes) {
 }
 
 // out = the convolution over a grid, summed over operands; `then(rows, live)` after each tile of
-// pixels, while they are close. `terms`: room for all that a pixel reads.
+// pixels, while they are close. `terms`: a buffer for all that a pixel reads.
 template <class T, class Then>
 void convolve(const Grid& grid, int64_t examples, Images<const T> in, const Operand<T>* operands,
               int count, Images<T> out, Term<T>* terms, Then then) {

@@ -15,26 +15,26 @@ template <class T>
 class FirstBlock {
  public:
   FirstBlock(const fastmeta::conv::Block& block, const Shape& shape, const Layout& layout,
-             const T* shared, T* numbers)
-      : b(block), s(shape), layout(layout), given(shared + shape.given), numbers(numbers),
+             const T* shared, T* workspace)
+      : b(block), s(shape), layout(layout), given(shared + shape.given), workspace(workspace),
         field{s.rows, s.cols, s.out_rows, s.out_cols, s.out, {b.window[0], b.window[1]}},
         convolution(shape, 1,
-                    {numbers + layout.panel, numbers + layout.planes,
-                     reinterpret_cast<Term<T>*>(numbers + layout.terms), numbers + layout.zero}),
+                    {workspace + layout.panel, workspace + layout.planes,
+                     reinterpret_cast<Term<T>*>(workspace + layout.terms), workspace + layout.zero}),
         depth(s.depth()), moves(block.norm == Norm::batch) {}
 
   // Mean [depth] and covariance [depth, depth] of the patches of a set; weights don't move them.
   void measure(const T* x, int64_t examples, int64_t measured) const {
     if (!moves) return;
     const Patches<T> patches(s, layout, b.height + 2 * b.padding[0], b.width + 2 * b.padding[1],
-                             numbers);
+                             workspace);
     patches.measure(x, examples, doubles(measured), doubles(measured) + depth);
   }
 
   // x [examples, height, width, in] to statistics, code, value and output.
   void forward(const T* x, const Kept& kept, const Tensors<T>& at,
                int64_t examples) const {
-    T *const centre = numbers + kept.statistics, *const inverse = centre + s.out;
+    T *const centre = workspace + kept.statistics, *const inverse = centre + s.out;
     if (moves) {
       project(kept.measured, at.of[kWeight], centre);
       spread_covariance(kept.measured, at.of[kWeight], of_weight(), at.of[kWeight], inverse);
@@ -57,19 +57,19 @@ class FirstBlock {
     for_strips(examples, [&](const Field& part, int64_t first, int, int64_t place) {
       convolution.forward_rows(x, folded(), first / s.cols, part.rows, strip());
       run_pass(part, 0, 1,
-               Choose<T>{{part, T(b.below)}, strip(), constant(), numbers + kept.value + place,
-                         numbers + kept.code + place});
+               Choose<T>{{part, T(b.below)}, strip(), constant(), workspace + kept.value + place,
+                         workspace + kept.code + place});
     });
-    if (b.mean) average(field, examples, numbers + kept.value, numbers + kept.output);
+    if (b.mean) average(field, examples, workspace + kept.value, workspace + kept.output);
   }
 
   // From the derivative by the output: adds to `gradient`, and keeps what its tangent needs.
   void backward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
                 T* gradient) const {
-    if (b.mean) spread(field, examples, numbers + kept.output_delta, numbers + kept.delta);
-    T *const sums = numbers + kept.statistics + 2 * s.out, *const g = numbers + kept.patch_sums;
+    if (b.mean) spread(field, examples, workspace + kept.output_delta, workspace + kept.delta);
+    T *const sums = workspace + kept.statistics + 2 * s.out, *const g = workspace + kept.patch_sums;
     add_up(x, kept, kept.delta, examples, sums, g);
-    const T *const centre = numbers + kept.statistics, *const inverse = centre + s.out;
+    const T *const centre = workspace + kept.statistics, *const inverse = centre + s.out;
     if (moves) spread_covariance(kept.measured, at.of[kWeight], of_weight());
     along(at.of[kWeight], g, sums + s.out);
     for_channels([&](int c) {
@@ -90,8 +90,8 @@ class FirstBlock {
   // The tangent of the output along v.
   void tangent_forward(const T* x, const Kept& kept, const Moving& r, const Tensors<T>& at,
                        const Tensors<T>& v, int64_t examples) const {
-    const T *const centre = numbers + kept.statistics, *const inverse = centre + s.out;
-    T *const r_centre = numbers + r.sums, *const r_inverse = r_centre + s.out;
+    const T *const centre = workspace + kept.statistics, *const inverse = centre + s.out;
+    T *const r_centre = workspace + r.sums, *const r_inverse = r_centre + s.out;
     if (moves) {
       project(kept.measured, v.of[kWeight], r_centre);
       spread_covariance(kept.measured, v.of[kWeight], of_vector(), at.of[kWeight], r_inverse);
@@ -116,21 +116,21 @@ class FirstBlock {
       convolution.forward_rows(x, folded(), first / s.cols, part.rows, strip());
       run_pass(part, 0, 1,
                TangentOfChoice<T>{{part, T(b.below)}, strip(), constant(),
-                                  numbers + kept.code + place, numbers + r.value + place});
+                                  workspace + kept.code + place, workspace + r.value + place});
     });
-    if (b.mean) average(field, examples, numbers + r.value, numbers + r.output);
+    if (b.mean) average(field, examples, workspace + r.value, workspace + r.output);
   }
 
   // From the tangent of the derivative by the output: adds to `gradient`.
   void tangent_backward(const T* x, const Kept& kept, const Moving& r, const Tensors<T>& at,
                         const Tensors<T>& v, int64_t examples, T* gradient) const {
-    if (b.mean) spread(field, examples, numbers + r.output_delta, numbers + r.delta);
-    T *const r_sums = numbers + r.sums + 2 * s.out, *const r_dot = r_sums + s.out;
+    if (b.mean) spread(field, examples, workspace + r.output_delta, workspace + r.delta);
+    T *const r_sums = workspace + r.sums + 2 * s.out, *const r_dot = r_sums + s.out;
     add_up(x, kept, r.delta, examples, r_sums, moving());
-    const T *const centre = numbers + kept.statistics, *const inverse = centre + s.out;
+    const T *const centre = workspace + kept.statistics, *const inverse = centre + s.out;
     const T *const sums = inverse + s.out, *const dots = sums + s.out;
-    const T *const r_centre = numbers + r.sums, *const r_inverse = r_centre + s.out;
-    const T* const g = numbers + kept.patch_sums;
+    const T *const r_centre = workspace + r.sums, *const r_inverse = r_centre + s.out;
+    const T* const g = workspace + kept.patch_sums;
     if (moves) {
       spread_covariance(kept.measured, at.of[kWeight], of_weight());
       spread_covariance(kept.measured, v.of[kWeight], of_vector());
@@ -165,15 +165,15 @@ class FirstBlock {
   const Shape& s;
   const Layout& layout;
   const T* given;
-  T* numbers;
+  T* workspace;
   const Field field;
   const Convolution<T> convolution;
   const int depth;
   const bool moves;  // whether the statistics do, with the weight
 
   // Scratch: a row, then what is as large as the weight.
-  T* strip() const { return numbers + layout.strip; }
-  T* constant() const { return numbers + layout.first; }
+  T* strip() const { return workspace + layout.strip; }
+  T* constant() const { return workspace + layout.first; }
   T* folded() const { return constant() + s.out; }
   T* of_weight() const { return folded() + int64_t(depth) * s.out; }
   T* of_vector() const { return of_weight() + int64_t(depth) * s.out; }
@@ -196,7 +196,7 @@ class FirstBlock {
   // Where patches are not centred, the mean that the product lacks.
   Num<T> apart(const T* centre, int c) const { return moves ? Num<T>{} : load(centre + c); }
 
-  double* doubles(int64_t offset) const { return reinterpret_cast<double*>(numbers + offset); }
+  double* doubles(int64_t offset) const { return reinterpret_cast<double*>(workspace + offset); }
 
   // to [out] = weights [depth, out] along the patches' mean
   void project(int64_t measured, const T* weight, T* to) const {
@@ -250,7 +250,7 @@ class FirstBlock {
     conv::clear(g, int64_t(depth) * s.out);
     for_strips(examples, [&](const Field& part, int64_t first, int, int64_t place) {
       run_pass(part, 0, 1,
-               Scatter<T>{{part, T(b.below)}, numbers + kept.code + place, numbers + delta + place,
+               Scatter<T>{{part, T(b.below)}, workspace + kept.code + place, workspace + delta + place,
                           strip(), sums});
       convolution.add_rows(x, first / s.cols, part.rows, strip(), g);
     });

@@ -69,7 +69,7 @@ class Walk {
     const int y = row_ * grid_.step[0] + grid_.start[0], x = col_ * grid_.step[1] + grid_.start[1];
     return (example_ * height + y) * width + x;
   }
-  // to: the numbers that `count` pixels of this row read, zeros for those outside of the image.
+  // to: the values that `count` pixels of this row read, zeros for those outside of the image.
   template <class T>
   void read(const Images<const T>& in, int count, T* to, int64_t pitch) const {
     const int top = row_ * grid_.scale[0] + grid_.origin[0], scale = grid_.scale[1];
@@ -112,7 +112,7 @@ class Walk {
   }
 };
 
-// panel: what `count` pixels from `first` on read, `pitch` numbers apart.
+// panel: what `count` pixels from `first` on read, `pitch` elements apart.
 template <class T>
 void gather(const Grid& grid, const Images<const T>& in, int64_t first, int count, T* panel,
             int64_t pitch) {

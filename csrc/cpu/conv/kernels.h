@@ -5,9 +5,9 @@
 
 namespace fastmeta::conv {
 
-// Runs the meta-step of a task in `numbers`, adding its sums to `sums`.
+// Runs the meta-step of a task in `workspace`, adding its sums to `sums`.
 template <class T>
-using RunTask = void (*)(const Network&, const Layout&, const Call<T>&, int64_t task, T* numbers,
+using RunTask = void (*)(const Network&, const Layout&, const Call<T>&, int64_t task, T* workspace,
                      T* sums);
 
 template <class T>

@@ -58,7 +58,7 @@ Moving move(Taker& take, const Block& b, const Shape& shape, int64_t examples, b
   return {kept.product, kept.value, kept.output, kept.delta, kept.output_delta, kept.statistics};
 }
 
-// The block that goes by patches of the data: the deepest of those whose patches are few numbers.
+// The block that goes by patches of the data: the deepest of those whose patches are small.
 // Where hardly more pixels are than these, batch statistics leave a weight's gradient hardly anything
 // of the patches' covariance, and its digits with it.
 int patched_block(const Network& n) {
@@ -92,7 +92,7 @@ int longest_body(const Network& n) {
 }
 
 // Whether batch statistics take away what each channel of the data adds to all products: where
-// nobody reads zeros from outside of the frame, which lies as low as the data then.
+// no zeros are read from outside of the frame, which lies as low as the data then.
 bool centres(const Network& n, const Layout& layout) {
   return layout.patched != kNone &&
          std::all_of(n.blocks.begin(), n.blocks.end(), [&](const Block& b) {
@@ -122,14 +122,14 @@ std::vector<int> connect(const Network& n, Layout& layout) {
 
 }  // namespace
 
-bool learns_numbers(const Network& n) {
+bool learns_hyperparameters(const Network& n) {
   return n.learned_rates || n.rule.learns[0] || n.rule.learns[1];
 }
 
 // What a rule makes of the parameters themselves stays differentiated.
 bool sweeps(const Network& n) {
   return n.differentiate && n.steps > 0 &&
-         (!n.first_order || learns_numbers(n) || n.rule.decays);
+         (!n.first_order || learns_hyperparameters(n) || n.rule.decays);
 }
 
 Layout lay_out(const Network& n, int lanes) {
@@ -191,7 +191,7 @@ Layout lay_out(const Network& n, int lanes) {
   layout.sets_kept = n.per_step_support ? layout.steps_kept : 1;
   layout.weights_kept = sweeps(n) ? n.steps : 1;
   // SGD's pullback looks at neither gradient nor buffer, that of clipping at the gradient.
-  const bool looks = sweeps(n) && (n.rule.kind != RuleKind::sgd || learns_numbers(n));
+  const bool looks = sweeps(n) && (n.rule.kind != RuleKind::sgd || learns_hyperparameters(n));
   layout.states_kept = looks ? n.steps : 1;
   layout.gradients_kept = looks || (sweeps(n) && n.rule.clips) ? n.steps : 1;
   layout.weights = take(layout.block * layout.weights_kept);

@@ -1,4 +1,4 @@
-// Convolutional blocks as plain numbers, and where everything of a meta-step lies.
+// Convolutional blocks as plain data, and where everything of a meta-step lies.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,13 @@ namespace fastmeta::conv {
 constexpr int kMostRows = 16;                  // of a tile of a product
 constexpr int kMostBehind = 5;                 // images that a tile reads behind the last
 constexpr int kTermNumbers = 6;                // that hold one term of a product
-constexpr int kGap = 16;                       // numbers behind each row of a panel
+constexpr int kGap = 16;                       // elements behind each row of a panel
 constexpr int64_t kPanelBytes = 128 << 10;     // of rows at a time, unless they are very long
-// Derivatives go to chunks of images at a time, of so many numbers, which stay in the second cache.
+// Derivatives go to chunks of images at a time, of so many elements, which stay in the second cache.
 constexpr int64_t kChunk = 1 << 16;
-constexpr int kPlane = 28 * 64;                // numbers of a plane of Winograd's transforms
+constexpr int kPlane = 28 * 64;                // elements of a plane of Winograd's transforms
 constexpr int kPlaneGap = 80;                  // and behind each
-constexpr int kShallow = 32;  // numbers that a pixel reads, few enough for their covariance
+constexpr int kShallow = 32;  // values that a pixel reads, few enough for their covariance
 
 // Of Winograd's transforms by tiles of so many output pixels a side.
 constexpr int planes_of(int side) { return (side + 2) * (side + 2); }
@@ -100,7 +100,7 @@ struct Shape {
   int64_t input_size() const { return int64_t(height) * width * in; }
 };
 
-// What a block keeps of a pass over some examples: offsets into a thread's numbers.
+// What a block keeps of a pass over some examples: offsets into a thread's workspace.
 struct Kept {
   int64_t product;       // of the convolution [N, rows, cols, out]
   int64_t value;         // of norm, activation and maximum [N, out_rows, out_cols, out]
@@ -126,7 +126,7 @@ struct Layout {
   // Blocks in front that are run once, because nothing in them adapts. Of their outputs the others
   // read that of the last alone.
   int body = 0;
-  int64_t block = 0, given = 0;  // numbers of a block of parameters, and of given statistics
+  int64_t block = 0, given = 0;  // elements of a block of parameters, and of given statistics
   int steps_kept = 0, weights_kept = 0, gradients_kept = 0, states_kept = 0, sets_kept = 0;
   int64_t weights = 0, lambda = 0, vector = 0, anchor = 0, gradient = 0;
   // Of an update rule: its state, whose cotangents, and what clipping scales the gradients by.
@@ -156,7 +156,7 @@ struct Layout {
 };
 
 // Whether rates or options of the update rule get a gradient.
-bool learns_numbers(const Network&);
+bool learns_hyperparameters(const Network&);
 
 // Whether anything goes backward through the inner steps.
 bool sweeps(const Network&);

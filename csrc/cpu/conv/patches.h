@@ -1,6 +1,6 @@
 // Mean and covariance of the patches that the output pixels of a convolution read.
 //
-// Two numbers of a patch lie as far apart in every pixel's patch. So rows of the image are multiplied
+// Two elements of a patch lie as far apart in every pixel's patch. So rows of the image are multiplied
 // with rows, once for all pairs of a patch's rows that lie as far apart, where the image lies.
 #pragma once
 
@@ -17,9 +17,9 @@ template <class T>
 class Patches {
  public:
   // Of images [height, width, channels] in their frame.
-  Patches(const Shape& shape, const Layout& layout, int height, int width, T* numbers)
+  Patches(const Shape& shape, const Layout& layout, int height, int width, T* workspace)
       : s(shape), depth(s.depth()), height(height), period(s.in * lanes<T>),
-        pitch(layout.patch_pitch), line(int64_t(width) * s.in), level(numbers + layout.patches),
+        pitch(layout.patch_pitch), line(int64_t(width) * s.in), level(workspace + layout.patches),
         squares(level + period), centred(squares + int64_t(pitch) * pitch) {
     for (const Run *run = s.forward.runs.data(), *end = run + s.forward.runs.size(); run < end;
          ++run) {
@@ -30,7 +30,7 @@ class Patches {
   }
 
   // Mean [depth] and covariance [depth, depth] of a set.
-  // Images are centred one by one and merged in double precision: a filter whose numbers add up to
+  // Images are centred one by one and merged in double precision: a filter whose weights add up to
   // nothing takes images' levels away, and would else take the digits of their squares' sums.
   void measure(const T* x, int64_t examples, double* mean, double* covariance) const {
     double first[kShallow], second[kShallow * kShallow], apart[kShallow];
@@ -70,7 +70,7 @@ class Patches {
   T *const squares;  // [span of a patch's row, pitch]
   T *const centred;  // that image
   int rows = 0, row[kShallow];       // of a patch: how many, and which of the image's
-  int length = 0, place[kShallow];   // of a patch's row: its numbers, and where they lie in it
+  int length = 0, place[kShallow];   // of a patch's row: its elements, and where they lie in it
 
   void centre(const T* image) const {
     constexpr int L = lanes<T>;

@@ -11,8 +11,8 @@ namespace fastmeta::FASTMETA_NAMESPACE::conv {
 template <class T>
 class Placing {
  public:
-  Placing(const Network& network, const Layout& layout, T* numbers)
-      : n(network), layout(layout), numbers(numbers) {}
+  Placing(const Network& network, const Layout& layout, T* workspace)
+      : n(network), layout(layout), workspace(workspace) {}
 
   // Channels last, in a frame of zeros. Where batch statistics take away what all patches have in
   // common, each channel's level is taken already here, and its digits with it: that of a blank
@@ -22,7 +22,7 @@ class Placing {
     const fastmeta::conv::Block& b = n.blocks[0];
     const int top = layout.frame[0], left = layout.frame[1];
     const int64_t plane = int64_t(b.height) * b.width, across = b.width + 2 * left;
-    T* const level = numbers + (layout.centres ? layout.pulls : layout.zero);
+    T* const level = workspace + (layout.centres ? layout.pulls : layout.zero);
     for (int c = 0; layout.centres && examples > 0 && c < b.channels; ++c) {
       const T* const channel = x + c * plane;
       if (is_blank(channel, examples, b.channels * plane, plane, level[c])) continue;
@@ -51,7 +51,7 @@ class Placing {
  private:
   const Network& n;
   const Layout& layout;
-  T* const numbers;
+  T* const workspace;
 
   // Whether of some pixels of a channel, whose images lie `pitch` apart, a third are equal to their
   // median, `level`. They are sorted by insertion: NaN only leaves them out of order.

@@ -6,7 +6,7 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
-// Null: there is none; of the tangent, that the value does not move; of the derivative, that nobody
+// Null: there is none; of the tangent, that the value does not move; of the derivative, that nothing
 // asks for it.
 template <class T>
 struct Read {

@@ -14,11 +14,11 @@ template <class T>
 class TaskStep {
  public:
   explicit TaskStep(const TaskViews<T>& views)
-      : s(views), n(s.n), layout(s.layout), call(s.call), task(s.task), numbers(s.numbers),
-        depth(s.depth), blocks(n, layout, call.parameters, numbers), updates(s),
+      : s(views), n(s.n), layout(s.layout), call(s.call), task(s.task), workspace(s.workspace),
+        depth(s.depth), blocks(n, layout, call.parameters, workspace), updates(s),
         query_count(call.query_counts ? int(call.query_counts[task]) : n.query),
         query_loss(n.query_loss, query_count, n.blocks[depth - 1].filters,
-                   layout.shapes[depth - 1].out, numbers + layout.query_loss) {}
+                   layout.shapes[depth - 1].out, workspace + layout.query_loss) {}
 
   void run() {
     load();
@@ -52,7 +52,7 @@ class TaskStep {
   const Layout& layout;
   const Call<T>& call;
   const int64_t task;
-  T* const numbers;
+  T* const workspace;
   const int depth;
   const Blocks<T> blocks;
   const Updates<T> updates;
@@ -65,7 +65,7 @@ class TaskStep {
     return call.support_counts && n.steps > 0 ? int(call.support_counts[set(k)]) : n.support;
   }
   T* support_x(int k) const {
-    return numbers + layout.support_x + (layout.sets_kept > 1 ? k : 0) * layout.support_size;
+    return workspace + layout.support_x + (layout.sets_kept > 1 ? k : 0) * layout.support_size;
   }
   // All blocks over a set, at an inner step; and those parts of them that run apart.
   Part<T> support(int k) const {
@@ -73,7 +73,7 @@ class TaskStep {
     return {0, depth, support_x(k), layout.support.data() + kept, support_count(k)};
   }
   Part<T> query() const {
-    return {0, depth, numbers + layout.query_x, layout.query.data(), query_count};
+    return {0, depth, workspace + layout.query_x, layout.query.data(), query_count};
   }
   Part<T> body(Part<T> all) const {
     all.last = layout.body;
@@ -83,18 +83,18 @@ class TaskStep {
     all.first = layout.body;
     return all;
   }
-  T* output(const Part<T>& of) const { return numbers + of.kept[depth - 1].output; }
-  T* output_delta(const Part<T>& of) const { return numbers + of.kept[depth - 1].output_delta; }
+  T* output(const Part<T>& of) const { return workspace + of.kept[depth - 1].output; }
+  T* output_delta(const Part<T>& of) const { return workspace + of.kept[depth - 1].output_delta; }
 
   int64_t image() const {
     return int64_t(n.blocks[0].channels) * n.blocks[0].height * n.blocks[0].width;
   }
   void load() {
-    for (int64_t i = layout.one; i < layout.zero; ++i) numbers[i] = T(1);
-    for (int64_t i = 0; i < layout.zero - layout.one; ++i) numbers[layout.zero + i] = T(0);
+    for (int64_t i = layout.one; i < layout.zero; ++i) workspace[i] = T(1);
+    for (int64_t i = 0; i < layout.zero - layout.one; ++i) workspace[layout.zero + i] = T(0);
     if (!n.per_step_support && n.steps > 0) place_support(0);
-    Placing<T>(n, layout, numbers)
-        .place(call.query_x + task * n.query * image(), query_count, numbers + layout.query_x);
+    Placing<T>(n, layout, workspace)
+        .place(call.query_x + task * n.query * image(), query_count, workspace + layout.query_x);
     load_loss(query_loss, n.query_loss, task, n.query, call.query_y, call.query_labels,
               call.query_factors);
     if (n.query > 0) blocks.measure(query());
@@ -105,7 +105,7 @@ class TaskStep {
     clear_sums(support(0));
   }
   void place_support(int k) const {
-    Placing<T>(n, layout, numbers)
+    Placing<T>(n, layout, workspace)
         .place(call.support_x + set(k) * n.support * image(), support_count(k), support_x(k));
     blocks.measure(support(k));
   }
@@ -119,7 +119,7 @@ class TaskStep {
   }
   TaskLoss<T> support_loss(int k) const {
     TaskLoss<T> loss(n.loss, support_count(k), n.blocks[depth - 1].filters,
-                     layout.shapes[depth - 1].out, numbers + layout.support_loss);
+                     layout.shapes[depth - 1].out, workspace + layout.support_loss);
     load_loss(loss, n.loss, set(k), n.support, call.support_y, call.support_labels,
               call.support_factors);
     return loss;
@@ -130,7 +130,7 @@ class TaskStep {
     if (layout.body == 0) return;
     const Shape& shape = layout.shapes[layout.body - 1];
     const int64_t pixels = n.blocks[layout.body - 1].mean ? 1 : shape.out_pixels();
-    conv::clear(numbers + of.kept[layout.body - 1].output_delta, of.examples * pixels * shape.out);
+    conv::clear(workspace + of.kept[layout.body - 1].output_delta, of.examples * pixels * shape.out);
   }
 
   void inner_step(int k) const {  // (1)
@@ -168,7 +168,7 @@ class TaskStep {
     blocks.tangent_forward(part, s.parameters(k), s.vector());
     TaskLoss<T> loss = support_loss(k);
     loss.forward(output(part));
-    loss.tangent(numbers + r.output, numbers + r.output_delta);
+    loss.tangent(workspace + r.output, workspace + r.output_delta);
     blocks.tangent_backward(part, s.parameters(k), s.vector(), s.lambda());
   }
 };

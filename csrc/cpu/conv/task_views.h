@@ -14,28 +14,28 @@ struct TaskViews {
   const Layout& layout;
   const Call<T>& call;
   const int64_t task;
-  T* const numbers;
+  T* const workspace;
   T* const sums;  // [block, those of rates, those of options]: what is added up over tasks
   const int depth = int(n.blocks.size());
 
   // The block of theta_k. Those of all steps share one, where they are not kept.
   T* theta(int k) const {
-    return numbers + layout.weights + (layout.weights_kept > 1 ? k - 1 : 0) * layout.block;
+    return workspace + layout.weights + (layout.weights_kept > 1 ? k - 1 : 0) * layout.block;
   }
   const T* parameters(int k) const { return k == 0 ? call.parameters : theta(k); }
   T* gradient(int k) const {
-    return numbers + layout.gradient + (layout.gradients_kept > 1 ? k : 0) * layout.block;
+    return workspace + layout.gradient + (layout.gradients_kept > 1 ? k : 0) * layout.block;
   }
   // The j-th number of an update rule's state after k > 0 steps.
   T* state(int j, int k) const {
-    return numbers + layout.states[j] + (layout.states_kept > 1 ? k - 1 : 0) * layout.block;
+    return workspace + layout.states[j] + (layout.states_kept > 1 ? k - 1 : 0) * layout.block;
   }
-  T* cotangent(int j) const { return numbers + layout.cotangents[j]; }
+  T* cotangent(int j) const { return workspace + layout.cotangents[j]; }
   // What clipping scales g_k by.
-  T& clip(int k) const { return numbers[layout.clips + k]; }
-  T* lambda() const { return numbers + layout.lambda; }
-  T* vector() const { return numbers + layout.vector; }
-  T* anchor() const { return numbers + layout.anchor; }
+  T& clip(int k) const { return workspace[layout.clips + k]; }
+  T* lambda() const { return workspace + layout.lambda; }
+  T* vector() const { return workspace + layout.vector; }
+  T* anchor() const { return workspace + layout.anchor; }
 
   void add(T w, const T* from, int64_t count, T* to) const {
     for (int64_t i = 0; i < count; ++i) to[i] += w * from[i];

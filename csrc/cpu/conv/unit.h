@@ -8,8 +8,8 @@ namespace fastmeta::FASTMETA_NAMESPACE::conv {
 
 template <class T>
 void run_task(const Network& network, const Layout& layout, const Call<T>& call, int64_t task,
-              T* numbers, T* sums) {
-  TaskStep<T>({network, layout, call, task, numbers, sums}).run();
+              T* workspace, T* sums) {
+  TaskStep<T>({network, layout, call, task, workspace, sums}).run();
 }
 
 template <class T>

@@ -137,7 +137,7 @@ class Updates {
   void pull_back_rule(int k) const {
     with_rule<T>(n.rule, s.call.rule_options, k, [&](auto rule) {
       s.adapting([&](int l, int i, int64_t from, int64_t size) {
-        if (fastmeta::conv::learns_numbers(n)) add_slopes(rule, k, l, i, from, from + size);
+        if (fastmeta::conv::learns_hyperparameters(n)) add_slopes(rule, k, l, i, from, from + size);
         pull_back_tensor(rule, k, s.rate(k, l, i), from, from + size);
       });
     });

@@ -9,7 +9,7 @@
 #include "../math.h"
 #include "../transpose.h"
 #else
-#include "../../numbers.h"
+#include "../../scalars.h"
 #endif
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {

@@ -108,7 +108,7 @@ void over_windows(const Field& f, int64_t from, int64_t to, Pass pass) {
   }
 }
 
-// Asks for the numbers of a window, which memory then has time to bring. What is one pixel after the
+// Prefetches a window. What is one pixel after the
 // other the processor fetches by itself.
 template <int W, class T>
 void fetch_window(const T* from, const Field& f) {

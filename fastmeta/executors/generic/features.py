@@ -201,7 +201,7 @@ class Kept(TorchFunctionMode):
 
     def _known(self, called: Any, function: Any, args: Any, kwargs: Any) -> tuple[Any] | None:
         """A call's result, recorded at the first pass; None where it has to run as it stands."""
-        # Most that runs at every pass is told by its first few arguments.
+        # Most that runs at every pass is identified by its first few arguments.
         for given in args:
             if isinstance(given, Tensor) and not self._stays(given):
                 return None

@@ -31,10 +31,10 @@ class Rows:
         """R."""
         return self.values.shape[1]
 
-    def at(self, some: slice, room: Tensor) -> Tensor:
-        """Some of them, computed in `room` if there is a centre."""
+    def at(self, some: slice, buffer: Tensor) -> Tensor:
+        """Some of them, computed in `buffer` if there is a centre."""
         part = self.values[:, some]
-        return part if self.centre is None else torch.sub(part, self.centre, out=room)
+        return part if self.centre is None else torch.sub(part, self.centre, out=buffer)
 
 
 def mean(values: Tensor) -> Tensor:
@@ -46,15 +46,15 @@ def sums(*products: Sequence[Rows]) -> tuple[Tensor, ...]:
     """The sum over the rows of each product of one or two factors, `[T, 1, C]`."""
     like = products[0][0].values
     parts = _parts(like)
-    room, other = like.new_empty(2, len(like), parts[0].stop, like.shape[2])
+    buffer, other = like.new_empty(2, len(like), parts[0].stop, like.shape[2])
     found = like.new_empty(len(products), len(parts), len(like), like.shape[2])
     for i, some in enumerate(parts):
         rows = slice(some.stop - some.start)
         for (first, *rest), of_product in zip(products, found, strict=True):
-            factor = first.at(some, room[:, rows])
+            factor = first.at(some, buffer[:, rows])
             for second in rest:
                 another = factor if second is first else second.at(some, other[:, rows])
-                factor = torch.mul(factor, another, out=room[:, rows])
+                factor = torch.mul(factor, another, out=buffer[:, rows])
             torch.sum(factor, 1, out=of_product[i])
     return found.sum(1).unsqueeze(2).unbind()
 

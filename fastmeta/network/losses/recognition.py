@@ -140,7 +140,7 @@ def _from_function(function: types.FunctionType) -> Loss | None:
     reads = _Reads(function)
     if not reads.known:
         return None
-    # Numbers and tensors may change from call to call, so they are told by where they stand.
+    # Numbers and tensors may change from call to call, so they are identified by where they stand.
     places = frozenset(i for i, value in enumerate(reads.values) if _varies(value))
     found = _traced(reads, places)
     if found is None and places and not any(isinstance(v, Tensor) for v in reads.values):

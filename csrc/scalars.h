@@ -1,4 +1,4 @@
-// A number that is a number: the functions that layers and losses take of one.
+// The functions that layers and losses apply to a scalar, where an engine's values are scalars.
 #pragma once
 
 #include <cmath>
