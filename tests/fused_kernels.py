@@ -37,4 +37,14 @@ KERNELS = (
 )
 """By a readable name, the environment in which that kernel is taken."""
 
+ANCHORED = (
+    [name for name in KERNELS if name.startswith((_C.instruction_sets()[0], "plain"))]
+    if DEVICE == "cpu" and not ON_HOST
+    else [*KERNELS]
+)
+"""Those that tests hold against autograd one by one: what this processor takes, and the plain one.
+
+`tests/csrc/engines_agree.cpp` holds the kernels of all instruction sets against the plain one.
+"""
+
 cpu_only = pytest.mark.skipif(ON_HOST, reason="it is about the processor's kernels")

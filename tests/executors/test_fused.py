@@ -18,10 +18,10 @@ from fastmeta.executors.extension import extension
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import FUSED, KERNELS, cpu_only
+from fused_kernels import ANCHORED, FUSED, KERNELS, cpu_only
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=ANCHORED)
 def instruction_set(request, monkeypatch) -> str:
     for name, value in KERNELS[request.param].items():
         monkeypatch.setenv(name, value)

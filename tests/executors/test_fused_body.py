@@ -19,13 +19,13 @@ from fastmeta.executors.extension import extension
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import FUSED, KERNELS
+from fused_kernels import ANCHORED, FUSED, KERNELS
 
 WIDTHS = (3, 6, 7, 5, 4)
 LAYERS = len(WIDTHS) - 1
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=ANCHORED)
 def kernel(request, monkeypatch) -> str:
     for name, value in KERNELS[request.param].items():
         monkeypatch.setenv(name, value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
-from fused_kernels import KERNELS, ON_HOST
+from fused_kernels import ANCHORED, KERNELS, ON_HOST
 from fused_rules import (
     BINARY,
     CROSS_ENTROPY,
@@ -28,7 +28,7 @@ from fused_rules import (
 DRAWN = 40 if ON_HOST else 80
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=ANCHORED)
 def kernel(request, monkeypatch) -> str:
     for name, value in KERNELS[request.param].items():
         monkeypatch.setenv(name, value)
