@@ -126,6 +126,19 @@ class Signed(InnerOptimizer):
         }, state
 
 
+class Selective(InnerOptimizer):
+    """Leaves every bias as it is, and returns its state unchanged."""
+
+    def init(self, parameters: Any) -> Any:
+        return dict(parameters)
+
+    def update(self, gradients: Any, state: Any, parameters: Any, rates: Any, step: int) -> Any:
+        return {
+            name: p if name.endswith("bias") else p - rates[name] * (gradients[name] + state[name])
+            for name, p in parameters.items()
+        }, state
+
+
 OPTIMIZERS: dict[str, Callable[[], InnerOptimizer | None]] = {
     "none": lambda: None,
     "scaled": Scaled,
@@ -218,6 +231,19 @@ def problem(tasks: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, 
 def gradients_of(model: nn.Module, out: Any) -> Tensor:
     found = torch.autograd.grad(out.loss, [*model.parameters()])
     return torch.cat([part.flatten().double() for part in found])
+
+
+@pytest.mark.parametrize("executor", ["fused", "layered"])
+def test_a_rule_may_return_parameters_as_they_are(executor):
+    model, support, query = problem(5)
+    options: dict[str, Any] = {
+        "loss_fn": F.mse_loss, "inner_lr": 0.1, "inner_steps": 3, "inner_optimizer": Selective(),
+    }  # fmt: skip
+    ours, expected = (
+        gradients_of(model, fastmeta.maml_step(model, support, query, executor=each, **options))
+        for each in (executor, "generic")
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ["tasks", "features"])

@@ -134,7 +134,7 @@ class Sweep:
         """The inner loop."""
         inner = self._inner
         theta = {name: self._tensors[name] for name in inner.adapted}  # [1, ...]
-        state = self._rule.init(theta)
+        state = self._rule.init(self._of_tasks(theta))
         for k in range(inner.steps):
             self._evaluate(k, theta)
             step = self._inner_step(k, theta, state, again=False)
@@ -142,13 +142,19 @@ class Sweep:
             if self._rule.is_plain:
                 theta = many.descended(theta, step.gradient, rates)  # (1)
             else:
-                theta, state = self._rule.update(step.gradient, state, theta, rates, k)  # (1)
+                here = self._of_tasks(theta)
+                theta, state = self._rule.update(step.gradient, state, here, rates, k)  # (1)
             self._remember(step)
         self._evaluate(inner.steps, theta)
         self._steps.append(Step(theta, {}))
         self._sigma = no_cotangent(state)
         if self._problem.keep_adapted:
             self._result.adapted = theta
+
+    def _of_tasks(self, theta: Parameters) -> Parameters:
+        """Give an update rule the parameters of every task, `[T, ...]`, where all share one."""
+        tasks = len(self._weights)
+        return {name: p.expand(tasks, *p.shape[1:]) for name, p in theta.items()}
 
     def _evaluate(self, k: int, theta: Parameters) -> None:
         """The query loss after k steps, where the reverse sweep does not come to it."""
@@ -203,7 +209,7 @@ class Sweep:
         many.add(self._result.gradients, anchor, 1.0)  # (5)
         if inner.steps:
             theta = {name: self._tensors[name] for name in inner.adapted}
-            of_theta, of_options = self._rule.pullback_init(theta, self._sigma)
+            of_theta, of_options = self._rule.pullback_init(self._of_tasks(theta), self._sigma)
             many.add(self._result.gradients, many.over_tasks(of_theta), 1.0)
             many.add(self._result.options, of_options, 1.0)
         for side in (*self._supports, self._query):
@@ -223,8 +229,8 @@ class Sweep:
             pulled = Pullback(self._lambda, self._sigma, gammas, anchored, {}, {})
         else:
             pulled = self._rule.pullback(
-                step.gradient, step.state, step.theta, rates, k, (self._lambda, self._sigma),
-                self._learned,
+                step.gradient, step.state, self._of_tasks(step.theta), rates, k,
+                (self._lambda, self._sigma), self._learned,
             )  # fmt: skip
         self._lambda, self._sigma = dict(pulled.parameters), pulled.state
         for name, gradient in pulled.rates.items():
