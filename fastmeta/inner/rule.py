@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -196,15 +196,19 @@ class UpdateRule(InnerOptimizer):
 
     def _key(self) -> Hashable:
         """Options by value, tensors among them by identity."""
-        values = (id(v) if isinstance(v, Tensor) else v for v in self._options())
-        return (type(self), tuple(isinstance(v, Tensor) for v in self._options()), *values)
+        values = ((id(v),) if isinstance(v, Tensor) else v for v in self._options())
+        return (type(self), *values)
 
     def _options(self) -> list[Any]:
         found: list[Any] = []
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
+        for value in vars(self).values():
             found += value if isinstance(value, tuple) else [value]
         return found
+
+    def leaves(self) -> Tensors:
+        """The options that get meta-gradients, by name."""
+        learned = any(isinstance(value, Tensor) for value in self._options())
+        return super().leaves() if learned else {}
 
     def _seen(self, g: Tensor, theta: Tensor) -> Tensor:
         """The gradient that the rule sees, after clipping."""
