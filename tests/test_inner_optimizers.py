@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -219,6 +220,38 @@ def test_a_tensor_that_would_get_no_gradient_is_refused(make: Any, executor: str
             )
     rule = make(torch.tensor(0.7))
     fastmeta.maml_step(_model(), data, data, inner_optimizer=rule, executor=executor)
+
+
+class Returning(InnerOptimizer):
+    """Descent; what it returns is then changed."""
+
+    def __init__(self, change: Callable[[dict[str, Tensor]], object]) -> None:
+        self.change = change
+
+    def update(
+        self, gradients: Any, state: Any, parameters: Any, rates: Any, step: int
+    ) -> tuple[Any, Any]:
+        moved = {n: p - rates[n] * gradients[n] for n, p in parameters.items()}
+        self.change(moved)
+        return moved, state
+
+
+@pytest.mark.parametrize("executor", ["auto", "generic"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda moved: moved.pop("0.bias"), r"'0.bias' is left out, but must be \[T, 4\]"),
+        (
+            lambda moved: moved.update({"0.bias": moved["0.bias"].sum(0)}),
+            r"'0.bias' has shape \[T\], but must be \[T, 4\]",
+        ),
+        (lambda moved: moved.update(other=moved["0.bias"]), "'other' has shape .* does not adapt"),
+    ],
+)
+def test_what_an_own_rule_returns_is_checked(change: Any, message: str, executor: str) -> None:
+    model, data = _model(), _data()
+    with pytest.raises(ValueError, match=message):
+        fastmeta.maml_step(model, data, data, inner_optimizer=Returning(change), executor=executor)
 
 
 def test_support_sets_by_step_are_checked() -> None:

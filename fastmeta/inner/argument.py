@@ -39,14 +39,15 @@ def inner_optimizer(value: Any) -> InnerOptimizer:
     )
 
 
-def refuse_hidden_tensors(
+def check_own_rule(
     rule: InnerOptimizer, parameters: Mapping[str, Tensor], rates: Mapping[str, Any]
 ) -> None:
-    """Look for tensors that a user's own rule reads and `leaves()` doesn't name.
+    """Take a first step by a user's own rule, and look at what it returns and what it read.
 
-    It walks the graph of a first step. A rule that fails does so again where it is run.
+    A rule that fails does so again where it is run.
 
-    **Raises** `ValueError` for one that would get no gradient.
+    **Raises** `ValueError` where a parameter is left out or changes its shape, and for a tensor
+    that would get no gradient because `leaves()` does not name it.
     """
     if isinstance(rule, UpdateRule):
         return
@@ -54,9 +55,19 @@ def refuse_hidden_tensors(
         theta = {name: p.detach()[None].requires_grad_() for name, p in parameters.items()}
         gradients = {name: torch.zeros_like(p).requires_grad_() for name, p in theta.items()}
         try:
-            results = rule.update(gradients, rule.init(theta), theta, rates, 0)
+            moved, state = rule.update(gradients, rule.init(theta), theta, rates, 0)
+            shapes = {name: p.shape for name, p in moved.items()}
         except Exception:
             return
+    results, wanted = (moved, state), {name: p.shape for name, p in theta.items()}
+    if shapes != wanted:
+        name = next(n for n in (*wanted, *shapes) if shapes.get(n) != wanted.get(n))
+        found = "is left out" if name not in shapes else f"has shape {_of_tasks(shapes[name])}"
+        needed = f"must be {_of_tasks(wanted[name])}" if name in wanted else "does not adapt"
+        raise ValueError(
+            f"inner_optimizer: in what {type(rule).__name__}.update returns, {name!r} {found}, but "
+            f"{needed}; return all parameters that were given, an unchanged one as it is"
+        )
     known = [*theta.values(), *gradients.values(), *rule.leaves().values()]
     hidden = _leaf_outside(results, known)
     if hidden is not None:
@@ -66,6 +77,10 @@ def refuse_hidden_tensors(
             "none of its leaves(), so that it would get no gradient; make it an attribute of the "
             f"rule, or a parameter of class {own}(InnerOptimizer, nn.Module), or detach it"
         )
+
+
+def _of_tasks(shape: torch.Size) -> str:
+    return f"[{', '.join(['T', *map(str, shape[1:])])}]"
 
 
 def _leaf_outside(results: Any, known: list[Tensor]) -> Tensor | None:

@@ -73,7 +73,7 @@ class InnerOptimizer:
             `[T, ...]`.
         - `step`: which inner step it is, from 0.
 
-        **Returns** the next parameters and state.
+        **Returns** the next parameters, all of those given and of the same shapes, and the state.
         """
         raise NotImplementedError(f"{type(self).__name__}: it must define update")
 

@@ -17,7 +17,7 @@ from fastmeta.executors.base import Offer, Unsupported
 from fastmeta.executors.every import EXECUTORS, REFERENCE
 from fastmeta.executors.linearized import Linearized, Tensors
 from fastmeta.executors.problem import FormUnavailable, Outcome, Problem, WrongLabel
-from fastmeta.inner.argument import refuse_hidden_tensors
+from fastmeta.inner.argument import check_own_rule
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.network import reader
 from fastmeta.network.graph import Network
@@ -163,12 +163,12 @@ class Request:
         """**Raises** `ValueError` or `TypeError` where targets don't fit the predictions."""
         _check_targets(self.losses, self.tasks, prediction)
 
-    def refuse_hidden_tensors(self) -> None:
-        """**Raises** `ValueError` for a tensor of the update rule that would get no gradient."""
+    def check_own_rule(self) -> None:
+        """**Raises** `ValueError` where an update rule of the user's own breaks its contract."""
         inner = self.inner
         moving = {name: self.seen.parameters[name] for name in inner.adapted}
         with same_random_numbers(self.task_weights.device):  # a rule of the user's own may draw
-            refuse_hidden_tensors(inner.optimizer, moving, inner.rates_at(inner.fixed_rates(), 0))
+            check_own_rule(inner.optimizer, moving, inner.rates_at(inner.fixed_rates(), 0))
 
     def _read(self) -> Reading:
         return _read(self.model, self.seen, self.options.loss_fn, self.losses, self.tasks)
@@ -186,7 +186,7 @@ def prepare(request: Request) -> Planned:
         entry = request.entry()
         request.check_targets(entry.reading.profile.prediction)
         if request.differentiate and request.inner.steps:
-            request.refuse_hidden_tensors()
+            request.check_own_rule()
         selected = select(entry, request.problem(entry.reading), options.executor)
         if options.executor == "auto" and options.memory != "low":
             warn_of_cliff(request.model, selected)
