@@ -62,7 +62,6 @@ struct Step {
   }
   // What clipping scales g_k by [1, 1].
   FASTMETA_DEVICE View clip(int k) const {
-    if (!network.rule.clips) return layout.one;
     return part(layout.clips, 1, keeps_gradients(network) ? k : 0);
   }
   // The blocks where theta_k is found: what does not adapt stays in theta_0.

@@ -243,7 +243,7 @@ class Returning(InnerOptimizer):
         (lambda moved: moved.pop("0.bias"), r"'0.bias' is left out, but must be \[T, 4\]"),
         (
             lambda moved: moved.update({"0.bias": moved["0.bias"].sum(0)}),
-            r"'0.bias' has shape \[T\], but must be \[T, 4\]",
+            r"'0.bias' has shape \[4\], but must be \[T, 4\]",
         ),
         (lambda moved: moved.update(other=moved["0.bias"]), "'other' has shape .* does not adapt"),
     ],

@@ -14,6 +14,9 @@ from fastmeta.inner.rule import UpdateRule
 from fastmeta.inner.sgd import SGD
 from fastmeta.wording import a_kind
 
+_TASKS = 2
+"""Of the step that looks at a user's own rule."""
+
 
 def inner_optimizer(value: Any) -> InnerOptimizer:
     """The update rule that an argument stands for; None is plain gradient descent.
@@ -52,7 +55,10 @@ def check_own_rule(
     if isinstance(rule, UpdateRule):
         return
     with torch.enable_grad():
-        theta = {name: p.detach()[None].requires_grad_() for name, p in parameters.items()}
+        theta = {
+            name: p.detach().expand(_TASKS, *p.shape).clone().requires_grad_()
+            for name, p in parameters.items()
+        }
         gradients = {name: torch.zeros_like(p).requires_grad_() for name, p in theta.items()}
         try:
             moved, state = rule.update(gradients, rule.init(theta), theta, rates, 0)
@@ -80,7 +86,8 @@ def check_own_rule(
 
 
 def _of_tasks(shape: torch.Size) -> str:
-    return f"[{', '.join(['T', *map(str, shape[1:])])}]"
+    sizes = ["T", *map(str, shape[1:])] if shape[:1] == (_TASKS,) else map(str, shape)
+    return f"[{', '.join(sizes)}]"
 
 
 def _leaf_outside(results: Any, known: list[Tensor]) -> Tensor | None:

@@ -15,7 +15,6 @@ from fastmeta.network import graph as layers
 from fastmeta.network import vocabulary as words
 from fastmeta.network.foreign import Fact, called
 from fastmeta.network.graph import Layer, Network, Node
-from fastmeta.network.provenance import is_plain
 
 
 class Unreadable(Exception):
@@ -154,12 +153,6 @@ class GraphReader:
                     f"layer {node.target!r} ({kind}) is in train(), and the kernels draw no random "
                     "numbers; call eval() on it, or give it p=0"
                 )
-            for name in getattr(type(module), "__constants__", ()):
-                if not is_plain(value := getattr(module, name, None)):
-                    raise Refused(
-                        f"layer {node.target!r} has a {type(value).__name__}, {name}, which may "
-                        "change unseen; make it a number or a tuple"
-                    )
             if getattr(module, "inplace", False):
                 self._check_sole_reader(node)
             layer = self._module_layer(node.target, module)
@@ -426,7 +419,5 @@ def _batch_size(index: Any) -> object:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, *rest = value
-    return first, *(rest or [first])
+    first, *rest = value if isinstance(value, tuple) else (value,)
+    return int(first), int((rest or [first])[0])

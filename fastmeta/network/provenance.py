@@ -9,11 +9,15 @@ import types
 from collections.abc import Hashable
 from typing import Any
 
+import numpy
 import torch
 
 from fastmeta.network import vocabulary as words
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_PLAIN = (
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, numpy.number,
+    numpy.bool_,
+)  # fmt: skip
 MODULES = ("torch", "math", "operator", "typing")
 _BUILTINS = frozenset([
     abs, all, any, bool, enumerate, float, int, isinstance, iter, len, list, map, max, min, next,

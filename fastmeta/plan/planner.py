@@ -298,6 +298,8 @@ def _read(
     example = inputs.detach()[0] if isinstance(inputs, Tensor) else inputs
     if measured.draws_random:
         why = "a forward pass draws random numbers"
+    elif seen.unwatched:
+        why = seen.unwatched
     else:
         with same_random_numbers(tasks.support.leaves()[0].device):
             try:

@@ -4,13 +4,14 @@ A plan depends on a model's modules, the attributes that its code reads, the pla
 tensors, hooks, and what its Python reads elsewhere (`guards`). All of it is compared by identity,
 and what is compared is kept alive, so that no other object takes its address; constants that are
 equal but not the same object count as the same. What the code does not read is not looked at.
-Where a value may not be kept (a list), a model holds until one that may be takes its place.
+A value that cannot be kept (a list) is not compared; once a constant takes its place, the model is
+looked at anew.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Set
 from operator import attrgetter, is_, itemgetter
 from types import FunctionType
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from fastmeta.network.stateless import Slots
 from fastmeta.network.vocabulary import ACTIVATION_MODULES
 from fastmeta.plan.cache import Cache
 from fastmeta.plan.guards import INTERNAL, Guards
+from fastmeta.wording import a_kind
 
 T = TypeVar("T")
 
@@ -43,6 +45,8 @@ class Snapshot:
         """The first thing that its Python reads and no guard can watch; empty if none."""
         self.writes = guards.writes
         """The first thing that its Python writes; empty if none."""
+        self.unwatched = ""
+        """The first option of a layer of torch's that can't be watched; empty if none."""
         # The model's own life must not depend on what is kept of it.
         self._parts: list[tuple[weakref.ref[nn.Module], list[str]]] = []
         self._constants: list[tuple[weakref.ref[nn.Module], str, str]] = []
@@ -65,6 +69,8 @@ class Snapshot:
             kept = {n for n in read if _is_kept(own.get(n), guards)}
             self._parts.append((part, sorted(kept)))
             self._left_out += [(part, name, each) for each in sorted(read - kept)]
+            if kind in guards.of_torchs and not self.unwatched:
+                self.unwatched = _unwatched(name, own, read - kept)
         self._expected, self._children = self._values()
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.devices = {p.device.type for p in self.parameters.values()}
@@ -146,6 +152,16 @@ def _is_kept(value: Any, guards: Guards) -> bool:
     """Return whether an attribute may be kept: a constant or a function, which holds no module."""
     own = isinstance(value, FunctionType) and not guards.unseen
     return own or is_plain(value) or is_torchs(value)
+
+
+def _unwatched(layer: str, attributes: Mapping[str, Any], names: Set[str]) -> str:
+    for name in sorted(names):
+        if not name.startswith("_"):
+            return (
+                f"layer {layer!r} has {a_kind(attributes[name])}, {name}, which may change unseen; "
+                "make it a number or a tuple"
+            )
+    return ""
 
 
 def _same(value: Any, other: Any) -> bool:

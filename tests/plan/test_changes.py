@@ -128,6 +128,16 @@ def test_numbers_that_are_not_pythons_own(at: int, name: str, first: Any, second
         agrees_with_the_general_path(model, batch)
 
 
+def test_numbers_that_no_code_reads_may_be_numpys() -> None:
+    widths = np.prod((4, 2)), np.int64(4)
+    model = nn.Sequential(
+        nn.Linear(*widths), nn.BatchNorm1d(widths[1], momentum=np.float32(0.1)), nn.Tanh(),
+        nn.Dropout(np.float32(0.5)).eval(), nn.Linear(4, 3),
+    )  # fmt: skip
+    batch = torch.randn(3, 5, 8), torch.randint(3, (3, 5))
+    assert fastmeta.maml_step(model, batch, batch).executor.startswith("fused")
+
+
 def test_lists_at_two_places_are_told_apart() -> None:
     pool: Any = nn.AvgPool2d(4, stride=(2, 2), padding=(2, 2))
     model, batch = network(conv(), pool, nn.ReLU()), data()
