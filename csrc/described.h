@@ -73,7 +73,7 @@ const double* checked_options(const Network& network, const std::vector<double>&
   if (is_plain(network.rule)) return nullptr;
   if (options.size() == kRuleOptions) return options.data();
   throw std::invalid_argument("rule_options: " + std::to_string(options.size()) +
-                              " numbers, but a rule has " + std::to_string(kRuleOptions));
+                              " values, but a rule has " + std::to_string(kRuleOptions));
 }
 
 }  // namespace fastmeta

@@ -2,9 +2,9 @@
 //
 // Its input is data, so every weight it takes is W_k = W_0 - S_k' X and every cotangent of it is
 // C_q' X_q + C_s' X, where S and C have a row for each example (docs/design.md, "The dual form").
-// With the products with W_0 and the Gram matrices at hand, a step of it costs N^2 H, not N D H. Where
-// each inner step has a support set of its own, S and C have a row for each example of all steps, R;
-// step k's are zero in S before it, and in C after it.
+// With the products with W_0 and the Gram matrices at hand, a step costs N^2 H, not N D H. Where each
+// inner step has a support set of its own, S and C have a row for each of the R = K N examples of all
+// steps; step k's rows are zero in S before it, and in C after it. A step then costs N R H / 2.
 #pragma once
 
 #include "epilogues.h"
@@ -129,17 +129,17 @@ class DualProduct {
       clear(place.steps[0]);
       clear(place.buffer);
     }
-    const auto step = [rule, a](Num& next, Num& buffer, Num s, Num d) {
+    const auto update = [rule, a](Num& next, Num& buffer, Num s, Num d) {
       const Num before[] = {buffer};
       Num after[1];
       next = s + a * rule.step(d, before, after);
       buffer = after[0];
     };
-    if (!apart) return e.map(step, place.steps[k + 1], place.buffer, place.steps[k], delta);
-    // The rows of other steps have no gradient, and the rows of this one nothing but that.
-    e.map([step](Num& next, Num& buffer, Num s) { step(next, buffer, s, Num{}); },
+    if (!apart) return e.map(update, place.steps[k + 1], place.buffer, place.steps[k], delta);
+    // Rows of other steps get no gradient; the rows of step k are still zero, so they get that alone.
+    e.map([update](Num& next, Num& buffer, Num s) { update(next, buffer, s, Num{}); },
           place.steps[k + 1], place.buffer, place.steps[k]);
-    e.map([step](Num& next, Num& buffer, Num d) { step(next, buffer, Num{}, d); },
+    e.map([update](Num& next, Num& buffer, Num d) { update(next, buffer, Num{}, d); },
           at(place.steps[k + 1], k), at(place.buffer, k), delta);
   }
 
@@ -155,8 +155,8 @@ class DualProduct {
     e.map([](Num& c, Num d) { c = c + d; }, of_support, delta);
   }
 
-  // X lambda' at step k, which both the rate's gradient and the tangent of forward are made of. The
-  // buffer's cotangent needs it at the steps before, too.
+  // X lambda' at step k, which both the rate's gradient and the tangent of forward are made of. With
+  // momentum it is needed for the rows of earlier steps too.
   FASTMETA_DEVICE void find_along(int k) {
     const bool all = place.buffer_cotangent.rows > 0;
     const auto of = [&](View v) { return all ? through(v, k) : at(v, k); };
@@ -207,8 +207,8 @@ class DualProduct {
   const bool apart;    // whether each step has its own
   const View of_query, of_support, support_start, query_start;
 
-  // Of a matrix with a row for each support example: those of step k, of the steps before it, of those
-  // and its own, and of the steps after it. All of them, where the steps share one set.
+  // Of a matrix with a row for each support example: the rows of step k, before it, up to and including
+  // it, and after it; all rows where the steps share one set.
   FASTMETA_DEVICE View at(View v, int k) const { return apart ? part(v, examples, k) : v; }
   FASTMETA_DEVICE View before(View v, int k) const {
     return apart ? rows_from(v, 0, k * examples) : v;

@@ -76,8 +76,7 @@ class FusedStep {
            Address query_outputs, Address gradient, int threads,
            const std::vector<double>& rule_options) const {
     const double* options = checked_options(network_, rule_options);
-    const int sets = network_.per_step_support ? network_.steps : 1;
-    if (!are_classes(support[2], tasks * sets * network_.support, network_.loss) ||
+    if (!are_classes(support[2], tasks * network_.all_support(), network_.loss) ||
         !are_classes(query[2], tasks * network_.query, network_.query_loss)) {
       return false;
     }
@@ -92,7 +91,7 @@ class FusedStep {
   }
 
  private:
-  // Of so many of the engine's scalars.
+  // The bytes that this many of the engine's scalars take.
   int64_t bytes(int64_t scalars) const { return scalars * tasks() * (is_double_ ? 8 : 4); }
 
   cpu::InstructionSet set_;
@@ -144,7 +143,7 @@ class FusedStep {
     data.rule_options = options;
     // Each set is inputs, targets, labels, example weights and the loss's weights; 0 where there
     // is none.
-    const int64_t n = network_.support * (network_.per_step_support ? network_.steps : 1);
+    const int64_t n = network_.all_support();
     const int64_t q = network_.query;
     data.support_x = {of(support[0]), n * in};
     data.support_y = {of(support[1]), n * out};

@@ -39,8 +39,8 @@ FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<co
   load_targets(s.e, s.loss(set), set, y, labels, loss_weights);
 }
 
-// The support set of inner step k, where each has its own; else k is 0. The dual form has the inputs
-// of all steps from the start.
+// The support set of inner step k, where each has its own; else k is 0. The dual form loads the
+// inputs of all steps at k = 0.
 template <class E>
 FASTMETA_ONCE void load_support(Step<E>& s, int k) {
   const auto& set = s.layout.support;

@@ -154,11 +154,11 @@ void add_dual(Allocator& allocate, const Description& network, const LayerPlace&
   if (layer.adapts[kWeight]) {
     dual.gram = allocate.matrix(r, r);
     dual.cross = allocate.matrix(q, r);
-    // Of plain SGD each step only adds rows, where it has examples of its own.
-    const bool one = network.per_step_support && is_plain(network.rule);
+    // With a set for each step, plain SGD only adds rows to S, so all S_k share one matrix.
+    const bool shares = network.per_step_support && is_plain(network.rule);
     dual.steps[0] = allocate.matrix(r, h);
     for (int k = 1; k <= network.steps; ++k) {
-      dual.steps[k] = one ? dual.steps[0] : allocate.matrix(r, h);
+      dual.steps[k] = shares ? dual.steps[0] : allocate.matrix(r, h);
     }
     if (!is_plain(network.rule)) dual.buffer = allocate.matrix(r, h);
   }
@@ -239,10 +239,12 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.query = examples(allocate, network, layout, network.query_loss, network.query,
                           network.query, 1, copies);
   if (on_gpu && reverses) {
-    // A GPU's memory is short: what goes back through a step needs aliases what the query set
-    // leaves behind the body.
+    // A GPU's memory is short: the buffers of a step's backward pass alias what the query set leaves
+    // behind the body.
     allocate.lay_over(layout.query.traces[network.body].value.offset);
-    if (network.dual) layout.dual.along = allocate.matrix(network.all_support(), network.layers[0].out);
+    if (network.dual) {
+      layout.dual.along = allocate.matrix(network.all_support(), network.layers[0].out);
+    }
     if (!network.first_order) add_tangents(allocate, network, layout);
     allocate.lay_behind();
   }

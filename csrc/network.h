@@ -52,7 +52,7 @@ struct Loss {
   bool weighted;  // classes have weights, or predictions have a factor of their own
 };
 
-// How the inner loop steps along a gradient. What is no flag is a number of the call.
+// How the inner loop steps along a gradient. Values that are not flags are passed with each call.
 enum class RuleKind { sgd, adam, rmsprop };
 struct UpdateRule {
   RuleKind kind = RuleKind::sgd;

@@ -17,7 +17,7 @@ struct RuledTensor {
 
   FASTMETA_DEVICE View in(int64_t block) const { return s.layer(l).tensor(tensor, block); }
   FASTMETA_DEVICE View parameter() const { return in(s.theta(k)); }
-  // The parameter where its decay pulls on it, else zero.
+  // The parameter where weight decay needs it, else zero: saves reading theta.
   FASTMETA_DEVICE View decayed() const {
     return s.network.rule.decays ? parameter() : throughout(s.layout.zero, parameter());
   }
@@ -61,7 +61,7 @@ FASTMETA_ONCE void find_dot(Step<E>& s, int64_t a, int64_t b) {
   });
 }
 
-// g_k <- g_k min(1, c / |g_k|); what it is scaled by is kept.
+// g_k <- g_k min(1, c / |g_k|); the factor is kept for the pullback.
 template <class E>
 FASTMETA_DEVICE void clip_gradient(Step<E>& s, int k) {
   using S = typename E::Scalar;

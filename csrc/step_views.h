@@ -53,7 +53,7 @@ struct Step {
   FASTMETA_DEVICE int64_t vector(int k) const {
     return keeps_weights(network) && !network.open ? theta(k + 1) : layout.vector;
   }
-  // The blocks of g_k, and of the j-th number of an update rule's state after k > 0 steps.
+  // The blocks of g_k, and of the j-th state of an update rule after k > 0 steps.
   FASTMETA_DEVICE int64_t gradient(int k) const {
     return layout.gradient + (keeps_gradients(network) ? k : 0) * (layout.block - layout.body);
   }

@@ -231,7 +231,7 @@ FASTMETA_DEVICE void with_rule(const UpdateRule& rule, const double* options, in
   }
 }
 
-// The gradient as a rule sees it: clipped before, and with the weights' decay.
+// The gradient as a rule sees it: g, already clipped, plus weight decay.
 template <class S, class Num>
 FASTMETA_DEVICE Num seen_gradient(const RuleCoefficients<S>& at, Num g, Num p) {
   return g + at.decay * p;
@@ -246,8 +246,8 @@ FASTMETA_DEVICE Num stepped(const Rule& rule, Num p, Num g, Num rate,
 }
 
 // From the cotangents of parameter and state after a step to those before it, but for what goes
-// through the gradient. Returns the cotangent of the clipped gradient g. Where nothing decays, p may be
-// anything.
+// through the gradient. Returns the cotangent of the clipped gradient g. Without decay p is
+// not read.
 template <class Rule, class Num>
 FASTMETA_DEVICE Num pulled_back(const Rule& rule, Num p, Num g, Num rate,
                                 const Num (&after)[Rule::states], Num& lambda,

@@ -63,7 +63,7 @@ def plot_forms(records: list[table.Record], path: Path, title: str) -> None:
     """The primal form's time over the dual one's, by inputs; filled where the dual is taken."""
     from matplotlib import colormaps
 
-    # The picture is of many tasks and one support set; the table has few and many as well.
+    # Only many tasks that share one support set; the table has all cases.
     most = max(r["tasks"] for r in records)
     records = [r for r in records if r["tasks"] == most and not r.get("per_step")]
     sets = list(

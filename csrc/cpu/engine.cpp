@@ -41,7 +41,7 @@ class Counter {
     forward(1, r + q, first);
     if (!first.adapts[kWeight]) return;
     add(1, r + q, first.in, r);
-    // Of sets of their own a step meets half, those before it or after it.
+    // With a set for each step, a step multiplies with half of R on average: the rows before or after.
     add(network.steps * tangents, n, r > n ? r / 2.0 : n, first.out);
     add(2, q, r, first.out);
   }
@@ -117,7 +117,7 @@ constexpr int64_t kLargestBlock = 2 << 20, kLeastSpared = 6 << 20;
 constexpr double kMultiplyAdd = 0.15e-9;
 
 double over_tasks(const Description& network, int64_t tasks, int lanes, int bytes) {
-  // A number takes a vector here, and products are slower that do not fit the second cache.
+  // A scalar takes a vector here, and products are slower that do not fit the second cache.
   const auto seconds = [&](const Work& one, int from, int to) {
     const double crowded = largest_product(network, from, to) * bytes / 600e3;
     return kMultiplyAdd * 1.45 * (one.multiplies + 5 * one.entries) * std::clamp(crowded, 1.0, 4.0);
@@ -178,8 +178,8 @@ bool dual(const std::string& name, const Description& network) {
   const double outer = network.differentiate ? 2 : 1;
   const double primal = inner * steps * n + outer * q;
   const double gram = steps > 0 ? r / h * (r + q) : 0;
-  const double met = r > n ? r / 2 : n;  // of the support examples, by a step
-  const double with_grams = steps > 0 ? steps * inner / 2 * n * met + outer * q * r : 0;
+  const double seen_by_step = r > n ? r / 2 : n;
+  const double with_grams = steps > 0 ? steps * inner / 2 * n * seen_by_step + outer * q * r : 0;
   return outer * (r + q) + gram + with_grams / first.in < primal;
 }
 

@@ -32,7 +32,7 @@ class Lanes {
         partial_(partial) {
     const int64_t left = data.tasks - first_task;
     live_ = left < count ? int(left) : count;
-    // Lanes past the last task repeat it at weight zero, so that they hold finite values.
+    // Lanes past the last task repeat it at weight zero, so that they compute on valid data.
     for (int lane = 0; lane < count; ++lane) {
       weights_[lane] = lane < live_ ? data.task_weights[first_ + lane] : T(0);
     }

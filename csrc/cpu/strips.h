@@ -8,7 +8,7 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// A B, of that `depth`. The columns of B lie side by side. `far`: A may not be in the caches.
+// A B; `depth` is the length of its sums. The columns of B lie side by side. `far`: A may not be in the caches.
 template <class T>
 struct Factors {
   const T* a;

@@ -74,7 +74,7 @@ class CudaStep {
 
   void run(const Addresses& at, bool tf32, int device, Address stream) const {
     if (!is_plain(choice_.network.rule) && at.rule_options == 0) {
-      throw std::invalid_argument("rule_options: 0, but the rule has numbers");
+      throw std::invalid_argument("rule_options: 0, but the rule has options");
     }
     is_double_ ? run_as<double>(at, tf32, device, stream)
                : run_as<float>(at, tf32, device, stream);
@@ -90,7 +90,7 @@ class CudaStep {
   template <class T>
   void run_as(const Addresses& at, bool tf32, int device, Address stream) const {
     const Description& network = choice_.network;
-    const int64_t n = network.support * (network.per_step_support ? network.steps : 1);
+    const int64_t n = network.all_support();
     const int64_t q = network.query;
     const int64_t out = network.layers.back().out, wide = network.layers.front().out;
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };

@@ -167,7 +167,7 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   const cpu::Kernel<T>& chosen = kernel(engine, T());
   const Layout layout = lay_out(network, chosen.width);
   const int64_t d = network.layers.front().in, c = network.layers.back().out;
-  const int64_t n = network.support * (network.per_step_support ? network.steps : 1);
+  const int64_t n = network.all_support();
   const int64_t q = network.query;
   const T nothing = T(NAN);
   Results<T> out;

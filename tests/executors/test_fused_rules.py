@@ -136,6 +136,22 @@ def test_momentum_steps_in_dual_form_too(
     check(found, reference(case), 1e-10)
 
 
+@pytest.mark.skipif(ON_HOST, reason="CUDA takes no dual form there")
+@pytest.mark.parametrize("rule", [{}, {"momentum": 0.8, "dampening": 0.3}], ids=["sgd", "momentum"])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_support_set_for_each_step_in_dual_form(
+    rule: dict[str, Any], first_order: bool, steps: int, kernel: str
+) -> None:
+    case = Case(
+        widths=(19, 5, 3), steps=steps, rule=rule, first_order=first_order, form="dual",
+        step_weights=(0.3,) * steps + (1.0,), per_step=True, learned_rates=not rule,
+    )  # fmt: skip
+    found = compiled(case)
+    assert found.form == "dual"
+    check(found, reference(case), 1e-10)
+
+
 RULES: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9},
     "dampening": {"momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1},

@@ -37,7 +37,7 @@ TaskLoss<T>::TaskLoss(const Loss& loss, int examples, int classes, int pitch, T*
 
 namespace {
 
-// The plain engine over these values alone, which it only takes from and puts to views.
+// The plain engine over these values alone, which it reads and writes through views only.
 template <class T>
 conv_loss::Plain<T> engine(T* storage) {
   static const fastmeta::Layout layout{};

@@ -26,7 +26,7 @@ struct TaskViews {
   T* gradient(int k) const {
     return workspace + layout.gradient + (layout.gradients_kept > 1 ? k : 0) * layout.block;
   }
-  // The j-th number of an update rule's state after k > 0 steps.
+  // The j-th state of an update rule after k > 0 steps.
   T* state(int j, int k) const {
     return workspace + layout.states[j] + (layout.states_kept > 1 ? k - 1 : 0) * layout.block;
   }

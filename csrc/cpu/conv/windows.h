@@ -108,8 +108,7 @@ void over_windows(const Field& f, int64_t from, int64_t to, Pass pass) {
   }
 }
 
-// Prefetches a window. What is one pixel after the
-// other the processor fetches by itself.
+// Prefetches a window. Pixels beside each other the processor fetches by itself.
 template <int W, class T>
 void fetch_window(const T* from, const Field& f) {
   if (W == 1) return;
