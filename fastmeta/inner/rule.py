@@ -195,7 +195,7 @@ class UpdateRule(InnerOptimizer):
         return hash(self._key())
 
     def _key(self) -> Hashable:
-        """Options by value, tensors by identity (in a tuple, so that no number equals an address)."""
+        """Options by value, tensors by identity, in a tuple so that no number equals an address."""
         values = ((id(v),) if isinstance(v, Tensor) else v for v in self._options())
         return (type(self), *values)
 
