@@ -197,12 +197,12 @@ class Block {
 
   template <class F, int count, class... Views>
   FASTMETA_ONCE void multiply(F f, View out, const Factors (&factors)[count], Views... in) {
-    const bool have_fours = (has_fours(out) && ... && has_fours(in));
+    const bool all_float4 = (is_float4(out) && ... && is_float4(in));
     product<T>(
         Memory::storage(call_), out.rows, out.cols, factors, call_.tf32,
         [&](T sum, int i, int j) { f(sum, at(out, i, j), at(in, i, j)...); },
         [&](auto sums, int i, int j) {
-          if (have_fours) return change_four(f, sums, i, j, out, in...);
+          if (all_float4) return change_float4(f, sums, i, j, out, in...);
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
             if (j + n < out.cols) f(sums.of[n], at(out, i, j + n), at(in, i, j + n)...);
@@ -213,15 +213,15 @@ class Block {
 
   // From j on in row i, beyond the last column too: what lies there is padding.
   template <class F, class... Views>
-  FASTMETA_DEVICE void change_four(F f, const Four& sums, int i, int j, View out,
+  FASTMETA_DEVICE void change_float4(F f, const Float4& sums, int i, int j, View out,
                                    Views... in) const {
     float* const storage = Memory::storage(call_);
-    const auto change = [&](Four four, auto... others) {
+    const auto change = [&](Float4 four, auto... others) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) f(sums.of[n], four.of[n], others.of[n]...);
-      cuda::put_four(storage, place(out, i, j), four);
+      cuda::put_float4(storage, place(out, i, j), four);
     };
-    change(four_at(storage, place(out, i, j)), four_at(storage, place(in, i, j))...);
+    change(float4_at(storage, place(out, i, j)), float4_at(storage, place(in, i, j))...);
   }
 };
 

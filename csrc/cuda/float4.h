@@ -1,8 +1,8 @@
 // Products of float matrices that are read and written four floats, 16 bytes, at a time.
 //
 // A thread makes tiles of 4 x 4 sums. A side that is contiguous along the depth is `deep`: its four rows
-// lie as far apart as there are tiles, and four numbers are four of the depth. Of any other, four
-// numbers are neighbours in the result.
+// lie as far apart as there are tiles, and a thread reads four of the depth. For any other, each
+// thread's four results are contiguous.
 #pragma once
 
 #include "../network.h"
@@ -11,16 +11,16 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-using cuda::Four;
-using cuda::four_at;
+using cuda::Float4;
+using cuda::float4_at;
 
 // Two matrices of which a product is, or a part of it.
 struct Factors {
   View left, right;
 };
 
-// Whether each row can be read four numbers at a time, its padding included.
-inline FASTMETA_DEVICE bool has_fours(View v) {
+// Whether each row can be read four floats at a time, its padding included.
+inline FASTMETA_DEVICE bool is_float4(View v) {
   return v.col_stride == 1 && int(v.offset) % 4 == 0 && (v.row_stride % 4 == 0 || v.rows == 1);
 }
 
@@ -59,14 +59,14 @@ class Side {
 #pragma unroll
       for (int n = 0; n < 4; ++n) x[n] = storage_[at_[n] + k];
     } else {
-      const Four four = read_four(k, 0);
+      const Float4 four = read_float4(k, 0);
 #pragma unroll
       for (int n = 0; n < 4; ++n) x[n] = four.of[n];
     }
   }
   // The n-th four of those from k to k + 3: those of a row, or if not deep of a depth.
-  FASTMETA_DEVICE Four read_four(int k, int n) const {
-    return four_at(storage_, deep ? at_[n] + k : at_[0] + (k + n) * apart_);
+  FASTMETA_DEVICE Float4 read_float4(int k, int n) const {
+    return float4_at(storage_, deep ? at_[n] + k : at_[0] + (k + n) * apart_);
   }
 
  private:
@@ -84,13 +84,13 @@ FASTMETA_DEVICE void add_part(const Side<left_deep, Storage>& left,
   const int whole = any_deep ? depth / 4 * 4 : 0;
 #pragma unroll 1
   for (int k = 4 * part; k < whole; k += 4 * parts) {
-    Four x[4];
+    Float4 x[4];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) x[n] = left.read_four(k, n);
-    // A four of the right side at a time, for want of registers.
+    for (int n = 0; n < 4; ++n) x[n] = left.read_float4(k, n);
+    // A float4 of the right side at a time, for want of registers.
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const Four y = right.read_four(k, n);
+      const Float4 y = right.read_float4(k, n);
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
 #pragma unroll
@@ -129,11 +129,11 @@ FASTMETA_DEVICE void share_sums(float (&sums)[4][4], int bit) {
   }
 }
 
-// `one(sum, i, j)` gets every number of the sum of all products, or `four(sums, i, j)` four of a row,
+// `one(sum, i, j)` gets every element of the sum of all products, or `four(sums, i, j)` four of a row,
 // where the right side is not deep. 1, 2 or 4 lanes, `parts`, divide the depth of a tile.
-template <bool left_deep, bool right_deep, class Storage, int count, class One, class Fours>
-FASTMETA_DEVICE void for_fours(Storage storage, int rows, int cols,
-                               const Factors (&factors)[count], int parts, One one, Fours four) {
+template <bool left_deep, bool right_deep, class Storage, int count, class One, class Quad>
+FASTMETA_DEVICE void for_float4(Storage storage, int rows, int cols,
+                               const Factors (&factors)[count], int parts, One one, Quad four) {
   const Tiles all{(rows + 3) / 4, (cols + 3) / 4};
   const int tiles = all.down * all.across, together = 32 / parts;  // together: those of a warp
   const int lane = cuda::thread() % 32, part = lane / together;
@@ -164,36 +164,36 @@ FASTMETA_DEVICE void for_fours(Storage storage, int rows, int cols,
           if (j < cols) one(sums[n][c], i, j);
         }
       } else {
-        four(Four{{sums[n][0], sums[n][1], sums[n][2], sums[n][3]}}, i, 4 * col);
+        four(Float4{{sums[n][0], sums[n][1], sums[n][2], sums[n][3]}}, i, 4 * col);
       }
     }
   }
 }
 
 // Makes the product that way, where both sides of all factors can be read so.
-template <class Storage, int count, class One, class Fours>
-FASTMETA_DEVICE bool multiply_by_fours(Storage storage, int rows, int cols,
-                                       const Factors (&factors)[count], One one, Fours four) {
+template <class Storage, int count, class One, class Quad>
+FASTMETA_DEVICE bool multiply_by_float4(Storage storage, int rows, int cols,
+                                       const Factors (&factors)[count], One one, Quad four) {
   bool deep_left = true, deep_right = true, wide_left = true, wide_right = true;
   int depth = factors[0].left.cols;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     const View left = factors[i].left, right = factors[i].right;
-    deep_left = deep_left && has_fours(left);
-    wide_left = wide_left && has_fours(transposed(left));
-    deep_right = deep_right && has_fours(transposed(right));
-    wide_right = wide_right && has_fours(right);
+    deep_left = deep_left && is_float4(left);
+    wide_left = wide_left && is_float4(transposed(left));
+    deep_right = deep_right && is_float4(transposed(right));
+    wide_right = wide_right && is_float4(right);
     depth = left.cols < depth ? left.cols : depth;
   }
   const int tiles = ((rows + 3) / 4) * ((cols + 3) / 4);
   int parts = 1;
   while (parts < 4 && 2 * parts * tiles <= cuda::threads() && depth >= 8 * parts) parts *= 2;
   if (wide_left && wide_right) {
-    for_fours<false, false>(storage, rows, cols, factors, parts, one, four);
+    for_float4<false, false>(storage, rows, cols, factors, parts, one, four);
   } else if (depth >= 4 && deep_left && deep_right) {
-    for_fours<true, true>(storage, rows, cols, factors, parts, one, four);
+    for_float4<true, true>(storage, rows, cols, factors, parts, one, four);
   } else if (depth >= 4 && deep_left && wide_right) {
-    for_fours<true, false>(storage, rows, cols, factors, parts, one, four);
+    for_float4<true, false>(storage, rows, cols, factors, parts, one, four);
   } else {
     return false;
   }

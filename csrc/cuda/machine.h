@@ -38,14 +38,14 @@ __device__ T from_lane_across(T number, int bit) {
 }
 
 // Four contiguous floats, read or written at once: they must begin on 16 bytes.
-struct Four {
+struct Float4 {
   float of[4];
 };
-__device__ inline Four four_at(const float* values, int place) {
+__device__ inline Float4 float4_at(const float* values, int place) {
   const float4 x = *reinterpret_cast<const float4*>(values + place);
   return {{x.x, x.y, x.z, x.w}};
 }
-__device__ inline void put_four(float* values, int place, const Four& x) {
+__device__ inline void put_float4(float* values, int place, const Float4& x) {
   *reinterpret_cast<float4*>(values + place) = make_float4(x.of[0], x.of[1], x.of[2], x.of[3]);
 }
 

@@ -8,7 +8,7 @@ namespace fastmeta::FASTMETA_NAMESPACE {
 
 // Each thread makes tiles of 2 x 2 elements of the result, a tile's rows and columns as far apart as
 // there are tiles: neighbouring threads so read neighbouring elements. `use(sum, i, j)` gets every
-// number of the sum of all products. For doubles, for columns, and for what else can't be read four
+// element of the sum of all products. For doubles, for columns, and for what else can't be read four
 // elements at a time. `storage[place]` gives one.
 template <class T, class Storage, int count, class Use>
 FASTMETA_DEVICE void for_tiles(Storage storage, int rows, int cols, const Factors (&factors)[count],
@@ -102,13 +102,13 @@ FASTMETA_DEVICE void for_warp_tiles(Storage storage, int rows, int cols,
   }
 }
 
-// `one(sum, i, j)` gets every number of the sum of all products, or `four(sums, i, j)` four of a row.
-template <class T, class Storage, int count, class One, class Fours>
+// `one(sum, i, j)` gets every element of the sum of all products, or `four(sums, i, j)` four of a row.
+template <class T, class Storage, int count, class One, class Quad>
 FASTMETA_DEVICE void product(Storage storage, int rows, int cols, const Factors (&factors)[count],
-                             [[maybe_unused]] bool tf32, One one, [[maybe_unused]] Fours four) {
+                             [[maybe_unused]] bool tf32, One one, [[maybe_unused]] Quad four) {
   if constexpr (sizeof(T) == sizeof(float)) {
     if (tf32) return for_warp_tiles(storage, rows, cols, factors, one);
-    if (multiply_by_fours(storage, rows, cols, factors, one, four)) return;
+    if (multiply_by_float4(storage, rows, cols, factors, one, four)) return;
   }
   for_tiles<T>(storage, rows, cols, factors, one);
 }

@@ -68,20 +68,20 @@ T from_lane_across(T number, int bit) {
   return number;
 }
 
-struct Four {
+struct Float4 {
   float of[4];
 };
 inline void check_begins_on_16_bytes(const float* numbers) {
   if (reinterpret_cast<uintptr_t>(numbers) % 16 == 0) return;
   throw std::logic_error("four numbers at once that don't begin on 16 bytes");
 }
-inline Four four_at(const float* numbers, int place) {
+inline Float4 float4_at(const float* numbers, int place) {
   check_begins_on_16_bytes(numbers + place);
-  Four x;
+  Float4 x;
   std::memcpy(&x, numbers + place, sizeof x);
   return x;
 }
-inline void put_four(float* numbers, int place, const Four& x) {
+inline void put_float4(float* numbers, int place, const Float4& x) {
   check_begins_on_16_bytes(numbers + place);
   std::memcpy(numbers + place, &x, sizeof x);
 }

@@ -45,7 +45,7 @@ void operate(Case given) {
     product<float>(
         storage, rows, cols, factors, given.tf32,
         [&](float sum, int i, int j) { given.out[i * cols + j] += sum; },
-        [&](const Four& sums, int i, int j) {
+        [&](const Float4& sums, int i, int j) {
           for (int n = 0; n < 4 && j + n < cols; ++n) given.out[i * cols + j + n] += sums.of[n];
         });
   });
@@ -58,7 +58,7 @@ struct Witness {
     return 0;
   }
 };
-Four four_at(const Witness& witness, int place) {
+Float4 float4_at(const Witness& witness, int place) {
   witness.reads.push_back({place, 4});
   return {};
 }

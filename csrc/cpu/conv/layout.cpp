@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kLine = 16;       // numbers; everything begins at a multiple
 constexpr int64_t kStrip = 1 << 13;  // numbers of a product that stay in the first cache
-constexpr int64_t kPixelsANumber = 4;  // of patches: so many pixels at least for each number
+constexpr int64_t kPixelsPerElement = 4;  // of patches: so many pixels at least for each element
 constexpr int kNoFrame[2] = {0, 0};
 
 int filled_up(int count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
@@ -70,7 +70,7 @@ int patched_block(const Network& n) {
     const int depth = taps_of(b) * b.channels;
     if (b.from != kData || b.plus != kNone || depth > kShallow || depth <= deepest) continue;
     const Shape shape = shape_of(b, b.channels, kNoFrame, 1);
-    if (b.norm == Norm::batch && examples * shape.pixels() < kPixelsANumber * depth) continue;
+    if (b.norm == Norm::batch && examples * shape.pixels() < kPixelsPerElement * depth) continue;
     found = l, deepest = depth;
   }
   return found;
