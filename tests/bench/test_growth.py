@@ -172,7 +172,8 @@ def full_run() -> dict[str, list[dict]]:
         ],
         "forms": [
             form_record(1 + c.support * c.steps * c.widths[0] / 500, 2.0, "dual", c.widths[0])
-            | {"tasks": c.tasks, "support": c.support, "query": c.query, "steps": c.steps}
+            | {"tasks": c.tasks, "support": c.support, "query": c.query, "steps": c.steps,
+               "per_step": c.per_step}
             for c in forms.cases(False)
         ],
     }  # fmt: skip
