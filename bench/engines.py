@@ -43,7 +43,7 @@ class Case:
     body: int = 0
     """Layers in front that do not adapt."""
     per_step: bool = False
-    """Whether each inner step has a support set of its own."""
+    """True where each inner step has a support set of its own."""
 
     @property
     def loss(self) -> int:

@@ -32,7 +32,8 @@ FASTMETA_DEVICE static inline void find_correction(double beta, int k, double& c
 
 // `options` are those of `RuleOption`, as Python gives them.
 template <class S>
-FASTMETA_DEVICE RuleCoefficients<S> rule_coefficients(const UpdateRule& rule, const double* options, int k) {
+FASTMETA_DEVICE RuleCoefficients<S> rule_coefficients(const UpdateRule& rule,
+                                                      const double* options, int k) {
   RuleCoefficients<S> at{};
   const bool begun = rule.momentum && k > 0;
   at.momentum = begun ? S(options[kMomentum]) : S(0);

@@ -15,7 +15,7 @@ from fastmeta.inner.sgd import SGD
 from fastmeta.wording import a_kind
 
 _TASKS = 2
-"""Of the step that looks at a user's own rule."""
+"""The number of tasks in the step that checks a user's own rule."""
 
 
 def inner_optimizer(value: Any) -> InnerOptimizer:

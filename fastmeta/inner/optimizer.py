@@ -28,17 +28,17 @@ class Pullback:
     """The cotangents that one update passes back; tensors may be shared, so read them only."""
 
     parameters: Tensors
-    """Of `theta_k` by the update itself, `lambda'`; `[T, ...]`."""
+    """The cotangents of `theta_k` by the update itself, `lambda'`; `[T, ...]`."""
     state: Any
-    """Of `s_k`, the tree of the state."""
+    """The cotangents of `s_k`, a tree like the state."""
     gradients: Tensors
-    """Of `g_k`, `gamma`: the vector of the Hessian product; `[T, ...]`."""
+    """The cotangents of `g_k`, `gamma`: the vector of the Hessian product; `[T, ...]`."""
     anchored: Tensors
     """`gamma` as the proximal term takes it: 0 where `still`, and empty at step 0, (13)."""
     rates: Tensors
-    """Of the rates asked for by name, in the shape of each rate."""
+    """The gradients of the rates asked for by name, in the shape of each rate."""
     options: Tensors
-    """Of `leaves()`, by their names; 0 for those that are missing."""
+    """The gradients of `leaves()`, by their names; 0 for those that are missing."""
 
 
 class InnerOptimizer:

@@ -25,7 +25,7 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Pulled:
-    """What `pull` finds for one tensor."""
+    """The results of `pull` for one tensor."""
 
     direction: Tensor
     gradient: Tensor
@@ -195,7 +195,7 @@ class UpdateRule(InnerOptimizer):
         return hash(self._key())
 
     def _key(self) -> Hashable:
-        """Options by value, tensors by identity, in a tuple so that no number equals an address."""
+        """Options by value; tensors by identity, in a tuple, which equals no value."""
         values = ((id(v),) if isinstance(v, Tensor) else v for v in self._options())
         return (type(self), *values)
 
@@ -204,11 +204,6 @@ class UpdateRule(InnerOptimizer):
         for value in vars(self).values():
             found += value if isinstance(value, tuple) else [value]
         return found
-
-    def leaves(self) -> Tensors:
-        """The options that get meta-gradients, by name."""
-        learned = any(isinstance(value, Tensor) for value in self._options())
-        return super().leaves() if learned else {}
 
     def _seen(self, g: Tensor, theta: Tensor) -> Tensor:
         """The gradient that the rule sees, after clipping."""

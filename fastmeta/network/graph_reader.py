@@ -29,7 +29,7 @@ _BATCH = object()
 """The number of examples, as `x.size(0)` or `x.shape[0]` gives it."""
 _SHAPE = object()
 _PENDING = object()
-"""Of a call without rules of its own, until a layer reads what it gives."""
+"""The value of a call without rules of its own, until a layer reads what it gives."""
 
 
 class GraphReader:

@@ -70,7 +70,7 @@ class Patches {
   T *const squares;  // [span of a patch's row, pitch]
   T *const centred;  // that image
   int rows = 0, row[kShallow];       // of a patch: how many, and which of the image's
-  int length = 0, place[kShallow];   // of a patch's row: its elements, and where they lie in it
+  int length = 0, place[kShallow];   // of a patch's row: its elements, and their offsets
 
   void centre(const T* image) const {
     constexpr int L = lanes<T>;

@@ -106,9 +106,11 @@ class Updates {
     if (n.rule.clips) {
       const T norm = T(__builtin_sqrt(square)), most = T(s.call.rule_options[kMaxNorm]);
       const T clip = s.clip(k) = norm > most ? most / norm : T(1);
-      s.adapting([&](int, int, int64_t from, int64_t size) {
-        for (int64_t j = from; clip < T(1) && j < from + size; ++j) g[j] *= clip;
-      });
+      if (clip < T(1)) {
+        s.adapting([&](int, int, int64_t from, int64_t size) {
+          for (int64_t j = from; j < from + size; ++j) g[j] *= clip;
+        });
+      }
     }
     with_rule<T>(n.rule, s.call.rule_options, k, [&](auto rule) {
       s.adapting([&](int l, int i, int64_t from, int64_t size) {

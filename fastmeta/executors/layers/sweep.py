@@ -49,16 +49,16 @@ class Side:
     of: Loss | None
     batch: Batch
     border: Values = field(default_factory=dict)
-    """What the head reads of the body, or the input."""
+    """The outputs of the body that the head reads, or the input."""
     body: Pass | None = None
     cotangents: Values = field(default_factory=dict)
-    """Of the border, summed over steps."""
+    """Cotangents of the border, summed over steps."""
     loss: PreparedLoss | None = None
 
 
 @dataclass(eq=False)
 class Result:
-    """What is left of a sweep: nothing of its passes."""
+    """The results of a sweep, without its passes."""
 
     step_losses: list[Tensor]
     support_losses: list[Tensor] = field(default_factory=list)
@@ -66,9 +66,9 @@ class Result:
     adapted: Parameters = field(default_factory=dict)
     """Where it is asked for."""
     gradients: Parameters = field(default_factory=dict)
-    """Of the trainable parameters, summed over tasks, `[1, ...]`."""
+    """The trainable parameters' gradients, summed over tasks, `[1, ...]`."""
     options: Parameters = field(default_factory=dict)
-    """Of the update rule's learned options."""
+    """The gradients of the update rule's learned options."""
     open_losses: list[OpenLoss] = field(default_factory=list)
     """Those that may have reached other leaves."""
 

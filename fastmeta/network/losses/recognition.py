@@ -198,7 +198,7 @@ class _Reads:
         self.known = self.known and all(map(is_of_arguments, (*self.called, *builtin)))
 
     def key(self, marked: frozenset[int]) -> Hashable:
-        """What tells its trace from others, without the values that are marked."""
+        """A key of its trace, without the values that are marked."""
         values = [
             type(value) if place in marked else by_value(value)
             for place, value in enumerate(self.values)
