@@ -25,6 +25,7 @@ import torch
 
 import fastmeta
 from bench import measure
+from bench.peers import fastmeta_step
 from bench.workloads import WORKLOADS, Workload
 
 NAMES = ["W1", "W1b", "W2", "W2b", "W3", "W4", "W5", "W5b", "W5s", "W5sq", "W6"]
@@ -34,9 +35,12 @@ HERE = Path(__file__).parents[1]
 def step(workload: Workload, made: Any) -> None:
     """One step with its backward pass."""
     model, support, query = made
+    options: dict[str, Any] = {}
+    if workload.rule != "descent":  # earlier commits have no other
+        options["inner_optimizer"] = fastmeta_step.optimizer(workload.rule)
     out = fastmeta.maml_step(
         model, support, query, inner_lr=workload.inner_lr, inner_steps=workload.steps,
-        loss_fn=workload.loss_fn,
+        loss_fn=workload.loss_fn, **options,
     )  # fmt: skip
     out.loss.backward()
 

@@ -10,7 +10,8 @@ from bench.peers.peer import Form, NotServed, Peer, Step, into_grad
 from bench.workloads import Pair, Workload
 
 
-def _optimizer(rule: str) -> fastmeta.inner.InnerOptimizer:
+def optimizer(rule: str) -> fastmeta.inner.InnerOptimizer:
+    """The inner optimizer of a workload's rule."""
     if rule == "Adam":
         return fastmeta.inner.Adam(betas=rules.BETAS, eps=rules.EPS)
     return fastmeta.inner.SGD(momentum=rules.MOMENTUM if rule == "momentum" else 0.0)
@@ -18,7 +19,7 @@ def _optimizer(rule: str) -> fastmeta.inner.InnerOptimizer:
 
 def _form(executor: str) -> Form:
     def form(workload: Workload, model: nn.Module, support: Pair, query: Pair) -> Step:
-        inner = _optimizer(workload.rule)
+        inner = optimizer(workload.rule)
 
         def step() -> Tensor:
             out = fastmeta.maml_step(
