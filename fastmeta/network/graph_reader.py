@@ -419,5 +419,5 @@ def _batch_size(index: Any) -> object:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    first, *rest = value if isinstance(value, tuple) else (value,)
+    first, *rest = value if isinstance(value, (tuple, list)) else (value,)
     return int(first), int((rest or [first])[0])

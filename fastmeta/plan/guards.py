@@ -113,6 +113,8 @@ class Guards:
             for base in own:
                 if isinstance(value := vars(base).get(name), types.FunctionType):
                     self._watch(base, name)
+                    if not is_torchs(value):  # it may call the one that it replaced
+                        self._refuse(f"{kind.__name__}.{name} was replaced")
                     names += _reads(value.__code__)[1].difference(names)
 
     def _member(self, name: str, kind: type) -> None:

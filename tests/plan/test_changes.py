@@ -147,6 +147,17 @@ def test_lists_at_two_places_are_told_apart() -> None:
         assert f"has a list, {name}" in fastmeta.explain(model, batch, batch)
 
 
+def test_a_method_of_torchs_that_was_replaced_hides_what_a_layer_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = network(conv(), nn.ReLU()), data()
+    torchs = nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, *args: torchs(self, *args))
+    for value in ((1, 1), (2, 2), [2, 2], [1, 1]):
+        model[0].dilation = value
+        agrees_with_the_general_path(model, batch)
+
+
 @pytest.mark.parametrize("name", ["stride", "dilation"])
 @pytest.mark.parametrize("value", [1, (2,), (1, 2)])
 def test_sizes_of_a_convolution_as_torch_takes_them(name: str, value: Any) -> None:
