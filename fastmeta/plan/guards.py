@@ -113,8 +113,7 @@ class Guards:
             for base in own:
                 if isinstance(value := vars(base).get(name), types.FunctionType):
                     self._watch(base, name)
-                    if not is_torchs(value):  # it may call the one that it replaced
-                        self._refuse(f"{kind.__name__}.{name} was replaced")
+                    self._check_torchs(base, name)
                     names += _reads(value.__code__)[1].difference(names)
 
     def _member(self, name: str, kind: type) -> None:
@@ -166,6 +165,13 @@ class Guards:
                     for place in (F, torch):
                         if called in vars(place):
                             self._watch(place, called)
+                            self._check_torchs(place, called)
+
+    def _check_torchs(self, owner: Any, name: str) -> None:
+        """Refuse a function in the place of one that torch's layers call: it may compute by any."""
+        value = vars(owner)[name]
+        if isinstance(value, types.FunctionType) and not is_torchs(value):
+            self._refuse(f"{owner.__name__}.{name} was replaced")
 
     def _refuse(self, reason: str) -> None:
         self.unseen = self.unseen or reason

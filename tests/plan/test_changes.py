@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
@@ -155,6 +156,19 @@ def test_a_method_of_torchs_that_was_replaced_hides_what_a_layer_reads(
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, *args: torchs(self, *args))
     for value in ((1, 1), (2, 2), [2, 2], [1, 1]):
         model[0].dilation = value
+        agrees_with_the_general_path(model, batch)
+
+
+def test_a_function_under_torchs_layers_that_was_replaced_is_not_left_to_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = network(conv(), nn.BatchNorm2d(2).eval(), nn.ReLU()), data()
+    norm: Any = model[1]
+    norm.num_batches_tracked += 1
+    torchs = F.batch_norm
+    monkeypatch.setattr(F, "batch_norm", lambda *args, **kwargs: 2 * torchs(*args, **kwargs))
+    for mean in (100.0, 0.0):  # at the first every ReLU is 0, whatever the factor
+        norm.running_mean = torch.full((2,), mean).double()
         agrees_with_the_general_path(model, batch)
 
 
