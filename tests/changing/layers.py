@@ -66,7 +66,8 @@ option("threshold", "Softplus", nn.Softplus, "threshold", 0.1)
 option("in place", "ReLU", nn.ReLU, "inplace", True, matters=False)
 option("eps of batch norm", "BatchNorm", nn.modules.batchnorm._BatchNorm, "eps", 0.5)
 option("eps of group norm", "GroupNorm", nn.GroupNorm, "eps", 0.5)
-option("groups of group norm", "GroupNorm", nn.GroupNorm, "num_groups", 4)
+# Not 4, of one number each on a vector: rounding alone would decide the ReLU behind them.
+option("groups of group norm", "GroupNorm", nn.GroupNorm, "num_groups", 1)
 option("p of dropout", "Dropout", nn.Dropout, "p", 1.0)
 option("training of one layer", "BatchNorm", nn.modules.batchnorm._BatchNorm, "training", False)
 
