@@ -192,7 +192,7 @@ class World:
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         adapted = [name for name in names if name.startswith(prefix)]
         if not self.grad:
-            return self._evaluated(rate, steps, adapted), []
+            return self._evaluated(rate, steps, adapted, options.get("prox", 0.0)), []
         found = oracle.maml(
             self.model, self.draw(), self.leaves(), rate=lambda _, step: rate, steps=steps,
             loss_fn=self.loss_fn, adapted=adapted, **options,
@@ -213,11 +213,11 @@ class World:
         gradients = torch.autograd.grad(out.loss, leaves, allow_unused=True) if leaves else ()
         return out.loss.detach(), [*gradients], out.executor
 
-    def _evaluated(self, rate: float, steps: int, adapted: list[str]) -> Tensor:
+    def _evaluated(self, rate: float, steps: int, adapted: list[str], prox: float) -> Tensor:
         """The loss where a caller has turned gradients off: on for the inner loop alone."""
         losses: list[Tensor] = []
         for sx, sy, qx, qy in self.draw():
-            phi = dict(self.model.named_parameters())
+            start = phi = dict(self.model.named_parameters())
             for _ in range(steps):
                 with torch.enable_grad():
                     phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
@@ -226,7 +226,11 @@ class World:
                         loss, [phi[name] for name in adapted], allow_unused=True
                     )
                 moves = dict(zip(adapted, slopes, strict=True))
-                phi |= {n: phi[n] - rate * g for n, g in moves.items() if g is not None}
+                phi |= {
+                    n: phi[n] - rate * (g + prox * (phi[n] - start[n]))
+                    for n, g in moves.items()
+                    if g is not None
+                }
             with torch.no_grad():
                 losses.append(self.loss_fn(oracle.call(self.model, phi, qx), qy))
         return torch.stack(losses).mean()
