@@ -1,6 +1,6 @@
 # The few commands of this house; CI calls the same ones. Each runs in the active environment.
 
-.PHONY: install test check format sanitize aarch64 fuzz demo peers clean
+.PHONY: operations install test check format sanitize aarch64 fuzz demo peers clean
 
 install:  ## editable, with what the tests, the checks and the demo need
 	python -m pip install -c constraints.txt -e ".[test,demo]"
@@ -25,10 +25,14 @@ aarch64:  ## the steps in C++, cross-compiled and run in qemu's emulator; skippe
 
 SEED ?= $(shell date +%s)
 
+operations:  ## csrc/operations.h anew, from the table of fastmeta/network/expressions
+	python -m fastmeta.network.expressions.generate > csrc/operations.h
+
 fuzz:  ## against the float64 oracle: 2,000 drawn networks and options a step, 20,000 programs of changes
 	FASTMETA_FUZZ=2000 pytest -q --timeout=0 --dist=load \
 		tests/executors/test_fuzz.py tests/executors/test_layered_fuzz.py \
-		tests/executors/test_layered_rules_fuzz.py tests/executors/test_generic_fuzz.py
+		tests/executors/test_layered_rules_fuzz.py tests/executors/test_generic_fuzz.py \
+		tests/executors/test_expressions.py tests/network/expressions
 	FASTMETA_FUZZ=20000 FASTMETA_FUZZ_SEED=$(SEED) pytest -q --timeout=0 --dist=load \
 		tests/plan/test_validity_fuzz.py
 

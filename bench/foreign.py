@@ -39,15 +39,15 @@ def conv4() -> nn.Module:
     parts: list[nn.Module] = []
     for i in range(4):
         parts += [nn.Conv2d(32 if i else 1, 32, 3, padding=1), nn.BatchNorm2d(32)]
-        parts += [nn.Hardswish() if i == 1 else nn.ReLU(), nn.MaxPool2d(2)]
+        parts += [nn.Softshrink() if i == 1 else nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(32, 5))
 
 
 # Network, example, tasks, examples of a set.
 CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], int, int]] = [
     *(("MLP, PReLU", lambda: mlp(nn.PReLU), (1,), tasks, 10) for tasks in (4, 10, 25)),
-    *(("MLP, Softsign", lambda: mlp(nn.Softsign), (1,), tasks, 10) for tasks in (4, 25)),
-    ("conv4, one Hardswish", conv4, (1, 28, 28), 4, 5),
+    *(("MLP, Softshrink", lambda: mlp(nn.Softshrink), (1,), tasks, 10) for tasks in (4, 25)),
+    ("conv4, one Softshrink", conv4, (1, 28, 28), 4, 5),
     *(("transformer block", Block, (12, 8), tasks, 5) for tasks in (4, 16)),
 ]
 

@@ -126,6 +126,11 @@ struct GeluTanh {
   }
 };
 
+// An expression: a program computes its derivatives.
+struct Traced {
+  static constexpr bool from_output = false, bent = true;
+};
+
 // Calls `use` with the activation of a layer.
 template <class S, class Use>
 FASTMETA_DEVICE void with_activation(const Dense& layer, Use use) {
@@ -140,6 +145,7 @@ FASTMETA_DEVICE void with_activation(const Dense& layer, Use use) {
     case Activation::silu: return use(Silu<S>{});
     case Activation::gelu: return use(Gelu<S>{});
     case Activation::gelu_tanh: return use(GeluTanh<S>{});
+    case Activation::expression: return use(Traced{});
   }
 }
 

@@ -8,6 +8,7 @@
 #include "fused.h"
 #include "layered.h"
 #include "open.h"
+#include "programs.h"
 
 namespace fastmeta {
 namespace {
@@ -39,6 +40,7 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "version", [] { return FASTMETA_VERSION; }, "The fastmeta version this was built for.");
   module.def("cpu_features", &cpu_features, "Which instruction sets this processor has.");
+  bind_programs(module);
   bind_fused(module);
   bind_layered(module);
   bind_open(module);

@@ -1,6 +1,8 @@
 // A dense layer: product, maybe a norm, activation; the four rules.
 #pragma once
 
+#include <type_traits>
+
 #include "activations.h"
 #include "batch_norm.h"
 #include "epilogues.h"
@@ -175,13 +177,23 @@ class DenseLayer {
   // Of a layer without a norm the product lies where `t.value` does; a norm leaves z there.
   FASTMETA_DEVICE void activate(const Trace& t) {
     with_activation<S>(layer, [&](auto f) {
-      if constexpr (f.from_output) {
+      if constexpr (std::is_same_v<decltype(f), Traced>) {
+        if constexpr (E::takes_programs) evaluate(t);
+      } else if constexpr (f.from_output) {
         e.map([f](Num& a) { a = f.value(a); }, t.value);
       } else {
         e.map([f](Num& a, Num& slope, Num& curve) { f.derivatives(a, a, slope, curve); },
               t.value, t.slope, t.curve);
       }
     });
+  }
+
+  // By an expression's program, on all the numbers in a row.
+  FASTMETA_DEVICE void evaluate(const Trace& t) {
+    const int count = t.value.rows * t.value.row_stride;
+    const auto flat = [count](View v) { return View{v.offset, count, 1, 1, 1}; };
+    const View matrices[] = {flat(t.value), flat(t.value), flat(t.slope), flat(t.curve)};
+    e.evaluate(*layer.program, count, matrices);
   }
 
   // Its tangent along rz in `r.value`, in the same place.

@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "expression.h"
 #include "network.h"
 
 namespace fastmeta {
@@ -32,6 +34,13 @@ inline UpdateRule described(const RuleTuple& rule) {
   return {RuleKind(kind), momentum, nesterov, decays,
           decoupled,      centered, clips,    {learns[0], learns[1]}};
 }
+
+// The programs of expressions in a network: of each layer, null where its activation is none, and of
+// the losses.
+struct Programs {
+  std::vector<std::shared_ptr<Program>> layers;
+  std::shared_ptr<LossPrograms> loss, query_loss;
+};
 
 // Steps are of plain SGD, and the query set has the support set's loss, unless said otherwise.
 struct InnerLoopTuple {
@@ -65,6 +74,15 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
   network.per_step_support = inner.per_step_support;
   network.body = longest_body(network);
   return network;
+}
+
+// Gives the network its programs, which must outlive it.
+inline void give(Description& network, const Programs& programs) {
+  for (std::size_t l = 0; l < programs.layers.size(); ++l) {
+    network.layers[l].program = programs.layers[l].get();
+  }
+  network.loss.programs = programs.loss.get();
+  network.query_loss.programs = programs.query_loss.get();
 }
 
 // Throws where a rule that has options is given too many or too few.

@@ -21,6 +21,8 @@ namespace py = pybind11;
 using namespace pybind11::literals;
 
 using Address = uintptr_t;
+// What a loss that is an expression reads: addresses, and how far apart the tasks' are.
+using Inputs = std::vector<std::pair<Address, int64_t>>;
 
 class FusedStep {
  public:
@@ -29,12 +31,15 @@ class FusedStep {
             bool first_order, bool elementwise_rates, bool learned_rates, double prox,
             bool is_double, int64_t tasks, const std::string& instruction_set,
             const std::string& engine, const std::string& form, const std::string& memory,
-            const RuleTuple& rule, bool per_step_support, const std::optional<LossTuple>& query_loss)
-      : set_(cpu::instruction_set(instruction_set)),
+            const RuleTuple& rule, bool per_step_support, const std::optional<LossTuple>& query_loss,
+            const Programs& programs)
+      : programs_(programs),
+        set_(cpu::instruction_set(instruction_set)),
         is_double_(is_double),
         network_(described(layers, {LossKind(loss), loss_option, ignore_index, weighted}, support,
                            query, steps, differentiate, first_order, elementwise_rates,
                            learned_rates, prox, {rule, per_step_support, query_loss})) {
+    give(network_, programs_);
     network_.dual = cpu::dual(form, network_);
     network_.together = cpu::together(network_, tasks);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
@@ -74,7 +79,8 @@ class FusedStep {
            Address task_weights, const std::vector<Address>& support,
            const std::vector<Address>& query, Address support_losses, Address step_losses,
            Address query_outputs, Address gradient, int threads,
-           const std::vector<double>& rule_options) const {
+           const std::vector<double>& rule_options, const Inputs& support_inputs,
+           const Inputs& query_inputs) const {
     const double* options = checked_options(network_, rule_options);
     if (!are_classes(support[2], tasks * network_.all_support(), network_.loss) ||
         !are_classes(query[2], tasks * network_.query, network_.query_loss)) {
@@ -84,7 +90,7 @@ class FusedStep {
     const auto of = [&](const auto& kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
-             threads, options);
+             threads, options, support_inputs, query_inputs);
     };
     without_gil([&] { is_double_ ? of(engine_.of_double) : of(engine_.of_float); });
     return true;
@@ -94,6 +100,7 @@ class FusedStep {
   // The bytes that this many of the engine's scalars take.
   int64_t bytes(int64_t scalars) const { return scalars * tasks() * (is_double_ ? 8 : 4); }
 
+  Programs programs_;
   cpu::InstructionSet set_;
   cpu::Engine engine_{};
   double seconds_ = 0;
@@ -122,7 +129,8 @@ class FusedStep {
               Address rates, const std::vector<double>& step_weights, const std::vector<bool>& evaluates,
               Address task_weights, const std::vector<Address>& support,
               const std::vector<Address>& query, Address support_losses, Address step_losses,
-              Address query_outputs, Address gradient, int threads, const double* options) const {
+              Address query_outputs, Address gradient, int threads, const double* options,
+              const Inputs& support_inputs, const Inputs& query_inputs) const {
     const int in = network_.layers.front().in, out = network_.layers.back().out;
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
     const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
@@ -156,6 +164,8 @@ class FusedStep {
     const auto of_classes = [](const Loss& loss) { return loss.kind == LossKind::cross_entropy; };
     data.support_loss_weights = {of(support[4]), of_classes(network_.loss) ? 0 : n * out};
     data.query_loss_weights = {of(query[4]), of_classes(network_.query_loss) ? 0 : q * out};
+    for (const auto& [a, stride] : support_inputs) data.support_loss_inputs.push_back({of(a), stride});
+    for (const auto& [a, stride] : query_inputs) data.query_loss_inputs.push_back({of(a), stride});
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
@@ -183,12 +193,12 @@ void bind_fused(py::module_& module) {
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
                     const std::string&, const std::string&, const std::string&, const RuleTuple&,
-                    bool, const std::optional<LossTuple>&>(),
+                    bool, const std::optional<LossTuple>&, const Programs&>(),
            "layers"_a, "loss"_a, "loss_option"_a, "ignore_index"_a, "weighted"_a, "support"_a,
            "query"_a, "steps"_a, "differentiate"_a, "first_order"_a, "elementwise_rates"_a,
            "learned_rates"_a, "prox"_a, "is_double"_a, "tasks"_a, "instruction_set"_a, "engine"_a,
            "form"_a, "memory"_a, "rule"_a = RuleTuple{}, "per_step_support"_a = false,
-           "query_loss"_a = py::none())
+           "query_loss"_a = py::none(), "programs"_a = Programs{})
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
@@ -203,7 +213,8 @@ void bind_fused(py::module_& module) {
       .def("run", &FusedStep::run, "tasks"_a, "parameters"_a, "adapted"_a, "statistics"_a, "rates"_a,
            "step_weights"_a, "evaluates"_a, "task_weights"_a, "support"_a, "query"_a,
            "support_losses"_a, "step_losses"_a, "query_outputs"_a, "gradient"_a, "threads"_a,
-           "rule_options"_a = std::vector<double>{});
+           "rule_options"_a = std::vector<double>{}, "support_inputs"_a = Inputs{},
+           "query_inputs"_a = Inputs{});
 }
 
 }  // namespace fastmeta

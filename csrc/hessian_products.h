@@ -81,6 +81,7 @@ FASTMETA_ONCE void subtract_hessian_product(Step<E>& s, int k) {
   const Tangent& last = layout.tangents[s.depth - 1];
   loss_tangent(s.e, s.network.loss, layout.support, s.traces(layout.support, k)[s.depth - 1],
                last.value, last.delta);
+  if constexpr (E::takes_programs) add_captured(s.e, layout.support, S(-1));
   const auto add_input = [&](int l, const Trace& t, const Tangent& r, const Blocks& at) {
     if (l == 0) return;  // before it are the inputs
     s.layer(l).tangent_backward_input(Add<S>{S(-1)}, t, r, s.body_cotangent(layout.support), at,

@@ -25,16 +25,29 @@ FASTMETA_ONCE void load_parameters(Step<E>& s) {
   }
 }
 
+template <class E>
+FASTMETA_ONCE void load_loss_inputs(Step<E>& s, const ExamplesOf<E>& set, int k) {
+  const auto& from = s.is_query(set) ? s.data.query_loss_inputs : s.data.support_loss_inputs;
+  for (std::size_t i = 0; i < std::size_t(set.loss_inputs.size()); ++i) {
+    const View& to = set.loss_inputs[i];
+    const bool of_examples = s.loss(set).programs->inputs[i].of_examples;
+    s.e.load(to, at_step(from[i], k, of_examples ? int64_t(to.rows) * to.cols : 0));
+  }
+}
+
 template <class E, class S>
 FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<const S> y,
                                  Global<const int64_t> labels, Global<const S> weights,
-                                 Global<const S> loss_weights) {
+                                 Global<const S> loss_weights, int k = 0) {
   using Num = typename E::Num;
   if (weights.given()) {
     s.e.load(set.weights, weights);
   } else {
     const S each = S(1) / S(set.weights.rows);
     s.e.map([each](Num& w) { w = Num{} + each; }, set.weights);
+  }
+  if constexpr (E::takes_programs) {
+    if (s.loss(set).programs) return load_loss_inputs(s, set, k);
   }
   load_targets(s.e, s.loss(set), set, y, labels, loss_weights);
 }
@@ -51,7 +64,7 @@ FASTMETA_ONCE void load_support(Step<E>& s, int k) {
   }
   load_examples(s, set, at_step(s.data.support_y, k, n * c), at_step(s.data.support_labels, k, n),
                 at_step(s.data.support_weights, k, n),
-                at_step(s.data.support_loss_weights, k, of_classes ? 0 : n * c));
+                at_step(s.data.support_loss_weights, k, of_classes ? 0 : n * c), k);
 }
 
 template <class E>

@@ -1,6 +1,7 @@
 // The losses: value, derivative and tangent of the derivative, each a mean by example weights.
 #pragma once
 
+#include "expression.h"
 #include "network.h"
 #include "views.h"
 
@@ -76,6 +77,7 @@ FASTMETA_DEVICE void with_elementwise(const Loss& loss, const Examples& set, Use
     case LossKind::huber: return use(Huber<S>{option, S(1)});
     case LossKind::smooth_l1: return use(Huber<S>{option, S(1) / option});
     case LossKind::l1: return use(AbsoluteError<S>{});
+    case LossKind::expression: return;  // computed by programs
   }
 }
 
@@ -159,6 +161,29 @@ FASTMETA_DEVICE void softmax_loss(E& e, const ExamplesOf<E>& set, View z, View p
   e.map([](Num& l, Num missing) { l = l + missing; }, out, set.missing);
 }
 
+// Runs a program of a loss that is an expression; what it learns gets its gradient in the set's own.
+template <class E>
+FASTMETA_ONCE void run_loss(E& e, const Loss& loss, const Program& program, const ExamplesOf<E>& set,
+                            const Trace& last, View direction, View result) {
+  View matrices[kLossInputs + 2 * kMostLossInputs] = {last.value, direction, set.weights, result};
+  int learned = 0, next = kLossInputs;
+  for (const LossInput& input : loss.programs->inputs) {
+    matrices[next] = set.loss_inputs[(next - kLossInputs) / 2];
+    if (input.learns) matrices[next + 1] = set.gradients[learned++];
+    next += 2;
+  }
+  e.evaluate(program, last.value.rows, matrices);
+}
+
+// The gradients of a loss by what it learns, times a factor, to their sums.
+template <class E>
+FASTMETA_ONCE void add_captured(E& e, const ExamplesOf<E>& set, typename E::Scalar factor) {
+  using Num = typename E::Num;
+  for (std::size_t i = 0; i < std::size_t(set.sums.size()); ++i) {
+    e.map([factor](Num& sum, Num g) { sum = sum + factor * g; }, set.sums[i], set.gradients[i]);
+  }
+}
+
 // The loss of predictions `last.value`.
 template <class E>
 FASTMETA_ONCE void loss_forward(E& e, const Loss& loss, const ExamplesOf<E>& set,
@@ -166,6 +191,9 @@ FASTMETA_ONCE void loss_forward(E& e, const Loss& loss, const ExamplesOf<E>& set
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value;
+  if constexpr (E::takes_programs) {
+    if (loss.programs) return run_loss(e, loss, loss.programs->value, set, last, {}, out);
+  }
   if (loss.kind == LossKind::cross_entropy) return softmax_loss(e, set, z, last.softmax, out);
   const S share = S(1) / S(z.cols);
   with_elementwise<S>(loss, set, [&](auto l, auto... factors) {
@@ -183,6 +211,9 @@ FASTMETA_ONCE void loss_backward(E& e, const Loss& loss, const ExamplesOf<E>& se
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);
+  if constexpr (E::takes_programs) {
+    if (loss.programs) return run_loss(e, loss, loss.programs->gradient, set, last, {}, last.delta);
+  }
   if (loss.kind == LossKind::cross_entropy) {
     e.map([](Num& d, Num p, Num y, Num w) { d = (p - y) * w; }, last.delta, last.softmax,
           set.targets, w);
@@ -203,6 +234,9 @@ FASTMETA_ONCE void loss_tangent(E& e, const Loss& loss, const ExamplesOf<E>& set
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);
+  if constexpr (E::takes_programs) {
+    if (loss.programs) return run_loss(e, loss, loss.programs->tangent, set, last, r, out);
+  }
   if (loss.kind == LossKind::cross_entropy) {
     const View p = last.softmax;
     e.fold_cols(set.row, [](Num& sum, Num p, Num r) { sum += p * r; }, S(0), p, r);

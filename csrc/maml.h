@@ -135,6 +135,10 @@ FASTMETA_ONCE void start_cotangent(Step<E>& s) {
   const auto& layout = s.layout;
   s.clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
   if (s.network.prox != 0) s.clear(s.head(layout.anchor));
+  if constexpr (E::takes_programs) {
+    for (const View& sum : layout.support.sums) s.clear(sum);
+    for (const View& sum : layout.query.sums) s.clear(sum);
+  }
   if (s.network.dual) s.dual().start_cotangent();
   if (s.network.body > 0) {
     s.clear(s.body_cotangent(layout.query));
@@ -163,6 +167,18 @@ FASTMETA_ONCE void add_anchor(Step<E>& s) {  // (5)
   s.e.map([](Num& l, Num a) { l = l + a; }, s.head(s.layout.lambda), s.head(s.layout.anchor));
 }
 
+// The gradients by what losses learn stand last.
+template <class E>
+FASTMETA_ONCE void sum_captured(Step<E>& s) {
+  int64_t place = gradient_size(s.network, s.layout) - s.layout.captured;
+  for (const auto* set : {&s.layout.support, &s.layout.query}) {
+    for (const View& sum : set->sums) {
+      s.e.sum_tasks(place, sum, s.e.weight());
+      place += sum.cols;
+    }
+  }
+}
+
 template <class E>
 FASTMETA_DEVICE void run_step(Step<E> s) {
   const auto& network = s.network;
@@ -189,6 +205,7 @@ FASTMETA_DEVICE void run_step(Step<E> s) {
   if (network.steps > 0 && !network.first_order) backward_body(s, layout.support);
   if (network.dual) s.dual().finish();
   sum_tasks(s, 0, 0, layout.lambda);
+  if constexpr (E::takes_programs) sum_captured(s);
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

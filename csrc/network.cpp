@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "expression.h"
+
 namespace fastmeta {
 namespace {
 
@@ -20,13 +22,10 @@ class Allocator {
     const int stride = padded(rows);
     return {block(stride), rows, 1, 1, stride};
   }
-  // From one row to the next. An odd number of vectors: at a power of two the rows of a narrow
-  // strip would meet in a few sets of the cache.
+  // From one row to the next.
   int padded(int cols) const {
     if (rows_ == Rows::float4) return cols < 2 ? cols : 4 * ((cols + 3) / 4 | 1);
-    int vectors = (cols + width_ - 1) / width_;
-    if (rows_ == Rows::odd || (width_ > 1 && vectors > 4)) vectors |= 1;
-    return vectors * width_;
+    return rows_ == Rows::odd ? cols | 1 : fastmeta::padded(cols, width_);
   }
   int64_t block(int64_t size) {
     const int64_t offset = next_;
@@ -76,7 +75,7 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   const int in = network.layers.front().in;
   Examples set{};
   set.inputs = copies ? allocate.matrix(inputs, in) : View{0, inputs, in, 0, 0};
-  set.targets = allocate.matrix(count, last.out);
+  if (loss.kind != LossKind::expression) set.targets = allocate.matrix(count, last.out);
   set.weights = allocate.column(count);
   set.row = allocate.column(count);
   set.second_row = allocate.column(count);
@@ -84,6 +83,17 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   if (loss.weighted) {
     const bool of_classes = loss.kind == LossKind::cross_entropy;
     set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
+  }
+  if (loss.programs != nullptr) {
+    for (const LossInput& input : loss.programs->inputs) {
+      const View one = input.of_examples && input.columns == 1
+                           ? allocate.column(count)
+                           : allocate.matrix(input.of_examples ? count : 1, input.columns);
+      set.loss_inputs.push_back(one);
+      if (!input.learns) continue;
+      set.gradients.push_back(allocate.matrix(1, input.columns));
+      set.sums.push_back(allocate.matrix(1, input.columns));
+    }
   }
   for (int step = 0; step < kept; ++step) {
     for (std::size_t l = 0; l < network.layers.size(); ++l) {
@@ -248,6 +258,9 @@ Layout lay_out(const Description& network, int width, Rows rows) {
     if (!network.first_order) add_tangents(allocate, network, layout);
     allocate.lay_behind();
   }
+  for (const Examples* set : {&layout.support, &layout.query}) {
+    for (const View& sum : set->sums) layout.captured += sum.cols;
+  }
   layout.scalar = allocate.column(1);
   // A block without the body's part starts where that would.
   const auto head_block = [&] { return allocate.block(head) - layout.body; };
@@ -270,7 +283,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
 
 int64_t gradient_size(const Description& network, const Layout& layout) {
   const int options = int(network.rule.learns[0]) + int(network.rule.learns[1]);
-  return layout.parameters + rate_gradients(network, layout) + options;
+  return layout.parameters + rate_gradients(network, layout) + options + layout.captured;
 }
 
 }  // namespace fastmeta

@@ -19,14 +19,17 @@
 
 namespace fastmeta {
 
+struct Program;
+struct LossPrograms;
+
 // Where descriptions, layouts and data lie, which says what their lists are.
 struct OnHost {
   template <class T>
   using List = std::vector<T>;
 };
 
-enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, elu, softplus, silu, gelu, gelu_tanh };
-enum class LossKind { cross_entropy, mse, bce_with_logits, huber, smooth_l1, l1 };
+enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, elu, softplus, silu, gelu, gelu_tanh, expression };
+enum class LossKind { cross_entropy, mse, bce_with_logits, huber, smooth_l1, l1, expression };
 // Batch norm by the statistics of the set at hand, or by given ones.
 enum class Norm { none, batch, running };
 
@@ -43,6 +46,7 @@ struct Dense {
   Norm norm;
   double eps;
   bool has[kTensors], adapts[kTensors];
+  const Program* program = nullptr;  // of an expression: value, slope and curve of z
 };
 
 struct Loss {
@@ -50,6 +54,7 @@ struct Loss {
   double option;  // label smoothing, delta or beta
   int64_t ignore_index;
   bool weighted;  // classes have weights, or predictions have a factor of their own
+  const LossPrograms* programs = nullptr;  // of an expression
 };
 
 // How the inner loop steps along a gradient. Values that are not flags are passed with each call.
@@ -184,6 +189,9 @@ struct ExampleViews {
 template <class Place>
 struct ExamplesIn : ExampleViews {
   typename Place::template List<Trace> traces;  // [steps kept * layers]; body: of step 0
+  // Of a loss that is an expression: what it reads beside the prediction, and of those inputs that
+  // learn the gradient at hand and its sum over the task's steps.
+  typename Place::template List<View> loss_inputs, gradients, sums;
 };
 using Examples = ExamplesIn<OnHost>;
 
@@ -222,6 +230,7 @@ struct Offsets {
   int64_t slopes[3] = {}, ones = 0;
   View clips = {};  // of each step [K, 1]
   int thetas_kept = 0, traces_kept = 0;
+  int64_t captured = 0;  // the sizes of what losses learn
   View scalar, sum, one, zero;  // each [1, 1]
   int64_t scratch = 0;     // the engine's own, as long as two weights
   int64_t size = 0;
@@ -240,6 +249,13 @@ using Layout = LayoutIn<OnHost>;
 // `float4`: four times an odd count, and every matrix begins at a multiple of four: 16 bytes can be
 // read at once, and those of 8 rows in a column lie in different banks.
 enum class Rows { close, odd, float4 };
+
+// From one row to the next, where a matrix of so many columns is padded to whole vectors. An odd number
+// of vectors: at a power of two the rows of a narrow strip would meet in a few sets of the cache.
+constexpr int padded(int cols, int width) {
+  const int vectors = (cols + width - 1) / width;
+  return width > 1 && vectors > 4 ? (vectors | 1) * width : vectors * width;
+}
 
 // `width` is how many columns of a matrix the engine takes at a time. Above 1, rows are padded to
 // a multiple of it, and weights lie input by input, so that a product's columns lie side by side.
@@ -283,11 +299,12 @@ struct Data {
   Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const int64_t> support_labels, query_labels;
   Global<const Scalar> support_loss_weights, query_loss_weights;
+  typename Place::template List<Global<const Scalar>> support_loss_inputs, query_loss_inputs;
   // Of the support set, where each step has its own, tasks are K sets apart.
   Global<Scalar> support_losses;  // [K, T]
   Global<Scalar> step_losses;     // [K + 1, T]
   Global<Scalar> query_outputs;   // [T, Q, C]
-  Scalar* gradient;  // [P], then [K, tensors] or [K, P] of learned rates, then learned options
+  Scalar* gradient;  // [P], [K, tensors] or [K, P] of learned rates, learned options, of losses
 };
 
 // The size of the learned rates' gradients.

@@ -35,10 +35,11 @@ class OpenPasses {
  public:
   OpenPasses(const std::vector<LayerTuple>& layers, int support, int query, int slots,
              bool first_order, bool inputs_flow, bool is_double, int64_t tasks,
-             const std::string& instruction_set, const std::string& engine)
-      : set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
+             const std::string& instruction_set, const std::string& engine, const Programs& programs)
+      : programs_(programs), set_(cpu::instruction_set(instruction_set)), is_double_(is_double) {
     const Loss none{LossKind::mse, 0, 0, false};
     network_ = described(layers, none, support, query, slots, true, first_order, false, false, 0, {});
+    give(network_, programs_);
     open(network_, slots, first_order, inputs_flow);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
@@ -100,6 +101,7 @@ class OpenPasses {
   }
 
  private:
+  Programs programs_;
   cpu::InstructionSet set_;
   cpu::Engine engine_{};
   double seconds_ = 0;
@@ -148,9 +150,9 @@ void bind_open(py::module_& module) {
   py::class_<Traces>(module, "Traces");
   py::class_<OpenPasses>(module, "OpenPasses")
       .def(py::init<const std::vector<LayerTuple>&, int, int, int, bool, bool, bool, int64_t,
-                    const std::string&, const std::string&>(),
+                    const std::string&, const std::string&, const Programs&>(),
            "layers"_a, "support"_a, "query"_a, "slots"_a, "first_order"_a, "inputs_flow"_a,
-           "is_double"_a, "tasks"_a, "instruction_set"_a, "engine"_a)
+           "is_double"_a, "tasks"_a, "instruction_set"_a, "engine"_a, "programs"_a = Programs{})
       .def_property_readonly("parameters", &OpenPasses::parameters)
       .def_property_readonly("together", &OpenPasses::together)
       .def_property_readonly("instruction_set", &OpenPasses::instruction_set)

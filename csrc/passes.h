@@ -92,6 +92,7 @@ FASTMETA_ONCE void add_query(Step<E>& s, int k) {
   const Trace* trace = s.traces(query, k);
   const int body = s.network.body;
   backward_head(s, query, trace, k);
+  if constexpr (E::takes_programs) add_captured(s.e, query, w);
   for (int l = body; l < s.depth; ++l) add_gradient(s, w, query, trace, l);
   if (body == 0) return;
   s.layer(body).backward_input(Add<S>{w}, trace[body], s.body_cotangent(query), s.blocks(body, k));

@@ -21,5 +21,8 @@ using std::expm1;
 using std::log;
 using std::sqrt;
 using std::tanh;
+using std::sin;
+using std::cos;
+template <class T> void sine_and_cosine(T x, T& s, T& c) { s = std::sin(x), c = std::cos(x); }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -8,6 +8,7 @@
 
 #include "../network.h"
 #include "dots.h"
+#include "interpreter.h"
 #include "strips.h"
 #include "transpose.h"
 
@@ -22,6 +23,7 @@ class FeatureLanes {
   static constexpr int count = 1, width = width_of<Num>;
   static constexpr bool takes_together = true;
   static constexpr bool takes_products = false;  // of the dual form, made by others
+  static constexpr bool takes_programs = true;   // of expressions
 
   // `storage` is aligned to a vector; the sums over tasks are added to `sums`.
   FeatureLanes(void* storage, const Layout& layout, int64_t task, const Data<T>& data, T* sums)
@@ -182,6 +184,10 @@ class FeatureLanes {
       }
       *vector(storage_ + out.offset + j * width) = sum;
     }
+  }
+
+  void evaluate(const Program& program, int examples, const View* matrices) {
+    Interpreter<T, Num, T>(program, storage_, examples).run(matrices);
   }
 
   void dot(View out, View a, View b) {

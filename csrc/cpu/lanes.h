@@ -6,6 +6,7 @@
 
 #include "../epilogues.h"
 #include "../network.h"
+#include "interpreter.h"
 #include "lane_sums.h"
 #include "math.h"
 #include "product.h"
@@ -21,6 +22,7 @@ class Lanes {
   static constexpr int count = sizeof(Num) / sizeof(T), width = 1;
   static constexpr bool takes_together = false;
   static constexpr bool takes_products = false;  // of the dual form, made by others
+  static constexpr bool takes_programs = true;   // of expressions
 
   // `storage` is this group's, aligned to a vector; its sums over tasks are added to
   // `partial`.
@@ -166,6 +168,10 @@ class Lanes {
   template <class F, class... Views>
   void fold_rows(View out, F f, T start, View first, Views... in) {
     fold(f, start, first.cols, first.rows, transposed(at(out)), transposed(at(first)), transposed(at(in))...);
+  }
+
+  void evaluate(const Program& program, int examples, const View* matrices) {
+    Interpreter<T, Num, Num>(program, storage_, examples).run(matrices);
   }
 
   void dot(View out, View a, View b) {

@@ -233,4 +233,8 @@ Num erf(Num x) {
   return select(size < S(1), x * series, select(x < S(0), -far, select(x > S(0), far, x)));
 }
 
+template <class Num> Num sin(Num x) { for (unsigned i=0;i<sizeof(Num)/sizeof(Lane<Num>);++i) x[i]=__builtin_sin(x[i]); return x; }
+template <class Num> Num cos(Num x) { for (unsigned i=0;i<sizeof(Num)/sizeof(Lane<Num>);++i) x[i]=__builtin_cos(x[i]); return x; }
+template <class Num> void sine_and_cosine(Num x, Num& s, Num& c) { s = sin(x), c = cos(x); }
+
 }  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -5,6 +5,7 @@
 
 #include "../network.h"
 #include "../scalars.h"
+#include "interpreter.h"
 #include "spend.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
@@ -18,6 +19,7 @@ class Plain {
   static constexpr int count = 1, width = 1;
   static constexpr bool takes_together = false;
   static constexpr bool takes_products = false;  // of the dual form, made by others
+  static constexpr bool takes_programs = true;   // of expressions
 
   Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}
@@ -110,6 +112,10 @@ class Plain {
       for (int i = 0; i < first.rows; ++i) f(sum, at(first, i, j), at(in, i, j)...);
       at(out, 0, j) = sum;
     }
+  }
+
+  void evaluate(const Program& program, int examples, const View* matrices) {
+    Interpreter<T, T, T>(program, storage_, examples).run(matrices);
   }
 
   void dot(View out, View a, View b) {

@@ -40,6 +40,7 @@ class Block {
   using Scalar = T;
   using Num = T;
   using Place = cuda::OnDevice;
+  static constexpr bool takes_programs = false;  // of expressions
   static constexpr bool takes_products = true;
 
   // Sums over tasks are added to `sums`.

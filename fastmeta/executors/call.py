@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +45,16 @@ class Compiled(Protocol):
     def evaluates(self) -> tuple[bool, ...]:
         """By number of steps, True where the query loss after them is asked for."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class OwnInputs:
+    """What losses of the user's own read, each with the distance between two tasks' data."""
+
+    support: Sequence[tuple[Tensor, int]]
+    query: Sequence[tuple[Tensor, int]]
+    learned: Sequence[Tensor]
+    """The captured tensors whose gradients come last in the packed one."""
 
 
 class Call:
@@ -100,6 +111,7 @@ def run(
     support: Sequence[Tensor | None],
     query: Sequence[Tensor | None],
     rule_options: Sequence[float] = (),
+    own: OwnInputs | None = None,
 ) -> Outcome:
     """Computes the step on the CPU; `support` and `query` are as the compiled step takes them.
 
@@ -123,10 +135,21 @@ def run(
         gradient.data_ptr(),
         torch.get_num_threads(),
         list(rule_options),
+        *(() if own is None else (_addresses(own.support), _addresses(own.query))),
     )
     if not computed:
         raise WrongLabel
-    return call.outcome(problem, kernel, gradient)
+    outcome = call.outcome(problem, kernel, gradient)
+    if own is not None and own.learned and problem.differentiate:
+        sizes = [tensor.numel() for tensor in own.learned]
+        parts = gradient[len(gradient) - sum(sizes) :].split(sizes)
+        for tensor, part in zip(own.learned, parts, strict=True):
+            outcome.gradients.append((tensor, part.view(tensor.shape).to(tensor)))
+    return outcome
+
+
+def _addresses(given: Sequence[tuple[Tensor, int]]) -> list[tuple[int, int]]:
+    return [(tensor.data_ptr(), stride) for tensor, stride in given]
 
 
 def _statistics(norm: packing.Norm | None) -> tuple[str | None, str | None]:

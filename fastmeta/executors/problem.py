@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,8 @@ class Problem:
     """Whether the adapted parameters are asked for."""
     has_attention: bool = False
     """Whether a forward pass calls `scaled_dot_product_attention`."""
+    captured: tuple[Sequence[Any], Sequence[Any]] = ((), ())
+    """What traced losses read beside their arguments now, of the support and the query sets'."""
     unread: frozenset[str] = frozenset()
     """Parameters that no layer reads, where the layers are known: an auxiliary head's."""
     keeps_features: bool = False

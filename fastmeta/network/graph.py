@@ -12,6 +12,7 @@ from fastmeta.network.layers import (
     Add,
     BatchNorm,
     Conv2d,
+    Elementwise,
     Flatten,
     Foreign,
     GroupNorm,
@@ -26,8 +27,8 @@ from fastmeta.network.layers import (
 )
 
 __all__ = [
-    "Activation", "Add", "BatchNorm", "Conv2d", "Flatten", "Foreign", "GroupNorm", "Identity",
-    "Layer", "LayerNorm", "Linear", "Mean", "Network", "Node", "Pool2d", "Reshape",
+    "Activation", "Add", "BatchNorm", "Conv2d", "Elementwise", "Flatten", "Foreign", "GroupNorm",
+    "Identity", "Layer", "LayerNorm", "Linear", "Mean", "Network", "Node", "Pool2d", "Reshape",
 ]  # fmt: skip
 
 

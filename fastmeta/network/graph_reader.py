@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fastmeta.network import foreign
+from fastmeta.network import elementwise, foreign
 from fastmeta.network import graph as layers
 from fastmeta.network import vocabulary as words
+from fastmeta.network.elementwise import Pending
 from fastmeta.network.foreign import Fact, called
 from fastmeta.network.graph import Layer, Network, Node
+from fastmeta.network.layers.elementwise import ENTRY
 
 
 class Unreadable(Exception):
@@ -71,10 +73,10 @@ class GraphReader:
                 self._values[node] = self._tensor(node.target)
             elif node.op == "output":
                 output = self._value(node.args[0])
-                if output is _PENDING:
-                    output = self._foreign(node.args[0])
+                if output is _PENDING or isinstance(output, Pending):
+                    output = self._input(node.args[0])
             else:
-                self._values[node] = self._known_or_pending(node)
+                self._values[node] = self._expression(node) or self._known_or_pending(node)
         if not isinstance(output, int):
             raise Unreadable("its output is not one tensor")
         network = Network(tuple(self._nodes), output)
@@ -89,6 +91,12 @@ class GraphReader:
         known = [layer for layer in read if not isinstance(layer, layers.Foreign)]
         if strangers and not any(layer.parameters() for layer in known):
             raise Unreadable(strangers[0].reason)
+
+    def _expression(self, node: fx.Node) -> Pending | None:
+        found = elementwise.read(node, self._values, self._modules)
+        if found and getattr(self._modules.get(str(node.target)), "inplace", False):
+            self._check_sole_reader(node)
+        return found
 
     def _known_or_pending(self, node: fx.Node) -> Any:
         try:
@@ -139,6 +147,8 @@ class GraphReader:
         found, waiting = {root}, [root]
         while waiting:
             for node in waiting.pop().all_input_nodes:
+                if isinstance(self._values[node], Pending):
+                    self._input(node)
                 if node not in found and not isinstance(self._values[node], (int, str)):
                     found.add(node)
                     waiting.append(node)
@@ -356,9 +366,25 @@ class GraphReader:
         value = self._value(arg)
         if value is _PENDING:
             return self._foreign(arg)
+        if isinstance(value, Pending):
+            self._values[arg] = value = self._computed(arg, value)
         if not isinstance(arg, fx.Node) or not isinstance(value, int):
             raise Unreadable("an operation reads something that is no layer's output")
         return value
+
+    def _computed(self, node: fx.Node, value: Pending) -> int:
+        """The layer of an expression: torch's own activation where it is one."""
+        if value.expression is ENTRY:
+            return value.source
+        kind = type(self._modules.get(str(node.target)))
+        activations = (words.ACTIVATION_FUNCTIONS, words.ACTIVATION_METHODS)
+        known = any(node.target in names for names in activations) or (
+            node.op == "call_module" and kind in words.ACTIVATION_MODULES
+        )
+        if known and isinstance(self._value(node.args[0]), int):
+            return self._read(node)
+        self._nodes.append(Node(layers.Elementwise(value.expression), (value.source,), node.name))
+        return len(self._nodes) - 1
 
     def _parameter(self, arg: Any) -> str:
         value = self._value(arg)

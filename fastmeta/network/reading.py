@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from fastmeta.network.graph import Network
 from fastmeta.network.losses.standard import Loss
+from fastmeta.network.losses.traced import TracedLoss
 from fastmeta.network.profile import Profile
 
 Losses = tuple[Loss | None, Loss | None]
@@ -26,6 +27,10 @@ class Reading:
     """The query sets' loss, where it is a standard one."""
     constants: Mapping[str, float]
     """The options of activations that the network has, by `module.option`."""
+    traced: tuple[TracedLoss | None, TracedLoss | None] = (None, None)
+    """The losses as expressions, where they are no standard ones and can be traced."""
+    untraceable: str = ""
+    """The reason why one can't."""
     example: tuple[int, ...] = ()
     """The shape of one example's input, where it is a tensor."""
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

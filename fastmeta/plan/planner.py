@@ -20,9 +20,12 @@ from fastmeta.executors.problem import FormUnavailable, Outcome, Problem, WrongL
 from fastmeta.inner.argument import check_own_rule
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.network import reader
+from fastmeta.network.expressions.tracing import Untraceable
 from fastmeta.network.graph import Network
+from fastmeta.network.losses.reads import Reads, reads
 from fastmeta.network.losses.recognition import identity, recognise
 from fastmeta.network.losses.standard import objective
+from fastmeta.network.losses.traced import TracedLoss, trace
 from fastmeta.network.profile import profile
 from fastmeta.network.random_state import same_random_numbers
 from fastmeta.network.reading import Losses, Reading
@@ -88,12 +91,19 @@ class Request:
     differentiate: bool
     losses: Losses = field(init=False)
     """The standard losses that the functions given are, as they are now."""
+    reads: tuple[Reads | None, Reads | None] = field(init=False)
+    """What the Python of others reads."""
 
     def __post_init__(self) -> None:
         loss_fn, query_loss_fn = self.options.losses()
         loss = recognise(loss_fn)
         losses = loss, loss if query_loss_fn is loss_fn else recognise(query_loss_fn)
         object.__setattr__(self, "losses", losses)
+        read = reads(loss_fn) if losses[0] is None else None
+        of_query = read
+        if query_loss_fn is not loss_fn:
+            of_query = reads(query_loss_fn) if losses[1] is None else None
+        object.__setattr__(self, "reads", (read, of_query))
 
     def key(self) -> Hashable:
         """All that a selection depends on, beside the model and the data."""
@@ -106,8 +116,8 @@ class Request:
 
     def _structures(self) -> Hashable:
         """The forms of losses and activations."""
-        pairs = zip(self.losses, self.options.losses(), strict=True)
-        forms = (loss.structure if loss else identity(given) for loss, given in pairs)
+        given = zip(self.losses, self.reads, self.options.losses(), strict=True)
+        forms = (loss.structure if loss else _form(read, own) for loss, read, own in given)
         return tuple(forms), self.seen.signs()
 
     def entry(self) -> Entry:
@@ -155,9 +165,19 @@ class Request:
             draws_random=reading.profile.draws_random,
             keep_adapted=self.tasks.query is None,
             has_attention=reading.profile.has_attention,
+            captured=self._captured(reading),
             unread=reading.unread,
             keeps_features=keeps_features,
         )
+
+    def _captured(self, reading: Reading) -> tuple[list[Any], list[Any]]:
+        """What traced losses read beside their arguments."""
+        pairs = zip(reading.traced, self.reads, strict=True)
+        first, second = (
+            traced.values(read) if traced is not None and read is not None else []
+            for traced, read in pairs
+        )
+        return first, second
 
     def check_targets(self, prediction: tuple[int, ...] | None) -> None:
         """**Raises** `ValueError` or `TypeError` where targets don't fit the predictions."""
@@ -171,7 +191,33 @@ class Request:
             check_own_rule(inner.optimizer, moving, inner.rates_at(inner.fixed_rates(), 0))
 
     def _read(self) -> Reading:
-        return _read(self.model, self.seen, self.options.loss_fn, self.losses, self.tasks)
+        found = _read(self.model, self.seen, self.options.loss_fn, self.losses, self.tasks)
+        return self._traced(found)
+
+    def _traced(self, reading: Reading) -> Reading:
+        """The reading with losses of the user's own as expressions, where they are such."""
+        prediction = reading.profile.prediction
+        if reading.network is None or prediction is None or len(prediction) != 2:
+            return reading
+        traced: list[TracedLoss | None] = []
+        why = ""
+        for read, examples in zip(self.reads, (self.tasks.support, self.tasks.query), strict=True):
+            traced.append(None)
+            if read is None or examples is None:
+                continue
+            try:
+                traced[-1] = trace(read, prediction[1], examples.targets)
+            except Untraceable as error:
+                why = why or str(error)
+        return replace(reading, traced=(traced[0], traced[1]), untraceable=why)
+
+
+def _form(read: Reads | None, loss_fn: Callable[..., Any]) -> Hashable:
+    """The part of a loss of the user's own that a plan depends on."""
+    if read is None or not read.known:
+        return identity(loss_fn)
+    varying = (i for i, v in enumerate(read.values) if type(v) is float or isinstance(v, Tensor))
+    return read.key(frozenset(varying)), read.forms()
 
 
 def prepare(request: Request) -> Planned:

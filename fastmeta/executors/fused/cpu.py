@@ -25,7 +25,7 @@ class FusedCpu(NetworkExecutor):
         return device.type == "cpu"
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        lowered = lower(reading)
+        lowered = lower(reading, problem)
         if extension() is None:
             raise NotSupported(
                 "the compiled extension is not there; `python -m fastmeta info` says why"

@@ -14,7 +14,9 @@ from torch import Tensor
 from fastmeta.executors import rates, update_rule
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
+from fastmeta.executors.fused import programs
 from fastmeta.executors.fused.lowering import Dense, Lowered
+from fastmeta.executors.fused.own_loss import OwnLoss
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
 from fastmeta.network.layers import BatchNorm
@@ -149,8 +151,22 @@ def _step(
     assert module is not None
     return module.FusedStep(
         *described(lowered, adapted), *sizes, *flags, prox, is_double, tasks, isa, engine, form,
-        memory, rule, per_step_support, query_loss(lowered),
+        memory, rule, per_step_support, query_loss(lowered), _programs(module, lowered),
     )  # fmt: skip
+
+
+def _programs(module: Any, lowered: Lowered) -> Any:
+    """The programs of the expressions in a network and its losses."""
+    losses = [
+        loss.programs.made if isinstance(loss, OwnLoss) else None
+        for loss in (lowered.loss, lowered.query_loss)
+    ]
+    return module.Programs(layer_programs(lowered.layers), *losses)
+
+
+def layer_programs(layers: Sequence[Dense]) -> list[Any]:
+    """The programs of activations that are expressions; None for those that are not."""
+    return [layer.expression and programs.activation(layer.expression) for layer in layers]
 
 
 def described(lowered: Lowered, adapted: tuple[str, ...]) -> tuple[Any, ...]:

@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastmeta.executors.base import NotSupported, check_known, layers_and_losses
+from fastmeta.executors import base
+from fastmeta.executors.base import NotSupported, check_known
+from fastmeta.executors.fused.own_loss import OwnLoss, own_loss
 from fastmeta.executors.kernel_loss import KernelLoss, kernel_loss
+from fastmeta.executors.problem import Problem
+from fastmeta.network.expressions.expression import Expression
 from fastmeta.network.graph import Node
-from fastmeta.network.layers import Activation, BatchNorm, Flatten, Linear, Reshape
+from fastmeta.network.layers import (
+    Activation,
+    BatchNorm,
+    Elementwise,
+    Flatten,
+    Linear,
+    Reshape,
+)
 from fastmeta.network.reading import Reading
 
 # In the order of csrc/network.h.
 _ACTIVATIONS = (
     "identity", "relu", "leaky_relu", "tanh", "sigmoid", "elu", "softplus", "silu", "gelu",
-    "gelu_tanh",
+    "gelu_tanh", "expression",
 )  # fmt: skip
 
 
@@ -29,6 +40,8 @@ class Dense:
     norm: BatchNorm | None = None
     activation: int | None = None
     options: tuple[float, float] = (0.0, 0.0)
+    expression: Expression | None = None
+    """The activation, where it is none that the kernels know by name."""
 
     def tensors(self) -> tuple[str | None, ...]:
         """The names of weight, bias, scale and shift, as the kernels order them."""
@@ -53,11 +66,31 @@ class Lowered:
         return tuple(layer.norm for layer in self.layers)
 
 
-def lower(reading: Reading) -> Lowered:
+def lower(reading: Reading, problem: Problem) -> Lowered:
     """The network in the kernels' terms; **raises** `NotSupported`."""
-    network, *losses = layers_and_losses(reading)
-    in_terms = [kernel_loss(loss) for loss in losses]
-    return Lowered(dense_layers(network.nodes, network.output), *in_terms)
+    network = base.layers(reading)
+    dense = dense_layers(network.nodes, network.output)
+    losses: list[KernelLoss] = []
+    for i, loss in enumerate((reading.loss, reading.query_loss)):
+        traced = reading.traced[i]
+        if loss is not None:
+            losses.append(kernel_loss(loss))
+        elif traced is None:
+            which = ("loss", "query loss")[i]
+            raise NotSupported(f"the {which} is none of torch's own, and {reading.untraceable}")
+        else:
+            width, captured = dense[-1].outputs, problem.captured[i]
+            losses.append(own_loss(traced, captured, width, problem.differentiate, i == 1))
+    return Lowered(dense, *losses)
+
+
+def check_named(lowered: Lowered) -> None:
+    """**Raises** `NotSupported` for expressions, of which the kernels of a GPU have no programs."""
+    for layer in lowered.layers:
+        if layer.expression is not None:
+            raise NotSupported(f"the CUDA kernels know no activation by formula ({layer.weight})")
+    if any(isinstance(loss, OwnLoss) for loss in (lowered.loss, lowered.query_loss)):
+        raise NotSupported("the CUDA kernels know no loss by formula")
 
 
 def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:
@@ -80,7 +113,7 @@ def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:
             if not layers or layers[-1].norm or layers[-1].activation is not None:
                 raise NotSupported(f"layer {node.name!r} (BatchNorm) does not follow a Linear")
             layers[-1] = replace(layers[-1], norm=node.layer)
-        elif isinstance(node.layer, Activation):
+        elif isinstance(node.layer, (Activation, Elementwise)):
             if not layers or layers[-1].activation is not None:
                 raise NotSupported(f"layer {node.name!r} (activation) does not follow a Linear")
             layers[-1] = _with_activation(layers[-1], node.layer)
@@ -98,7 +131,10 @@ def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:
     return tuple(layers)
 
 
-def _with_activation(layer: Dense, activation: Activation) -> Dense:
+def _with_activation(layer: Dense, activation: Activation | Elementwise) -> Dense:
+    if isinstance(activation, Elementwise):
+        number = _ACTIVATIONS.index("expression")
+        return replace(layer, activation=number, expression=activation.expression)
     kind, options = activation.kind, dict(activation.options)
     options.pop("inplace", None)
     values = (0.0, 0.0)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from fastmeta.executors import call, rates, update_rule
 from fastmeta.executors.fused.kernel import Kernel
+from fastmeta.executors.fused.lowering import Lowered
+from fastmeta.executors.fused.own_loss import OwnLoss
 from fastmeta.executors.kernel_loss import KernelLoss
 from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
@@ -17,14 +19,34 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
     **Raises** `WrongLabel`, before anything is computed.
     """
     tasks, lowered = problem.tasks, kernel.lowered
+    support, query = tasks.per_step or tasks.support, tasks.query
     return call.run(
         problem,
         kernel,
         packed_rates(problem, kernel),
-        arrays(tasks.per_step or tasks.support, lowered.loss),
-        arrays(tasks.query, lowered.query_loss),
+        arrays(support, lowered.loss),
+        arrays(query, lowered.query_loss),
         update_rule.describe(problem.inner, problem.differentiate).options,
+        own_inputs(problem, lowered, (support, query)),
     )
+
+
+def own_inputs(
+    problem: Problem, lowered: Lowered, sets: tuple[Examples | None, ...]
+) -> call.OwnInputs | None:
+    """What losses that are expressions read; None where none is."""
+    losses = (lowered.loss, lowered.query_loss)
+    if not any(isinstance(loss, OwnLoss) for loss in losses):
+        return None
+    given: list[list[tuple[Tensor, int]]] = []
+    learned: list[Tensor] = []
+    for loss, examples, captured in zip(losses, sets, problem.captured, strict=True):
+        given.append([])
+        if isinstance(loss, OwnLoss):
+            learned += loss.learned(captured)
+            if examples is not None:
+                given[-1] = loss.given(examples, captured, problem.task_weights)
+    return call.OwnInputs(given[0], given[1], learned)
 
 
 def packed_rates(problem: Problem, kernel: Kernel) -> Tensor:
@@ -41,6 +63,8 @@ def arrays(examples: Examples | None, loss: KernelLoss) -> list[Tensor | None]:
     if examples is None:
         return [None] * 5
     x, y, weights = examples.inputs, examples.targets, examples.weights
+    if isinstance(loss, OwnLoss):
+        return [x, None, None, None, None]
     factors = None
     if loss.weighted:
         y, factors = loss.weigh(y.detach())

@@ -1,0 +1,101 @@
+"""A loss of the user's own as the compiled kernels take it: an expression's programs and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastmeta.executors.base import NotSupported
+from fastmeta.executors.fused import programs
+from fastmeta.executors.kernel_loss import KernelLoss
+from fastmeta.executors.problem import FormUnavailable, Problem
+from fastmeta.network.losses.traced import CAPTURED, TARGET, TracedLoss, labels
+from fastmeta.tasks import Examples
+
+KIND = 6
+"""Its number in csrc/network.h."""
+
+
+@dataclass(frozen=True)
+class OwnLoss(KernelLoss):
+    """A traced loss on the support or the query sets."""
+
+    traced: TracedLoss = field(kw_only=True)
+    learning: frozenset[int] = field(kw_only=True)
+    """The places of captured tensors that get a gradient."""
+    is_query: bool = field(kw_only=True)
+
+    @property
+    def of_classes(self) -> bool:
+        """False: labels are inputs like others."""
+        return False
+
+    @property
+    def programs(self) -> programs.LossPrograms:
+        """The kernels' programs; **raises** `NotSupported` where they would be too long."""
+        return programs.loss(self.traced, self.learning, self.is_query)
+
+    def check(self, problem: Problem, examples: Examples, outputs: int, dtype: torch.dtype) -> None:
+        """**Raises** `NotSupported` where targets are none that its programs read."""
+        self.programs  # noqa: B018 (made here, so that one that is too long is refused here)
+        if problem.differentiate and any(leaf.requires_grad for leaf in _targets(examples)):
+            raise NotSupported("targets require grad")
+        for leaf in _targets(examples):
+            if leaf.device != problem.task_weights.device:
+                raise NotSupported(f"targets are on {leaf.device}")
+            if leaf.is_floating_point() and leaf.dtype != dtype:
+                raise NotSupported(f"targets are {leaf.dtype}, parameters {dtype}")
+
+    def given(
+        self, examples: Examples, captured: Sequence[Any], like: Tensor
+    ) -> list[tuple[Tensor, int]]:
+        """What its programs read, each with the distance between two tasks' data."""
+        leaves = _targets(examples)
+        for leaf, classes in labels(self.traced):
+            low, high = torch.aminmax(leaves[leaf])
+            if low < 0 or high >= classes:
+                raise FormUnavailable("a label is none of the classes")
+        values = dict(zip((place for place, _ in self.traced.captured), captured, strict=True))
+        found: list[tuple[Tensor, int]] = []
+        for each in self.programs.inputs:
+            kind, place = each.key
+            if kind == TARGET:
+                tensor = leaves[place].detach().to(like.dtype).contiguous()
+                found.append((tensor, tensor[0].numel()))
+                continue
+            assert kind == CAPTURED
+            value = values[place]
+            if isinstance(value, Tensor):
+                found.append((value.detach().to(like).contiguous(), 0))
+            else:
+                found.append((like.new_full((1,), value), 0))
+        return found
+
+    def learned(self, captured: Sequence[Any]) -> list[Tensor]:
+        """The captured tensors that get a gradient, in the order in which the kernels give it."""
+        values = dict(zip((place for place, _ in self.traced.captured), captured, strict=True))
+        return [values[each.key[1]] for each in self.programs.inputs if each.learns]
+
+
+def own_loss(
+    traced: TracedLoss, captured: Sequence[Any], outputs: int, differentiate: bool, is_query: bool
+) -> OwnLoss:
+    """A traced loss in the kernels' terms; **raises** `NotSupported`."""
+    if traced.outputs != outputs:
+        raise NotSupported("the loss was traced for predictions of another width")
+    learning: list[int] = []
+    for (place, _), value in zip(traced.captured, captured, strict=True):
+        if isinstance(value, Tensor) and value.requires_grad and differentiate:
+            if not value.is_leaf:
+                raise NotSupported("the loss reads a tensor that was computed and requires grad")
+            learning.append(place)
+    return OwnLoss(KIND, 0.0, -100, traced=traced, learning=frozenset(learning), is_query=is_query)
+
+
+def _targets(examples: Examples) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(examples.targets) if isinstance(leaf, Tensor)]

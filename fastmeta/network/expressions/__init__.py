@@ -1,0 +1,1 @@
+"""Expressions: elementwise functions and losses, traced from Python, differentiated, compiled."""
