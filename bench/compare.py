@@ -38,7 +38,7 @@ from bench.workloads import WORKLOADS, Workload
 
 MLPS = (
     "W1", "W1b", "W1b at T=1", "W1c", "W1r", "W2", "W2b", "W3", "W3 at T=1", "W3 at T=4", "W4",
-    "W8", "W8b",
+    "W7", "W7s", "W8", "W8b",
 )  # fmt: skip
 PACKAGES = (
     "fastmeta", "torch", "numpy", "learn2learn", "higher", "torchopt", "torchmeta", "jax", "jaxlib",

@@ -76,6 +76,24 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Sine(nn.Module):
+    """sin(30 x), the activation of a SIREN (Sitzmann et al. 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(30 * x)
+
+
+def siren(*widths: int) -> nn.Sequential:
+    """Sines between linear layers, initialised as that paper has it."""
+    network = mlp(*widths, activation=Sine)
+    for i, layer in enumerate(network):
+        if isinstance(layer, nn.Linear):
+            inputs = layer.in_features
+            bound = 1 / inputs if i == 0 else (6 / inputs) ** 0.5 / 30
+            nn.init.uniform_(layer.weight, -bound, bound)
+    return network
+
+
 LOG_STD = nn.Parameter(torch.linspace(-0.5, 0.0, 6))
 """Learned with the network, where a peer's backward reaches what a loss captures."""
 
@@ -136,6 +154,11 @@ def _all() -> list[Workload]:
         "W8", lambda: mlp(20, 100, 100, 6, activation=nn.Tanh), None, (20,), 20, 200, 200, 1, 0.1,
         policy_loss, 7,
     )  # fmt: skip
+    field = Workload("W7", lambda: siren(2, 256, 256, 256, 256, 3), None, (2,), 4, 1024, 1024, 2,
+                     targets=3)  # fmt: skip
+    small_field = Workload(
+        "W7s", lambda: siren(2, 64, 64, 64, 1), None, (2,), 16, 256, 256, 3
+    )  # fmt: skip
     few_tasks = {"W1b": (1,), "W3": (1, 4)}
     other_rules = {
         "W1b": ("momentum", "Adam"), "W4": ("momentum", "Adam"),
@@ -155,6 +178,8 @@ def _all() -> list[Workload]:
         strided,
         replace(strided, name="W5sq", query=75),
         Workload("W6", lambda: conv4(3, 32, 84, 5), 5, (3, 84, 84), 2, 5, 75, 5),
+        field,
+        small_field,
         policy,
         replace(policy, name="W8b", steps=3),
     ]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "network.h"
 
@@ -15,14 +16,18 @@ template <class T> FASTMETA_DEVICE T sigmoid(T x) { return 1 / (1 + std::exp(-x)
 template <class T> FASTMETA_DEVICE T softplus(T x) {
   return maximum(x, T(0)) + std::log1p(std::exp(-std::abs(x)));
 }
+// The C library's take any.
+template <class T> constexpr T kLargestAngle = std::numeric_limits<T>::infinity();
+template <class T> FASTMETA_DEVICE void sine_and_cosine(T x, T& sine, T& cosine) {
+  sine = std::sin(x), cosine = std::cos(x);
+}
+using std::cos;
 using std::erf;
 using std::exp;
 using std::expm1;
 using std::log;
+using std::sin;
 using std::sqrt;
 using std::tanh;
-using std::sin;
-using std::cos;
-template <class T> void sine_and_cosine(T x, T& s, T& c) { s = std::sin(x), c = std::cos(x); }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

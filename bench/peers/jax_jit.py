@@ -107,9 +107,7 @@ def _form(
     def form(workload: Workload, model: nn.Module, support: Pair, query: Pair) -> Step:
         from bench.peers import jax_conv, jax_mlp, jax_tasks
 
-        network = jax_mlp.NETWORK
-        if any(isinstance(part, nn.Tanh) for part in model.modules()):
-            network = jax_mlp.WITH_TANH
+        network = jax_mlp.network(model)
         if workload.of_images:
             network = jax_conv.network(model, getattr(jax_conv, convolve))
         elif convolve != "by_products":

@@ -7,15 +7,24 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.peers.jax_tasks import Network, array
 from bench.peers.peer import NotServed
+from bench.workloads import Sine
 
 Layers = list[tuple[Any, Any]]
 """A weight `[in, out]` and a bias `[out]` a layer."""
+
+
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Any]] = {
+    nn.ReLU: jax.nn.relu,
+    nn.Tanh: jnp.tanh,
+    Sine: lambda x: jnp.sin(30 * x),
+}
 
 
 def layers(model: nn.Module, activation: type[nn.Module] = nn.ReLU) -> Layers:
@@ -23,7 +32,7 @@ def layers(model: nn.Module, activation: type[nn.Module] = nn.ReLU) -> Layers:
     chain = list(model) if isinstance(model, nn.Sequential) else []
     expected = [nn.Linear, activation] * (len(chain) // 2) + [nn.Linear]
     if [type(layer) for layer in chain] != expected:
-        raise NotServed("the JAX forms are written for MLPs with ReLU")
+        raise NotServed("the JAX forms are written for MLPs with one of a few activations")
     return [
         (array(layer.weight.detach().T), array(layer.bias.detach()))
         for layer in chain
@@ -45,7 +54,10 @@ def gradients(found: Layers) -> list[Tensor]:
     return tensors
 
 
-NETWORK = Network(layers, forward, gradients)
-WITH_TANH = Network(
-    partial(layers, activation=nn.Tanh), partial(forward, activation=jax.numpy.tanh), gradients
-)
+def network(model: nn.Module) -> Network:
+    """The network with the activation of a module."""
+    kinds = (kind for kind in ACTIVATIONS if any(type(m) is kind for m in model.modules()))
+    kind = next(kinds, nn.ReLU)
+    return Network(
+        partial(layers, activation=kind), partial(forward, activation=ACTIVATIONS[kind]), gradients
+    )

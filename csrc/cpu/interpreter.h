@@ -47,9 +47,42 @@ Num power_of_all(Num a, Num b) {
   return a;
 }
 
+// Whether sines and cosines of all these are within what `sine_and_cosine` takes.
+template <class S, class Num>
+bool are_angles(const Num* x, int64_t count) {
+  constexpr int lanes = sizeof(Num) / sizeof(S);
+  Num largest{};
+  for (int64_t i = 0; i < count; ++i) largest = select(absolute(x[i]) <= largest, largest, absolute(x[i]));
+  S parts[lanes];
+  __builtin_memcpy(parts, &largest, sizeof parts);
+  bool within = true;
+  for (int i = 0; i < lanes; ++i) within = within && parts[i] <= kLargestAngle<Num>;
+  return within;
+}
+
+// f of each lane.
+template <class S, class Num, class F>
+void by_lanes(Num* out, const Num* x, int64_t count, F f) {
+  constexpr int lanes = sizeof(Num) / sizeof(S);
+  for (int64_t i = 0; i < count; ++i) {
+    S parts[lanes];
+    __builtin_memcpy(parts, x + i, sizeof parts);
+    for (int j = 0; j < lanes; ++j) parts[j] = f(parts[j]);
+    __builtin_memcpy(out + i, parts, sizeof parts);
+  }
+}
+
 // The elementwise instructions, on `count` vectors.
 template <class S, class Num>
 __attribute__((noinline)) void compute(const Instruction& at, Num* const* registers, int64_t count) {
+  if ((at.op == Op::sine || at.op == Op::cosine || at.op == Op::sine_cosine) &&
+      !are_angles<S>(registers[at.a], count)) {
+    const auto sine = [](S x) { return std::sin(x); };
+    const auto cosine = [](S x) { return std::cos(x); };
+    if (at.op != Op::cosine) by_lanes<S>(registers[at.out], registers[at.a], count, sine);
+    if (at.op == Op::sine) return;
+    return by_lanes<S>(registers[at.op == Op::cosine ? at.out : at.c], registers[at.a], count, cosine);
+  }
   Num* const out = registers[at.out];
   const Num *const of_a = registers[at.a], *const of_b = registers[at.b],
                    *const of_c = registers[at.c];

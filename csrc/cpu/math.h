@@ -1,7 +1,8 @@
-// exp, expm1, log, tanh, erf and their kin for vectors of floats or doubles.
+// exp, expm1, log, tanh, erf, sin, cos and their kin for vectors of floats or doubles.
 //
 // Errors in ulp, at most, held by tests/csrc/test_math.py on every instruction set in float and
-// double: exp 1.25, log 1, log1p 1.5, expm1 2.25, softplus 2.5, tanh 3, sigmoid 3.25; erf 2 ulp of 1.
+// double: exp 1.25, log 1, log1p 1.5, expm1 2.25, softplus 2.5, tanh 3, sigmoid 3.25; erf 2 ulp of 1;
+// sin and cos 1 ulp of 1 (2.25 of their own where above 1e-3), within `kLargestAngle`.
 // Denormal numbers count as such, infinities and what is not a number give what libm gives, unless a
 // function's comment narrows its domain. The sign of a zero is not kept.
 #pragma once
@@ -233,8 +234,62 @@ Num erf(Num x) {
   return select(size < S(1), x * series, select(x < S(0), -far, select(x > S(0), far, x)));
 }
 
-template <class Num> Num sin(Num x) { for (unsigned i=0;i<sizeof(Num)/sizeof(Lane<Num>);++i) x[i]=__builtin_sin(x[i]); return x; }
-template <class Num> Num cos(Num x) { for (unsigned i=0;i<sizeof(Num)/sizeof(Lane<Num>);++i) x[i]=__builtin_cos(x[i]); return x; }
-template <class Num> void sine_and_cosine(Num x, Num& s, Num& c) { s = sin(x), c = cos(x); }
+// The largest |x| that `sine_and_cosine` takes: up to there whole multiples of pi / 2's first parts
+// are exact.
+template <class Num>
+constexpr Lane<Num> kLargestAngle = Format<Num>::wide ? Lane<Num>(1e5) : Lane<Num>(1.2e4);
+
+// sin x and cos x: x - n pi / 2 in parts of pi / 2, then the two near-minimax polynomials in r^2 on
+// |r| <= pi / 4 (Chebyshev expansions of (sin r / r - 1) / r^2 and (cos r - 1 + r^2 / 2) / r^4).
+template <class Num>
+void sine_and_cosine(Num x, Num& sine, Num& cosine) {
+  using F = Format<Num>;
+  using S = typename F::S;
+  using Bits = typename F::Bits;
+  const Num shifted = x * S(0.63661977236758134308) + F::magic, n = shifted - F::magic;
+  Num r;
+  if constexpr (F::wide) {
+    r = ((x - n * S(0x1.921fb544p+0)) - n * S(0x1.0b4611a6p-34)) - n * S(0x1.3198a2e037073p-69);
+  } else {
+    r = ((x - n * S(0x1.92p+0f)) - n * S(0x1.fb4p-12f)) - n * S(0x1.444p-24f);
+    r = r - n * S(0x1.68c234p-39f);
+  }
+  constexpr int terms = F::wide ? 6 : 3;
+  constexpr double of_sine[2][6] = {
+      {-0.16666664661714698465, 0.008332748154085032145, -0.00019587865702101875127},
+      {-0.16666666666666664622, 0.0083333333333309472945, -0.00019841269836756772528,
+       2.7557316101617874437e-6, -2.505113165023518147e-8, 1.5918115263265975194e-10}};
+  constexpr double of_cosine[2][6] = {
+      {0.041666664658901403725, -0.0013888302919113632806, 0.000024547916853691016927},
+      {0.041666666666666665388, -0.0013888888888887396492, 0.000024801587298764560771,
+       -2.7557317271145145962e-7, 2.0876146146558611582e-9, -1.1382623647474604629e-11}};
+  const Num z = r * r;
+  Num p = Num{} + S(of_sine[F::wide][terms - 1]), q = Num{} + S(of_cosine[F::wide][terms - 1]);
+#pragma GCC unroll 8
+  for (int i = terms - 2; i >= 0; --i) {
+    p = p * z + S(of_sine[F::wide][i]);
+    q = q * z + S(of_cosine[F::wide][i]);
+  }
+  const Num of_r = r * z * p + r, by_r = z * z * q + (S(1) - S(0.5) * z);
+  // n's last bits say which of the two it is, and its sign.
+  const Bits quarter = (Bits)shifted;
+  const auto odd = (quarter & 1) != 0;
+  constexpr int top = sizeof(S) * 8 - 2;
+  sine = (Num)((Bits)select(odd, by_r, of_r) ^ ((quarter & 2) << top));
+  cosine = (Num)((Bits)select(odd, of_r, by_r) ^ (((quarter + 1) & 2) << top));
+}
+// Of those, one: the other's part is not computed where this is inlined.
+template <class Num>
+Num sin(Num x) {
+  Num sine, cosine;
+  sine_and_cosine(x, sine, cosine);
+  return sine;
+}
+template <class Num>
+Num cos(Num x) {
+  Num sine, cosine;
+  sine_and_cosine(x, sine, cosine);
+  return cosine;
+}
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

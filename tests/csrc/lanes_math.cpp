@@ -30,6 +30,8 @@ Real log(Real x) { return std::log(x); }
 Real log1p(Real x) { return std::log1p(x); }
 Real tanh(Real x) { return std::tanh(x); }
 Real erf(Real x) { return std::erf(x); }
+Real sin(Real x) { return std::sin(x); }
+Real cos(Real x) { return std::cos(x); }
 Real sigmoid(Real x) { return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)); }
 Real softplus(Real x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
 
@@ -55,3 +57,5 @@ FUNCTION(tanh)
 FUNCTION(sigmoid)
 FUNCTION(softplus)
 FUNCTION(erf)
+FUNCTION(sin)
+FUNCTION(cos)

@@ -43,6 +43,7 @@ NORMAL = {name: (np.finfo(name).tiny, np.finfo(name).max) for name in DTYPES}
 UNIT = {"float32": (0, 1), "float64": (0, 1)}
 # Past these 2^n, the scale of expm1's result, is no number any more.
 SCALED = {"float32": (-INF, 88.37), "float64": (-INF, 709.43)}
+ANGLES = {"float32": (-1.2e4, 1.2e4), "float64": (-1e5, 1e5)}
 FUNCTIONS = {
     "exp": Function(1.25, {0: 1, INF: INF, -INF: 0, NAN: NAN}),
     "expm1": Function(2.25, {0: 0, -INF: -1, NAN: NAN}, SCALED),
@@ -51,6 +52,8 @@ FUNCTIONS = {
     "tanh": Function(3, {0: 0, INF: 1, -INF: -1, NAN: NAN}),
     "sigmoid": Function(3.25, {0: 0.5, INF: 1, -INF: 0, NAN: NAN}),
     "softplus": Function(2.5, {INF: INF, -INF: 0, NAN: NAN}),
+    "sin": Function(1, {0: 0, NAN: NAN}, ANGLES, absolute=True),
+    "cos": Function(1, {0: 1, NAN: NAN}, ANGLES, absolute=True),
     "erf": Function(2, {0: 0, INF: 1, -INF: -1, NAN: NAN}, absolute=True),
 }
 
@@ -79,10 +82,10 @@ def call(library: ctypes.CDLL, name: str, x: np.ndarray, result: Any) -> np.ndar
     return out
 
 
-# Where exp over- and underflows, where a function changes its form, the steps of the reduction.
+# Where exp over- and underflows, where a function changes its form, the steps of the reductions.
 _BORDERS = (
     88.37, 88.72284, 88.8, 87.33655, 103.97, 104, 709.43, 709.7827, 709.8, 708.4, 745.13, 746,
-    0.5, 1, 2, 6, 10, 20, 40, *(np.log(2) / 2 * np.arange(1, 2200)),
+    0.5, 1, 2, 6, 10, 20, 40, *(np.log(2) / 2 * np.arange(1, 2200)), *(np.pi / 2 * np.arange(1, 8000)),
 )  # fmt: skip
 
 
@@ -93,7 +96,7 @@ def arguments(dtype: Any, count: int = 200_000) -> np.ndarray:
     parts = [draw.integers(0, np.iinfo(bits).max, count, dtype=bits, endpoint=True).view(dtype)]
     for exponents in ((info.minexp, info.maxexp), (-60, 12), (-6, 6)):
         parts.append(np.exp2(draw.uniform(*exponents, count)).astype(dtype))
-    for border in (1, 2, 6, 10, 20, 40, 88, 89, 104, 710, 746):
+    for border in (1, 2, 6, 10, 20, 40, 88, 89, 104, 710, 746, 1.2e4, 1e5):
         parts.append(draw.uniform(-border, border, count // 4).astype(dtype))
     borders = np.array(
         [0, info.smallest_subnormal, info.tiny, info.eps, info.max, *_BORDERS], dtype
@@ -166,3 +169,15 @@ def test_one_lane_does_not_disturb_another(library) -> None:
             together = call(library, name, x, dtype)
             alone = np.array([call(library, name, x[i : i + 1], dtype)[0] for i in range(x.size)])
             np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_sine_and_cosine_are_as_exact_where_they_are_small(name, dtype, library) -> None:
+    x = arguments(DTYPES[dtype])
+    x = x[np.abs(x) <= ANGLES[dtype][1]]
+    exact = call(library, name, x.astype(np.float64), EXACT)
+    error = errors_in_ulp(call(library, name, x, DTYPES[dtype]), exact)
+    assert error[np.abs(exact) > 1e-3].max() <= 2.25
+    if name == "sin":
+        assert error[np.abs(x) < 0.5].max() <= 2.25

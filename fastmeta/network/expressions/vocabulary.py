@@ -686,7 +686,7 @@ def _cross_entropy(
         raise Untraceable("it takes the cross-entropy of what is not [N, C]")
     classes = input.axes[1]
     hot = target if target.ndim == 2 else _hot(_unsqueeze(target, 1), classes)
-    if label_smoothing:
+    if isinstance(label_smoothing, Symbol) or label_smoothing:
         hot = hot * (1 - label_smoothing) + label_smoothing / classes
     mass = _sum(target, 1) if target.ndim == 2 else 1.0
     each = mass * _logsumexp(input, 1) - _sum(input * hot, 1)

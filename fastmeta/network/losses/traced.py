@@ -51,18 +51,8 @@ def trace(reads: Reads, outputs: int, targets: Tree) -> TracedLoss:
     """
     if not reads.known:
         raise Untraceable(f"the loss {reads.unknown}")
-    numbers = frozenset(i for i, value in enumerate(reads.values) if type(value) is float)
-    tensors = frozenset(i for i, value in enumerate(reads.values) if isinstance(value, Tensor))
-    try:
-        return _trace(reads, numbers | tensors, outputs, targets)
-    except Untraceable:
-        if not numbers:
-            raise
-        # Python may compute with a number what it can't with a symbol.
-        return _trace(reads, tensors, outputs, targets)
-
-
-def _trace(reads: Reads, marked: frozenset[int], outputs: int, targets: Tree) -> TracedLoss:
+    # Numbers are arguments of a step, as tensors are: a plan does not depend on them.
+    marked = [i for i, v in enumerate(reads.values) if type(v) is float or isinstance(v, Tensor)]
     axes: list[Axes] = []
 
     def leaf(tensor: Tensor) -> Axes:
