@@ -1,0 +1,98 @@
+"""The scripts of examples/, with few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def load(name: str) -> ModuleType:
+    """Import `examples/<name>.py` anew, so that a test may change its constants."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed_row(printed: str, name: str) -> list[float]:
+    """The numbers of one row of the printed table."""
+    (line,) = (line for line in printed.splitlines() if line.startswith(f"{name}  "))
+    return [float(number) for number in line.removeprefix(name).split()]
+
+
+# Measured in dB above the better random start, after two inner steps: 10.0 and 2.3.
+@pytest.mark.parametrize(("dataset", "margin"), [("mnist", 5), ("omniglot", 1)])
+def test_neural_field_learns_a_start(dataset, margin, tmp_path, monkeypatch, capsys):
+    data = ROOT.parent / "shared" / "data" / dataset
+    if not data.is_dir():
+        pytest.skip(f"the real {dataset} does not lie in ../shared/data beside the checkout")
+    if dataset == "omniglot":
+        data = data / "images_background.zip"  # one of the two files takes half the time to read
+    example = load("neural_field")
+    monkeypatch.setattr(example, "TEST_IMAGES", 8)
+    monkeypatch.setattr(example, "SEARCH_IMAGES", 3)
+    picture = tmp_path / "images.png"
+    options = ["--data", str(data), "--dataset", dataset, "--steps", "30", "--out", str(picture)]
+    table = example.main(options)
+
+    at_two_steps = example.TEST_STEPS.index(2)
+    learned = table["meta-learned start"]
+    for rule in ("gradient descent", "Adam"):
+        assert learned[at_two_steps] > table[f"random start, {rule}"][at_two_steps] + margin
+    assert learned == sorted(learned), "each further step improves the reconstruction"
+    printed = printed_row(capsys.readouterr().out, "meta-learned start")
+    assert printed == pytest.approx(learned, abs=0.051)
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_policy_adapts(tmp_path, monkeypatch, capsys):
+    example = load("policy")
+    monkeypatch.setattr(example, "TASKS", 10)
+    monkeypatch.setattr(example, "TEST_GOALS", 10)
+    monkeypatch.setattr(example, "SEARCHED_LRS", (0.1,))
+    picture = tmp_path / "episodes.png"
+    table = example.main(["--steps", "8", "--out", str(picture)])
+
+    before, *updated = table["MAML"]
+    assert len(updated) == 3
+    # Measured: 46 before and 27 after the first update. Without learning, before: 331.
+    assert before > -120
+    assert updated[0] > 0.8 * before
+    printed = printed_row(capsys.readouterr().out, "MAML")
+    assert printed == pytest.approx(table["MAML"], abs=0.051)
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_episodes_end_at_the_goal_and_count_no_further():
+    example = load("policy")
+    goals = example.torch.tensor([[0.1, 0.0], [0.5, 0.5]]).numpy()
+    right = example.torch.tensor([5.0, 0.0])  # faster than the agent can: clipped to 0.1
+    (positions, _), mean_return = example.play(right.expand_as, example.torch.zeros(2), goals)
+
+    steps = (example.HORIZON, example.EPISODES)
+    x, y = positions.unflatten(1, steps).unbind(-1)  # [T, H, E]
+    assert x[0, 1:] == pytest.approx(0.1), "stands still at the goal"
+    assert x[1, :, 0].tolist() == pytest.approx([0.1 * step for step in range(steps[0])], rel=1e-4)
+    assert not y.any()
+    # The first episode ends on the goal, the second passes by: sum of 0.5^2 + (0.5 - 0.1 n)^2.
+    passing = sum(0.5**2 + (0.5 - 0.1 * step) ** 2 for step in range(1, steps[0] + 1))
+    assert mean_return == pytest.approx(-passing / 2, rel=1e-4)
+
+
+def test_advantages_leave_out_what_comes_after_the_end():
+    example = load("policy")
+    rewards = -example.np.arange(1.0, 7.0).reshape(3, 1, 2)  # [H, T, E]
+    played = example.np.ones((3, 1, 2), bool)
+    rewards[2, 0, 1] = played[2, 0, 1] = 0
+    # Returns: -9 and -6, -8 and -4, -5. Of the last there is one: nothing to compare with.
+    centred = example.np.array([[-1.5, 1.5], [-2, 2], [0, 0]])[:, None]
+    expected = centred / example.np.sqrt((centred**2).mean())
+    assert example.advantages(rewards, played) == pytest.approx(expected)
