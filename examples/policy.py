@@ -163,7 +163,7 @@ def draw(file: Path, goals: Array, policies: list[Policy]) -> None:
             panel.plot(*path.T, ".-", lw=1, ms=4, label=f"K = {updates}")
     for panel, goal in zip(panels, goals, strict=False):
         panel.plot(*goal, "k*", ms=12, zorder=5, label="goal")
-        panel.set(aspect="equal", xlim=(-0.6, 0.6), ylim=(-0.6, 0.6))
+        panel.set(aspect="equal", xlim=(-0.7, 0.7), ylim=(-0.7, 0.7))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(file, dpi=100)
