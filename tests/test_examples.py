@@ -52,8 +52,8 @@ def test_neural_field_learns_a_start(images, tmp_path, capsys):
     at_two_steps = example.TEST_STEPS.index(2)
     learned = table["meta-learned start"]
     for rule in ("gradient descent", "Adam"):
-        # Measured: 9 dB and more.
-        assert learned[at_two_steps] > table[f"random start, {rule}"][at_two_steps] + 3
+        # Measured: 5.7 dB on MNIST and 4.3 dB on the made-up characters above the better rule.
+        assert learned[at_two_steps] > table[f"random start, {rule}"][at_two_steps] + 2
     assert learned == sorted(learned), "each further step improves the reconstruction"
     printed = printed_row(capsys.readouterr().out, "meta-learned start")
     assert printed == pytest.approx(learned, abs=0.051)
@@ -70,7 +70,7 @@ def test_policy_adapts(tmp_path, monkeypatch, capsys):
 
     before, *updated = table["MAML"]
     assert len(updated) == 3
-    # Measured: 46 before and 27 after the first update. Without learning, before: 331.
+    # Measured: -30.9 before and -18.2 after the first update; before meta-training, -681 before.
     assert before > -120
     assert updated[0] > 0.8 * before
     printed = printed_row(capsys.readouterr().out, "MAML")
