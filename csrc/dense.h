@@ -55,9 +55,11 @@ class DenseLayer {
       with_activation<S>(layer, [&](auto f) {
         if constexpr (f.from_output) {
           e.map([f](Num& d, Num a) { d = d * f.slope(a); }, t.delta, t.value);
-        } else {
+        } else if (t.curve.rows > 0) {
           e.map([](Num& d, Num slope, Num& curve) { curve = curve * d, d = d * slope; }, t.delta,
                 t.slope, t.curve);
+        } else {
+          e.map([](Num& d, Num slope) { d = d * slope; }, t.delta, t.slope);
         }
       });
     }
@@ -181,9 +183,14 @@ class DenseLayer {
         if constexpr (E::takes_programs) evaluate(t);
       } else if constexpr (f.from_output) {
         e.map([f](Num& a) { a = f.value(a); }, t.value);
-      } else {
+      } else if (t.curve.rows > 0) {
         e.map([f](Num& a, Num& slope, Num& curve) { f.derivatives(a, a, slope, curve); },
               t.value, t.slope, t.curve);
+      } else {
+        e.map([f](Num& a, Num& slope) {
+                Num curve;
+                f.derivatives(a, a, slope, curve);
+              }, t.value, t.slope);
       }
     });
   }
@@ -193,7 +200,7 @@ class DenseLayer {
     const int count = t.value.rows * t.value.row_stride;
     const auto flat = [count](View v) { return View{v.offset, count, 1, 1, 1}; };
     const View matrices[] = {flat(t.value), flat(t.value), flat(t.slope), flat(t.curve)};
-    e.evaluate(*layer.program, count, matrices);
+    e.evaluate(t.curve.rows > 0 ? *layer.program : *layer.short_program, count, matrices);
   }
 
   // Its tangent along rz in `r.value`, in the same place.

@@ -38,7 +38,7 @@ inline UpdateRule described(const RuleTuple& rule) {
 // The programs of expressions in a network: of each layer, null where its activation is none, and of
 // the losses.
 struct Programs {
-  std::vector<std::shared_ptr<Program>> layers;
+  std::vector<std::shared_ptr<Program>> layers, short_layers;
   std::shared_ptr<LossPrograms> loss, query_loss;
 };
 
@@ -80,6 +80,7 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
 inline void give(Description& network, const Programs& programs) {
   for (std::size_t l = 0; l < programs.layers.size(); ++l) {
     network.layers[l].program = programs.layers[l].get();
+    network.layers[l].short_program = programs.short_layers[l].get();
   }
   network.loss.programs = programs.loss.get();
   network.query_loss.programs = programs.query_loss.get();

@@ -9,13 +9,15 @@
 namespace fastmeta {
 
 // Those that no table has: `fill` gives p, `add_number` a + p, `multiply_number` a p, `affine`
-// a p + q, `number_over` p / a, `multiply_add` a b + c, `sine_cosine` sin a and, to register c,
-// cos a; `spread` gives a for each example and column, `index` 0, 1, ... along the columns, `count`
+// a p + q, `number_over` p / a, `multiply_add` a b + c, `multiply_subtract` a b - c,
+// `subtract_product` c - a b, `sine_cosine` sin a and, to register c, cos a,
+// `softplus_sigmoid` likewise; `spread` gives a for each example and column, `index` 0, 1, ... along the columns, `count`
 // the number of examples; `sum_rows` adds to what is there.
-#define FASTMETA_OTHERS(ONE)                                                             \
-  ONE(fill) ONE(add_number) ONE(multiply_number) ONE(affine) ONE(number_over)            \
-  ONE(multiply_add) ONE(sine_cosine) ONE(copy) ONE(spread) ONE(index) ONE(count)         \
-  ONE(sum_columns) ONE(max_columns) ONE(sum_rows)
+#define FASTMETA_OTHERS(ONE)                                                                \
+  ONE(fill) ONE(add_number) ONE(multiply_number) ONE(affine) ONE(number_over)               \
+  ONE(multiply_add) ONE(multiply_subtract) ONE(subtract_product) ONE(sine_cosine)           \
+  ONE(softplus_sigmoid) ONE(copy) ONE(spread) ONE(index) ONE(count) ONE(sum_columns)        \
+  ONE(max_columns) ONE(sum_rows)
 
 #define FASTMETA_NAME(name, ...) name,
 enum class Op : uint8_t {
@@ -59,10 +61,11 @@ struct LossInput {
 
 // The matrices of a loss's programs by number. Input i is number `kLossInputs + 2 i`; the next is the
 // gradient by it.
-enum LossMatrix { kPrediction, kDirection, kExampleWeights, kResult, kLossInputs };
+enum LossMatrix { kPrediction, kDirection, kExampleWeights, kLossValue, kResult, kLossInputs };
 
-// A loss [1, 1], its gradient by the prediction [N, C] (of a query set also by what learns), and the
-// gradient's tangent along the prediction's (of a support set also of that by what learns).
+// A loss [1, 1] by itself; with its gradient by the prediction [N, C] (of a query set also by what
+// learns); and the gradient's tangent along the prediction's (of a support set also of that by what
+// learns).
 constexpr int kMostLossInputs = 8;
 struct LossPrograms {
   Program value, gradient, tangent;

@@ -164,8 +164,9 @@ FASTMETA_DEVICE void softmax_loss(E& e, const ExamplesOf<E>& set, View z, View p
 // Runs a program of a loss that is an expression; what it learns gets its gradient in the set's own.
 template <class E>
 FASTMETA_ONCE void run_loss(E& e, const Loss& loss, const Program& program, const ExamplesOf<E>& set,
-                            const Trace& last, View direction, View result) {
-  View matrices[kLossInputs + 2 * kMostLossInputs] = {last.value, direction, set.weights, result};
+                            const Trace& last, View direction, View value, View result) {
+  View matrices[kLossInputs + 2 * kMostLossInputs] = {last.value, direction, set.weights, value,
+                                                      result};
   int learned = 0, next = kLossInputs;
   for (const LossInput& input : loss.programs->inputs) {
     matrices[next] = set.loss_inputs[(next - kLossInputs) / 2];
@@ -184,15 +185,17 @@ FASTMETA_ONCE void add_captured(E& e, const ExamplesOf<E>& set, typename E::Scal
   }
 }
 
-// The loss of predictions `last.value`.
+// The loss of predictions `last.value`; `backward`: loss_backward follows.
 template <class E>
 FASTMETA_ONCE void loss_forward(E& e, const Loss& loss, const ExamplesOf<E>& set,
-                                  const Trace& last, View out) {
+                                  const Trace& last, View out, bool backward) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   const View z = last.value;
   if constexpr (E::takes_programs) {
-    if (loss.programs) return run_loss(e, loss, loss.programs->value, set, last, {}, out);
+    if (const LossPrograms* of = loss.programs) {
+      return run_loss(e, loss, backward ? of->gradient : of->value, set, last, {}, out, last.delta);
+    }
   }
   if (loss.kind == LossKind::cross_entropy) return softmax_loss(e, set, z, last.softmax, out);
   const S share = S(1) / S(z.cols);
@@ -212,7 +215,7 @@ FASTMETA_ONCE void loss_backward(E& e, const Loss& loss, const ExamplesOf<E>& se
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);
   if constexpr (E::takes_programs) {
-    if (loss.programs) return run_loss(e, loss, loss.programs->gradient, set, last, {}, last.delta);
+    if (loss.programs) return;  // with the loss
   }
   if (loss.kind == LossKind::cross_entropy) {
     e.map([](Num& d, Num p, Num y, Num w) { d = (p - y) * w; }, last.delta, last.softmax,
@@ -235,7 +238,7 @@ FASTMETA_ONCE void loss_tangent(E& e, const Loss& loss, const ExamplesOf<E>& set
   using Num = typename E::Num;
   const View z = last.value, w = beside(set.weights, z);
   if constexpr (E::takes_programs) {
-    if (loss.programs) return run_loss(e, loss, loss.programs->tangent, set, last, r, out);
+    if (loss.programs) return run_loss(e, loss, loss.programs->tangent, set, last, r, {}, out);
   }
   if (loss.kind == LossKind::cross_entropy) {
     const View p = last.softmax;

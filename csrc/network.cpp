@@ -70,7 +70,7 @@ void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
 }
 
 Examples examples(Allocator& allocate, const Description& network, const Layout& layout,
-                  const Loss& loss, int count, int inputs, int kept, bool copies) {
+                  const Loss& loss, int count, int inputs, int kept, bool copies, bool curves) {
   const Dense& last = network.layers.back();
   const int in = network.layers.front().in;
   Examples set{};
@@ -107,7 +107,7 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
       trace.delta = trace.product_delta = allocate.matrix(count, layer.out);
       if (!follows_from_output(layer.activation)) {
         trace.slope = allocate.matrix(count, layer.out);
-        trace.curve = allocate.matrix(count, layer.out);
+        if (curves) trace.curve = allocate.matrix(count, layer.out);
       }
       if (layer.norm != Norm::none) add_norm(allocate, layer, layout.layers[l], trace);
       trace.softmax = trace.value;
@@ -245,9 +245,9 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   // The dual form multiplies with the inputs of all steps at once.
   const int inputs = network.dual ? network.all_support() : network.support;
   layout.support = examples(allocate, network, layout, network.loss, network.support, inputs,
-                            layout.traces_kept, copies || !network.open);
+                            layout.traces_kept, copies || !network.open, true);
   layout.query = examples(allocate, network, layout, network.query_loss, network.query,
-                          network.query, 1, copies);
+                          network.query, 1, copies, on_gpu);
   if (on_gpu && reverses) {
     // A GPU's memory is short: the buffers of a step's backward pass alias what the query set leaves
     // behind the body.

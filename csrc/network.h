@@ -46,7 +46,8 @@ struct Dense {
   Norm norm;
   double eps;
   bool has[kTensors], adapts[kTensors];
-  const Program* program = nullptr;  // of an expression: value, slope and curve of z
+  // Of an expression: value, slope and curve of z; value and slope.
+  const Program *program = nullptr, *short_program = nullptr;
 };
 
 struct Loss {
@@ -164,7 +165,7 @@ struct Trace {
   View value;  // the output [N, H]
   View delta;  // the loss's derivative before the activation [N, H]
   View slope;  // f'(z), where it can't be had from the output
-  View curve;  // f''(z) times the derivative after the activation, likewise
+  View curve;  // f''(z) times the derivative after the activation, likewise; of the support set
   // The product and the derivative there [N, H]; of a layer without a norm they lie where `value`
   // and `delta` do, and a norm leaves the product normalised.
   View product, product_delta;

@@ -76,7 +76,9 @@ FASTMETA_DEVICE void query_forward(Step<E>& s, int k) {
   const Trace* trace = s.traces(s.layout.query, k);
   forward_head(s, s.layout.query, trace, k);
   if (k == s.network.steps) s.e.store(s.data.query_outputs, trace[s.depth - 1].value);
-  loss_forward(s.e, s.network.query_loss, s.layout.query, trace[s.depth - 1], s.layout.scalar);
+  const bool backward = s.network.differentiate && s.data.step_weights[k] != 0;
+  loss_forward(s.e, s.network.query_loss, s.layout.query, trace[s.depth - 1], s.layout.scalar,
+               backward);
   s.e.store(s.data.step_losses.at(k * s.data.tasks), s.layout.scalar);
 }
 

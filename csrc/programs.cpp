@@ -73,10 +73,11 @@ void bind_programs(py::module_& module) {
   py::class_<Programs>(module, "Programs")
       .def(py::init<>())
       .def(py::init([](const std::vector<std::shared_ptr<Program>>& layers,
+                       const std::vector<std::shared_ptr<Program>>& short_layers,
                        std::shared_ptr<LossPrograms> loss, std::shared_ptr<LossPrograms> query) {
-             return Programs{layers, std::move(loss), std::move(query)};
+             return Programs{layers, short_layers, std::move(loss), std::move(query)};
            }),
-           "layers"_a, "loss"_a, "query_loss"_a);
+           "layers"_a, "short_layers"_a, "loss"_a, "query_loss"_a);
   module.def("operations", &operations, "The operations of programs, in the order of their numbers.");
 }
 

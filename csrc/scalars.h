@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "network.h"
 
@@ -16,16 +15,16 @@ template <class T> FASTMETA_DEVICE T sigmoid(T x) { return 1 / (1 + std::exp(-x)
 template <class T> FASTMETA_DEVICE T softplus(T x) {
   return maximum(x, T(0)) + std::log1p(std::exp(-std::abs(x)));
 }
-// The C library's take any.
-template <class T> constexpr T kLargestAngle = std::numeric_limits<T>::infinity();
 template <class T> FASTMETA_DEVICE void sine_and_cosine(T x, T& sine, T& cosine) {
-  sine = std::sin(x), cosine = std::cos(x);
+  sine = std::sin(x);
+  cosine = std::cos(x);
 }
 using std::cos;
 using std::erf;
 using std::exp;
 using std::expm1;
 using std::log;
+using std::log1p;
 using std::sin;
 using std::sqrt;
 using std::tanh;

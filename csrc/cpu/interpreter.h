@@ -1,8 +1,7 @@
 // Runs the program of an expression over a set's examples, a block of them at a time.
 //
 // A register is an array as long as a block, so that one look at an instruction serves some 64
-// vectors. An element of a matrix is a vector where the lanes are tasks, else a scalar; there rows are
-// padded to whole vectors, and what stands in the padding reaches no sum.
+// vectors. An element of a matrix is a vector where the lanes are tasks, else a scalar.
 #pragma once
 
 #include <cmath>
@@ -47,42 +46,17 @@ Num power_of_all(Num a, Num b) {
   return a;
 }
 
-// Whether sines and cosines of all these are within what `sine_and_cosine` takes.
+// log(1 + exp x) and its derivative, by one exponential.
 template <class S, class Num>
-bool are_angles(const Num* x, int64_t count) {
-  constexpr int lanes = sizeof(Num) / sizeof(S);
-  Num largest{};
-  for (int64_t i = 0; i < count; ++i) largest = select(absolute(x[i]) <= largest, largest, absolute(x[i]));
-  S parts[lanes];
-  __builtin_memcpy(parts, &largest, sizeof parts);
-  bool within = true;
-  for (int i = 0; i < lanes; ++i) within = within && parts[i] <= kLargestAngle<Num>;
-  return within;
-}
-
-// f of each lane.
-template <class S, class Num, class F>
-void by_lanes(Num* out, const Num* x, int64_t count, F f) {
-  constexpr int lanes = sizeof(Num) / sizeof(S);
-  for (int64_t i = 0; i < count; ++i) {
-    S parts[lanes];
-    __builtin_memcpy(parts, x + i, sizeof parts);
-    for (int j = 0; j < lanes; ++j) parts[j] = f(parts[j]);
-    __builtin_memcpy(out + i, parts, sizeof parts);
-  }
+void softplus_and_sigmoid(Num x, Num& softplus, Num& sigmoid) {
+  const Num e = exp(-absolute(x)), upper = S(1) / (S(1) + e);
+  sigmoid = select(x < S(0), e * upper, upper);
+  softplus = maximum(x, Num{}) + log1p(e);
 }
 
 // The elementwise instructions, on `count` vectors.
 template <class S, class Num>
 __attribute__((noinline)) void compute(const Instruction& at, Num* const* registers, int64_t count) {
-  if ((at.op == Op::sine || at.op == Op::cosine || at.op == Op::sine_cosine) &&
-      !are_angles<S>(registers[at.a], count)) {
-    const auto sine = [](S x) { return std::sin(x); };
-    const auto cosine = [](S x) { return std::cos(x); };
-    if (at.op != Op::cosine) by_lanes<S>(registers[at.out], registers[at.a], count, sine);
-    if (at.op == Op::sine) return;
-    return by_lanes<S>(registers[at.op == Op::cosine ? at.out : at.c], registers[at.a], count, cosine);
-  }
   Num* const out = registers[at.out];
   const Num *const of_a = registers[at.a], *const of_b = registers[at.b],
                    *const of_c = registers[at.c];
@@ -122,6 +96,8 @@ __attribute__((noinline)) void compute(const Instruction& at, Num* const* regist
     FASTMETA_CASE(affine, of_a[i] * p + q)
     FASTMETA_CASE(number_over, p / of_a[i])
     FASTMETA_CASE(multiply_add, of_a[i] * of_b[i] + of_c[i])
+    FASTMETA_CASE(multiply_subtract, of_a[i] * of_b[i] - of_c[i])
+    FASTMETA_CASE(subtract_product, of_c[i] - of_a[i] * of_b[i])
     FASTMETA_CASE(copy, of_a[i])
 #undef FASTMETA_CASE
 #undef FASTMETA_UNARY_CASE
@@ -134,6 +110,13 @@ __attribute__((noinline)) void compute(const Instruction& at, Num* const* regist
         out[i] = sine, registers[at.c][i] = cosine;
       }
       return;
+    case Op::softplus_sigmoid:
+      for (int64_t i = 0; i < count; ++i) {
+        Num softplus, sigmoid;
+        softplus_and_sigmoid<S>(of_a[i], softplus, sigmoid);
+        out[i] = softplus, registers[at.c][i] = sigmoid;
+      }
+      return;
     default: return;
   }
 }
@@ -143,6 +126,9 @@ inline cpu::Arena& program_memory() {
   return arena;
 }
 
+// A register of the examples of a block holds [examples, columns] where an element is a vector, as
+// matrices do; else column by column [columns, examples padded to whole vectors], so that sums along
+// the columns are of vectors, and few columns waste no lanes.
 template <class S, class Num, class Element>
 class Interpreter {
  public:
@@ -150,26 +136,24 @@ class Interpreter {
 
   Interpreter(const Program& program, Element* storage, int examples)
       : program_(program), storage_(storage), examples_(examples) {
-    int64_t widest = 1;
+    int widest = 1;
     for (const Register& r : program.registers) {
-      if (r.of_examples && stride(r.columns) > widest) widest = stride(r.columns);
+      if (r.of_examples && r.columns > widest) widest = r.columns;
     }
-    // Whole vectors of examples, so that a block's columns begin at one.
-    const int64_t most = (kBlock * width / widest + width - 1) / width * width;
-    rows_ = int(most < examples ? (most > 0 ? most : width) : examples);
-    const int64_t whole = (rows_ + width - 1) / width * width;
+    const int most = kBlock / widest > 0 ? kBlock / widest : 1;  // vectors of examples
+    rows_ = most * width < examples ? most * width : examples;
+    padded_ = (rows_ + width - 1) / width * width;
     int64_t slot = 1;
     for (const Register& r : program.registers) {
-      const int64_t size = (r.of_examples ? whole : 1) * stride(r.columns);
+      const int64_t size = int64_t(r.of_examples ? padded_ : 1) * r.columns;
       if (size > slot) slot = size;
     }
     slot = (slot + width - 1) / width * width;
     const std::size_t count = program.registers.size();
-    const std::size_t bytes = program.slots * slot * sizeof(Element);
-    const std::size_t line = (bytes + 63) / 64 * 64;
+    const std::size_t bytes = (program.slots * slot * sizeof(Element) + 63) / 64 * 64;
     char* const memory =
-        static_cast<char*>(program_memory().at_least(line + count * sizeof(Element*)));
-    registers_ = reinterpret_cast<Element**>(memory + line);
+        static_cast<char*>(program_memory().at_least(bytes + count * sizeof(Element*)));
+    registers_ = reinterpret_cast<Element**>(memory + bytes);
     for (std::size_t i = 0; i < count; ++i) {
       registers_[i] = reinterpret_cast<Element*>(memory) + program.registers[i].slot * slot;
     }
@@ -206,21 +190,25 @@ class Interpreter {
   const Program& program_;
   Element* const storage_;
   const int examples_;
-  int rows_;  // of a block
+  int rows_, padded_;  // of a block
   Element** registers_;
 
-  // From one example's values to the next one's; the layout pads rows likewise.
-  static int64_t stride(int columns) { return columns == 1 ? 1 : padded(columns, width); }
-
   const Register& reg(const Port& port) const { return program_.registers[port.reg]; }
-  int64_t elements(const Register& r, int rows) const {
-    return (r.of_examples ? rows : 1) * stride(r.columns);
+  // How far apart an example's values, and a column's, lie from the next one's.
+  int64_t row_stride(const Register& r) const { return width == 1 ? r.columns : 1; }
+  int64_t col_stride(const Register& r) const { return width == 1 || !r.of_examples ? 1 : padded_; }
+
+  // Vectors of a register; a block that is not full leaves some of a column's out.
+  int64_t vectors_of(const Register& r, int rows) const {
+    if (!r.of_examples) return (r.columns + width - 1) / width;
+    if (width == 1) return int64_t(rows) * r.columns;
+    return r.columns == 1 ? (rows + width - 1) / width : int64_t(padded_ / width) * r.columns;
   }
 
   bool lies_so(const Register& r, View v, int first) const {
     if (r.columns == 1) return v.cols == 1 && (v.row_stride == 1 || !r.of_examples);
     return first == 0 && v.cols == r.columns && v.col_stride == 1 &&
-           (v.row_stride == stride(r.columns) || !r.of_examples);
+           (!r.of_examples || (width == 1 && v.row_stride == r.columns));
   }
 
   void read(const Port& port, View v, int first, int rows) {
@@ -231,10 +219,10 @@ class Interpreter {
       return;
     }
     Element* const to = registers_[port.reg];
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < r.columns; ++j) {
-        to[i * stride(r.columns) + j] = from[i * v.row_stride + (port.first + j) * v.col_stride];
-      }
+    const int64_t row = row_stride(r), col = col_stride(r);
+    for (int j = 0; j < r.columns; ++j) {
+      const Element* const column = from + (port.first + j) * v.col_stride;
+      for (int i = 0; i < rows; ++i) to[i * row + j * col] = column[i * v.row_stride];
     }
   }
 
@@ -242,98 +230,109 @@ class Interpreter {
     const Register& r = reg(port);
     const Element* const from = registers_[port.reg];
     Element* const to = storage_ + v.offset + int64_t(first) * v.row_stride;
-    if (!port.adds && width > 1 && lies_so(r, v, port.first)) {
-      const int64_t count = (elements(r, rows) + width - 1) / width;
+    if (!port.adds && lies_so(r, v, port.first)) {
+      const int64_t count = vectors_of(r, rows);
       for (int64_t i = 0; i < count; ++i) vectors(to)[i] = vectors(from)[i];
       return;
     }
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < r.columns; ++j) {
-        Element& out = to[i * v.row_stride + (port.first + j) * v.col_stride];
-        const Element value = from[i * stride(r.columns) + j];
+    const int64_t row = row_stride(r), col = col_stride(r);
+    for (int j = 0; j < r.columns; ++j) {
+      Element* const column = to + (port.first + j) * v.col_stride;
+      for (int i = 0; i < rows; ++i) {
+        const Element value = from[i * row + j * col];
+        Element& out = column[i * v.row_stride];
         out = port.adds ? out + value : value;
       }
     }
   }
 
   void clear(int number) {
-    const int64_t count = stride(program_.registers[number].columns);
-    for (int64_t i = 0; i < count; ++i) registers_[number][i] = Element{};
+    for (int j = 0; j < program_.registers[number].columns; ++j) registers_[number][j] = Element{};
   }
 
   void run(const std::vector<Instruction>& code, int rows) {
     for (const Instruction& at : code) {
       switch (at.op) {
         case Op::spread: spread(at, rows); break;
-        case Op::index: number(at); break;
+        case Op::index:
+          for (int j = 0; j < of(at.out).columns; ++j) registers_[at.out][j] = Element{} + S(j);
+          break;
         case Op::count: registers_[at.out][0] = Element{} + S(examples_); break;
-        case Op::sum_columns: fold(at, rows, Element{}, [](auto& sum, auto x) { sum += x; }); break;
+        case Op::sum_columns: fold(at, rows, Num{}, [](auto& sum, auto x) { sum += x; }); break;
         case Op::max_columns:
-          fold(at, rows, Element{} - S(1) / S(0), [](auto& most, auto x) {
+          fold(at, rows, Num{} - S(1) / S(0), [](auto& most, auto x) {
             most = select(x == x, select(most < x, x, most), x);
           });
           break;
         case Op::sum_rows: sum_rows(at, rows); break;
-        default: {
-          const int64_t count = elements(program_.registers[at.out], rows);
-          compute<S>(at, reinterpret_cast<Num* const*>(registers_), (count + width - 1) / width);
-        }
+        default:
+          compute<S>(at, reinterpret_cast<Num* const*>(registers_), vectors_of(of(at.out), rows));
       }
     }
   }
 
-  void number(const Instruction& at) {
-    const int columns = program_.registers[at.out].columns;
-    for (int j = 0; j < columns; ++j) registers_[at.out][j] = Element{} + S(j);
-  }
+  const Register& of(int number) const { return program_.registers[number]; }
 
   void spread(const Instruction& at, int rows) {
-    const Register &from = program_.registers[at.a], &to = program_.registers[at.out];
-    const int64_t length = stride(to.columns);
-    const int count = to.of_examples ? rows : 1;
-    for (int i = 0; i < count; ++i) {
-      const Element* const source =
-          registers_[at.a] + (from.of_examples ? i * stride(from.columns) : 0);
-      Element* const row = registers_[at.out] + i * length;
-      if (from.columns > 1) {
-        for (int64_t j = 0; j < length; j += width) vectors(row + j)[0] = vectors(source + j)[0];
-      } else if (to.columns > 1) {
-        const Num value = Num{} + source[0];
-        for (int64_t j = 0; j < length; j += width) vectors(row + j)[0] = value;
-      } else {
-        row[0] = source[0];
+    const Register &from = of(at.a), &to = of(at.out);
+    const Element* const in = registers_[at.a];
+    Element* const out = registers_[at.out];
+    const int64_t row = row_stride(from), col = from.columns > 1 ? col_stride(from) : 0;
+    if (!to.of_examples) {
+      for (int j = 0; j < to.columns; ++j) out[j] = in[0];
+    } else if (width == 1) {
+      for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < to.columns; ++j) {
+          out[i * to.columns + j] = in[(from.of_examples ? i * row : 0) + j * col];
+        }
+      }
+    } else {
+      for (int j = 0; j < to.columns; ++j) {
+        Num* const column = vectors(out + j * padded_);
+        const Num every = Num{} + in[from.columns > 1 && !from.of_examples ? j : 0];
+        const Num* const given = vectors(in + j * col);
+        for (int64_t i = 0; i < padded_ / width; ++i) column[i] = from.of_examples ? given[i] : every;
       }
     }
   }
 
-  // f(result, value) along each example's columns.
+  // f(result, value) along each example's columns, or along those that all examples share.
   template <class F>
-  void fold(const Instruction& at, int rows, Element start, F f) {
-    const Register& from = program_.registers[at.a];
-    const int64_t length = stride(from.columns);
-    const int count = from.of_examples ? rows : 1;
-    for (int i = 0; i < count; ++i) {
-      const Element* const row = registers_[at.a] + i * length;
-      Element result = start;
-      for (int j = 0; j < from.columns; ++j) f(result, row[j]);
-      registers_[at.out][i] = result;
+  void fold(const Instruction& at, int rows, Num start, F f) {
+    const Register& from = of(at.a);
+    const Element* const in = registers_[at.a];
+    Element* const out = registers_[at.out];
+    if (!from.of_examples) {
+      Element result = first_of(start);
+      for (int j = 0; j < from.columns; ++j) f(result, in[j]);
+      out[0] = result;
+      return;
+    }
+    const int64_t row = width == 1 ? from.columns : 1, col = width == 1 ? 1 : padded_ / width;
+    const int64_t count = width == 1 ? rows : (rows + width - 1) / width;
+    for (int64_t i = 0; i < count; ++i) {
+      Num result = start;
+      for (int j = 0; j < from.columns; ++j) f(result, vectors(in)[i * row + j * col]);
+      vectors(out)[i] = result;
     }
   }
 
   void sum_rows(const Instruction& at, int rows) {
-    const Register& from = program_.registers[at.a];
-    Element* const sums = registers_[at.out];
-    if (from.columns == 1) {
-      for (int i = 0; i < rows; ++i) sums[0] += registers_[at.a][i];
-      return;
-    }
-    const int64_t length = stride(from.columns);
-    for (int i = 0; i < rows; ++i) {
-      const Element* const row = registers_[at.a] + i * length;
-      for (int64_t j = 0; j < length; j += width) vectors(sums + j)[0] += vectors(row + j)[0];
+    const Register& from = of(at.a);
+    const int64_t row = row_stride(from), col = col_stride(from);
+    for (int j = 0; j < from.columns; ++j) {
+      const Element* const in = registers_[at.a] + j * col;
+      Element sum{};
+      for (int i = 0; i < rows; ++i) sum += in[i * row];
+      registers_[at.out][j] += sum;
     }
   }
 
+  static Element first_of(Num value) {
+    Element first;
+    __builtin_memcpy(&first, &value, sizeof first);
+    return first;
+  }
   static Num* vectors(Element* at) { return reinterpret_cast<Num*>(at); }
   static const Num* vectors(const Element* at) { return reinterpret_cast<const Num*>(at); }
 };

@@ -1,22 +1,52 @@
 // The functions of csrc/cpu/math.h over arrays, and the same in long double: test_math.py calls it.
+// Without FASTMETA_BYTES, those of csrc/scalars.h that the C library computes.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
+#if defined(FASTMETA_BYTES)
 #include "cpu/math.h"
+#else
+#include "scalars.h"
+#endif
 
 namespace {
 
 using namespace fastmeta::FASTMETA_NAMESPACE;
+
+#if !defined(FASTMETA_BYTES)
+using Floats = float;
+using Doubles = double;
+template <class T>
+struct Vector {
+  using type = T;
+};
+#endif
+
+template <class Num>
+Num sine_of_both(Num x) {
+  Num sine, cosine;
+  sine_and_cosine(x, sine, cosine);
+  return sine;
+}
+template <class Num>
+Num cosine_of_both(Num x) {
+  Num sine, cosine;
+  sine_and_cosine(x, sine, cosine);
+  return cosine;
+}
 
 template <class T, class F>
 void over(F f, const T* in, T* out, int64_t count) {
   using Num = typename Vector<T>::type;
   constexpr int lanes = sizeof(Num) / sizeof(T);
   for (int64_t i = 0; i < count; i += lanes) {
+    const auto bytes = std::min<int64_t>(lanes, count - i) * sizeof(T);
     Num x{};
-    for (int lane = 0; lane < lanes && i + lane < count; ++lane) x[lane] = in[i + lane];
+    std::memcpy(&x, in + i, bytes);
     const Num y = f(x);
-    for (int lane = 0; lane < lanes && i + lane < count; ++lane) out[i + lane] = y[lane];
+    std::memcpy(out + i, &y, bytes);
   }
 }
 
@@ -30,10 +60,12 @@ Real log(Real x) { return std::log(x); }
 Real log1p(Real x) { return std::log1p(x); }
 Real tanh(Real x) { return std::tanh(x); }
 Real erf(Real x) { return std::erf(x); }
-Real sin(Real x) { return std::sin(x); }
-Real cos(Real x) { return std::cos(x); }
 Real sigmoid(Real x) { return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)); }
 Real softplus(Real x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
+Real sin(Real x) { return std::sin(x); }
+Real cos(Real x) { return std::cos(x); }
+Real sine_of_both(Real x) { return std::sin(x); }
+Real cosine_of_both(Real x) { return std::cos(x); }
 
 }  // namespace exact
 }  // namespace
@@ -49,6 +81,11 @@ Real softplus(Real x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p
     for (int64_t i = 0; i < count; ++i) out[i] = exact::name(in[i]);               \
   }
 
+FUNCTION(sin)
+FUNCTION(cos)
+FUNCTION(sine_of_both)
+FUNCTION(cosine_of_both)
+#if defined(FASTMETA_BYTES)
 FUNCTION(exp)
 FUNCTION(expm1)
 FUNCTION(log)
@@ -57,5 +94,4 @@ FUNCTION(tanh)
 FUNCTION(sigmoid)
 FUNCTION(softplus)
 FUNCTION(erf)
-FUNCTION(sin)
-FUNCTION(cos)
+#endif

@@ -81,7 +81,7 @@ template <class T>
 T TaskLoss<T>::forward(const T* predictions) {
   take(predictions, last_.value);
   auto e = engine(storage_);
-  conv_loss::loss_forward(e, loss_, set_, last_, scalar_);
+  conv_loss::loss_forward(e, loss_, set_, last_, scalar_, true);
   return storage_[scalar_.offset];
 }
 

@@ -161,12 +161,19 @@ def _programs(module: Any, lowered: Lowered) -> Any:
         loss.programs.made if isinstance(loss, OwnLoss) else None
         for loss in (lowered.loss, lowered.query_loss)
     ]
-    return module.Programs(layer_programs(lowered.layers), *losses)
+    return module.Programs(*layer_programs(lowered.layers), *losses)
 
 
-def layer_programs(layers: Sequence[Dense]) -> list[Any]:
-    """The programs of activations that are expressions; None for those that are not."""
-    return [layer.expression and programs.activation(layer.expression) for layer in layers]
+def layer_programs(layers: Sequence[Dense]) -> tuple[list[Any], list[Any]]:
+    """The programs of activations that are expressions, with and without curvature.
+
+    None for those that are not.
+    """
+    made = [
+        (None, None) if layer.expression is None else programs.activation(layer.expression)
+        for layer in layers
+    ]
+    return [whole for whole, _ in made], [short for _, short in made]
 
 
 def described(lowered: Lowered, adapted: tuple[str, ...]) -> tuple[Any, ...]:

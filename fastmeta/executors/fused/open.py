@@ -154,7 +154,7 @@ def _compiled(
     module = extension()
     assert module is not None
     described = kernel.described_layers(layers, adapted)
-    programs = module.Programs(kernel.layer_programs(layers), None, None)
+    programs = module.Programs(*kernel.layer_programs(layers), None, None)
     return module.OpenPasses(
         described, support, query, slots, first_order, inputs_flow, is_double, tasks, isa, engine,
         programs,

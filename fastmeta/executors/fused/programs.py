@@ -8,7 +8,7 @@ from typing import Any
 
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
-from fastmeta.network.expressions.derivatives import derivative, gradients, tangents
+from fastmeta.network.expressions.derivatives import gradients, jet, tangents
 from fastmeta.network.expressions.expression import (
     Expression,
     constant,
@@ -21,24 +21,26 @@ from fastmeta.network.expressions.program import Matrix, Program, TooLong, progr
 from fastmeta.network.losses.traced import CAPTURED, PREDICTION, TARGET, TracedLoss, base, inputs
 
 # In the order of csrc/expression.h.
-_PREDICTION, _DIRECTION, _WEIGHTS, _RESULT, _INPUTS = range(5)
+_PREDICTION, _DIRECTION, _WEIGHTS, _VALUE, _RESULT, _INPUTS = range(6)
 _MOST_INPUTS = 8
-_VALUE, _SLOPE, _CURVE = 1, 2, 3
-"""The matrices of an activation's program; the first is its argument."""
 
 
 @functools.lru_cache(maxsize=64)
-def activation(expression: Expression) -> Any:
-    """The kernels' program of an elementwise function of one input: value, slope and curvature.
+def activation(expression: Expression) -> tuple[Any, Any]:
+    """The kernels' programs of an elementwise function of one input.
 
-    **Raises** `NotSupported` where it is too long.
+    The first gives value, slope and curvature, the second value and slope. **Raises**
+    `NotSupported` where they are too long.
     """
     (z,) = inputs(expression)
-    slope = derivative(expression, z)
-    curve = derivative(slope, z)
-    results = zip((expression, slope, curve), (_VALUE, _SLOPE, _CURVE), strict=True)
-    filled = [(spread(e, True, 1), Matrix(place)) for e, place in results]
-    return _made(functools.partial(program, filled, {z: Matrix(0)}))
+    # The argument is matrix 0.
+    results = [
+        (spread(each, True, 1), Matrix(place)) for place, each in enumerate(jet(expression, z), 1)
+    ]
+    whole, short = (
+        _made(functools.partial(program, results[:count], {z: Matrix(0)})) for count in (3, 2)
+    )
+    return whole, short
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ def _loss(traced: TracedLoss, learning: frozenset[int], is_query: bool) -> LossP
     captured = list(zip(learned, of_learned, strict=True))
     of_captured = list(zip(learned, moved[len(predictions) :], strict=True))
     # A query set's are those of the loss itself, a support set's come through the inner steps.
+    gradient += [(value, Matrix(_VALUE))]
     gradient += _of_learned(captured if is_query else [(each, None) for each in learned], places)
     tangent += _of_learned(of_captured, places)
     module = extension()
     assert module is not None
     programs = (
-        _made(functools.partial(program, [(value, Matrix(_RESULT))], matrices)),
+        _made(functools.partial(program, [(value, Matrix(_VALUE))], matrices)),
         _made(functools.partial(program, gradient, matrices)),
         _made(functools.partial(program, tangent, along)),
     )

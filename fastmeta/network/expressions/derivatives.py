@@ -71,6 +71,71 @@ def tangents(
     return [found.get(id(each)) for each in of]
 
 
+def jet(of: Expression, by: Expression) -> tuple[Expression, Expression, Expression]:
+    """An elementwise function of one input, and its first and second derivatives.
+
+    Both together, forward: of one input that takes the fewest operations.
+    """
+    found: dict[int, _Jet] = {id(by): (constant(1.0), None)}
+    for node in in_order([of]):
+        if id(node) not in found:
+            found[id(node)] = _moved(node, [found[id(argument)] for argument in node.arguments])
+    slope, curvature = (constant(0.0) if each is None else each for each in found[id(of)])
+    return of, slope, curvature
+
+
+_Jet = tuple[Expression | None, Expression | None]
+"""The first and the second derivative; None for a zero."""
+
+
+def _moved(node: Expression, moved: Sequence[_Jet]) -> _Jet:
+    """Both derivatives of an operation's result, from those of its arguments."""
+    if node.name in (CONSTANT, INPUT, *_CONSTANT) or all(m == (None, None) for m in moved):
+        return None, None
+    firsts, seconds = [m[0] for m in moved], [m[1] for m in moved]
+    operation, arguments = OPERATIONS[node.name], node.arguments
+    if node.name == "select":
+        return _along(node, firsts), _along(node, seconds)
+    if node.name == "multiply":
+        a, b = arguments
+        twice = _times(constant(2.0), _times(firsts[0], firsts[1]))
+        ends = _plus(_times(seconds[0], b), _times(a, seconds[1]))
+        return _plus(_times(firsts[0], b), _times(a, firsts[1])), _plus(twice, ends)
+    if operation.second is not None:
+        (slope,) = operation.derivatives
+        assert slope is not None
+        d = slope(node, *arguments)
+        bent = _times(_times(operation.second(node, *arguments, d), firsts[0]), firsts[0])
+        return _times(d, firsts[0]), _plus(bent, _times(d, seconds[0]))
+    slopes = [None if s is None else s(node, *arguments) for s in operation.derivatives]
+    slopes = [constant(s) if isinstance(s, float) else s for s in slopes]
+    directions = {e: f for e, f in zip(arguments, firsts, strict=True) if f is not None}
+    changes = tangents([s if s is not None else constant(0.0) for s in slopes], directions)
+    second: Expression | None = None
+    for first, last, slope, change in zip(firsts, seconds, slopes, changes, strict=True):
+        second = _plus(second, _plus(_times(slope, last), _times(change, first)))
+    return _along(node, firsts), second
+
+
+def _times(a: Expression | None, b: Expression | None) -> Expression | None:
+    return None if a is None or b is None else a * b
+
+
+def _plus(a: Expression | None, b: Expression | None) -> Expression | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _along(node: Expression, directions: Sequence[Expression | None]) -> Expression | None:
+    """The derivative of an operation along directions of its arguments; None for a zero."""
+    total: Expression | None = None
+    for place, direction in enumerate(directions):
+        if direction is not None:
+            total = _plus(total, _pushed(node, place, direction))
+    return total
+
+
 def derivative(of: Expression, by: Expression) -> Expression:
     """The derivative of an elementwise function of one input."""
     (found,) = gradients(of, [by])

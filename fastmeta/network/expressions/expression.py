@@ -175,6 +175,11 @@ def _simple_pair(name: str, first: Expression, second: Expression) -> Expression
         return first
     if name in ("add", "subtract") and a == 0:
         return second if name == "add" else operate("negate", second)
+    if name in ("add", "subtract") and second.name == "negate":
+        other = "subtract" if name == "add" else "add"
+        return operate(other, first, second.arguments[0])
+    if name == "add" and first.name == "negate":
+        return operate("subtract", second, first.arguments[0])
     if name == "multiply":
         return _product(first, second)
     if name == "divide" and b is not None and _is_power_of_two(b) and abs(b) < 1e30:

@@ -29,6 +29,8 @@ class Operation:
     """The operation in C++, of values `a`, `b` and `c`; S is their scalar type."""
     derivatives: tuple[Derivative | None, ...]
     """By each argument, in torch's convention at kinks; None where it is 0 everywhere."""
+    second: Derivative | None = None
+    """`(result, argument, first derivative) -> expression` of an operation of one argument."""
 
     @property
     def arguments(self) -> int:
@@ -65,49 +67,88 @@ _LIST = (
     Operation("multiply", torch.mul, "a * b", (lambda y, a, b: b, lambda y, a, b: a)),
     Operation("divide", torch.div, "a / b", (lambda y, a, b: 1.0 / b, lambda y, a, b: -y / b)),
     Operation(
-        "power", torch.pow, "power_of_all<S>(a, b)",
+        "power",
+        torch.pow,
+        "power_of_all<S>(a, b)",
         (
             lambda y, a, b: b * _apply("power", a, b - 1.0),
             lambda y, a, b: y * _apply("log", a),
         ),
     ),
-    Operation("maximum", torch.maximum, "select(b == b, maximum(a, b), b)", (
-        lambda y, a, b: _wins("maximum", a, b), lambda y, a, b: _wins("maximum", b, a),
-    )),
-    Operation("minimum", torch.minimum, "select(b == b, minimum(a, b), b)", (
-        lambda y, a, b: _wins("minimum", a, b), lambda y, a, b: _wins("minimum", b, a),
-    )),
+    Operation(
+        "maximum",
+        torch.maximum,
+        "select(b == b, maximum(a, b), b)",
+        (
+            lambda y, a, b: _wins("maximum", a, b),
+            lambda y, a, b: _wins("maximum", b, a),
+        ),
+    ),
+    Operation(
+        "minimum",
+        torch.minimum,
+        "select(b == b, minimum(a, b), b)",
+        (
+            lambda y, a, b: _wins("minimum", a, b),
+            lambda y, a, b: _wins("minimum", b, a),
+        ),
+    ),
     Operation("less", _truth(torch.lt), "select(a < b, Num{} + S(1), Num{})", (None, None)),
     Operation("less_equal", _truth(torch.le), "select(a <= b, Num{} + S(1), Num{})", (None, None)),
     Operation("equal", _truth(torch.eq), "select(a == b, Num{} + S(1), Num{})", (None, None)),
-    Operation("select", _select, "select(a != S(0), b, c)", (
-        None,
-        lambda y, a, b, c: _apply("select", a, a.constant(1.0), a.constant(0.0)),
-        lambda y, a, b, c: _apply("select", a, a.constant(0.0), a.constant(1.0)),
-    )),
-    Operation("negate", torch.neg, "-a", (lambda y, a: -1.0,)),
-    Operation("exp", torch.exp, "exp(a)", (lambda y, a: y,)),
-    Operation("expm1", torch.expm1, "expm1_of_all<S>(a)", (lambda y, a: y + 1.0,)),
-    Operation("log", torch.log, "log_of_all<S>(a)", (lambda y, a: 1.0 / a,)),
-    Operation("log1p", torch.log1p, "log1p_of_all<S>(a)", (lambda y, a: 1.0 / (1.0 + a),)),
-    Operation("tanh", torch.tanh, "tanh(a)", (lambda y, a: 1.0 - y * y,)),
-    Operation("sigmoid", torch.sigmoid, "sigmoid(a)", (lambda y, a: y * (1.0 - y),)),
     Operation(
-        "softplus", lambda a: torch.logaddexp(a, torch.zeros_like(a)), "softplus(a)",
+        "select",
+        _select,
+        "select(a != S(0), b, c)",
+        (
+            None,
+            lambda y, a, b, c: _apply("select", a, a.constant(1.0), a.constant(0.0)),
+            lambda y, a, b, c: _apply("select", a, a.constant(0.0), a.constant(1.0)),
+        ),
+    ),
+    Operation("negate", torch.neg, "-a", (lambda y, a: -1.0,)),
+    Operation("exp", torch.exp, "exp(a)", (lambda y, a: y,), lambda y, a, d: y),
+    Operation(
+        "expm1", torch.expm1, "expm1_of_all<S>(a)", (lambda y, a: y + 1.0,), lambda y, a, d: d
+    ),
+    Operation(
+        "log", torch.log, "log_of_all<S>(a)", (lambda y, a: 1.0 / a,), lambda y, a, d: -(d * d)
+    ),
+    Operation("log1p", torch.log1p, "log1p_of_all<S>(a)", (lambda y, a: 1.0 / (1.0 + a),)),
+    Operation(
+        "tanh", torch.tanh, "tanh(a)", (lambda y, a: 1.0 - y * y,), lambda y, a, d: -2.0 * (y * d)
+    ),
+    Operation(
+        "sigmoid",
+        torch.sigmoid,
+        "sigmoid(a)",
+        (lambda y, a: y * (1.0 - y),),
+        lambda y, a, d: d * (1.0 - 2.0 * y),
+    ),
+    Operation(
+        "softplus",
+        lambda a: torch.logaddexp(a, torch.zeros_like(a)),
+        "softplus(a)",
         (lambda y, a: _apply("sigmoid", a),),
     ),
-    Operation("sine", torch.sin, "sin(a)", (lambda y, a: _apply("cosine", a),)),
-    Operation("cosine", torch.cos, "cos(a)", (lambda y, a: -_apply("sine", a),)),
+    Operation("sine", torch.sin, "sin(a)", (lambda y, a: _apply("cosine", a),), lambda y, a, d: -y),
+    Operation(
+        "cosine", torch.cos, "cos(a)", (lambda y, a: -_apply("sine", a),), lambda y, a, d: -y
+    ),
     Operation("sqrt", torch.sqrt, "sqrt(a)", (lambda y, a: 0.5 / y,)),
     Operation("absolute", torch.abs, "absolute(a)", (lambda y, a: _apply("sign", a),)),
     Operation(
-        "sign", torch.sign, "select(a > S(0), Num{} + S(1), select(a < S(0), Num{} - S(1), Num{}))",
+        "sign",
+        torch.sign,
+        "select(a > S(0), Num{} + S(1), select(a < S(0), Num{} - S(1), Num{}))",
         (None,),
     ),
     Operation(
-        "erf", torch.erf, "erf(a)",
+        "erf",
+        torch.erf,
+        "erf(a)",
         (lambda y, a: (2.0 / math.sqrt(math.pi)) * _apply("exp", -(a * a)),),
     ),
-)  # fmt: skip
+)
 
 OPERATIONS = {operation.name: operation for operation in _LIST}

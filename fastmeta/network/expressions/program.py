@@ -21,11 +21,14 @@ from fastmeta.network.expressions.generate import order
 
 OTHERS = (
     "fill", "add_number", "multiply_number", "affine", "number_over", "multiply_add",
-    "sine_cosine", "copy", "spread", "index", "count", "sum_columns", "max_columns", "sum_rows",
+    "multiply_subtract", "subtract_product", "sine_cosine", "softplus_sigmoid", "copy", "spread",
+    "index", "count", "sum_columns", "max_columns", "sum_rows",
 )  # fmt: skip
 """The instructions that no table of operations has, in the order of csrc/expression.h."""
 NUMBERS = {name: number for number, name in enumerate((*order(), *OTHERS))}
 
+_PAIRS = {"sine": "cosine", "softplus": "sigmoid"}
+"""Operations that are computed together, with less than both take."""
 _BEFORE, _EACH, _AFTER = range(3)
 _MOST_INSTRUCTIONS, _MOST_SLOTS = 400, 64
 
@@ -93,7 +96,7 @@ class _Step:
     p: float = 0.0
     q: float = 0.0
     second: int = -1
-    """Of a sine, the register of the cosine."""
+    """Of a pair of operations, the register of the second one."""
 
 
 @dataclass(eq=False)
@@ -116,8 +119,11 @@ class _Compiler:
         self.wanted = {id(result) for result, _ in results}
         present = {(node.name, id(node.arguments[0])) for node in self.nodes if node.arguments}
         self.paired = {
-            key for name, key in present if name == "sine" and ("cosine", key) in present
+            (name, key)
+            for name, key in present
+            if name in _PAIRS and (_PAIRS[name], key) in present
         }
+        self.paired |= {(_PAIRS[name], key) for name, key in self.paired}
         ports_in: list[tuple[int, int, int, bool]] = []
         for node in self.nodes:
             if node.name == INPUT and node in self.inputs:
@@ -201,9 +207,6 @@ class _Compiler:
         if (reader.of_examples, reader.columns) != (node.of_examples, node.columns):
             return False
         other = reader.arguments[1 if reader.arguments[0] is node else 0]
-        if reader.name == "subtract":
-            # c - p a and p a - c; of two registers no instruction subtracts.
-            return node.arguments[0].number is not None and other.number is not None
         if other.name == "multiply" and other is reader.arguments[0] and self._is_fused(other):
             return False  # one of the two is the instruction's own
         if node.arguments[0].number is not None:
@@ -230,20 +233,21 @@ class _Compiler:
             argument = node.arguments[0]
             full = spread(argument, True, argument.columns)
             self._emit(node, "sum_rows", (self._as(argument, full),))
-        elif node.name in ("sine", "cosine") and id(node.arguments[0]) in self.paired:
+        elif (node.name, id(node.arguments[0])) in self.paired:
             self._both(node)
         elif not self._with_number(node) and not self._with_product(node):
             reads = tuple(self._as(argument, node) for argument in node.arguments)
             self._emit(node, node.name, reads)
 
     def _both(self, node: Expression) -> None:
-        """Sine and cosine of one argument."""
+        """Both operations of a pair on one argument."""
         argument = node.arguments[0]
         pair = {n.name: n for n in self.nodes if n.arguments == (argument,)}
-        out = self._emit(pair["sine"], "sine_cosine", (self._of(argument),))
+        first, second = next(p for p in _PAIRS.items() if node.name in p)
+        out = self._emit(pair[first], f"{first}_{second}", (self._of(argument),))
         step = self.parts[self._part(node)][-1]
         step.second = self._register(node.of_examples, node.columns, self.values[out].shared)
-        self.known[id(pair["cosine"])] = step.second
+        self.known[id(pair[second])] = step.second
 
     def _with_number(self, node: Expression) -> bool:
         """Instructions that hold a number of their own."""
@@ -280,13 +284,17 @@ class _Compiler:
             self._emit(node, "affine", read, factor, shift)
 
     def _with_product(self, node: Expression) -> bool:
-        """`a b + c` in one instruction."""
-        if node.name != "add":
+        """`a b + c`, `a b - c` or `c - a b` in one instruction."""
+        if node.name not in ("add", "subtract"):
             return False
-        for product, other in (node.arguments, node.arguments[::-1]):
+        first, second = node.arguments
+        for product, other in ((first, second), (second, first)):
             if id(product) not in self.known and self._is_fused(product):
+                name = "multiply_add"
+                if node.name == "subtract":
+                    name = "multiply_subtract" if product is first else "subtract_product"
                 reads = (*product.arguments, other)
-                self._emit(node, "multiply_add", tuple(self._as(each, node) for each in reads))
+                self._emit(node, name, tuple(self._as(each, node) for each in reads))
                 return True
         return False
 

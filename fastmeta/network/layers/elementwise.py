@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fastmeta.network.expressions.derivatives import derivative
+from fastmeta.network.expressions.derivatives import jet
 from fastmeta.network.expressions.expression import Expression, evaluate, in_order, variable
 from fastmeta.network.layers.layer import Gradients, Layer, State, Tensors, Wanted
 
@@ -27,8 +27,8 @@ class Elementwise(Layer):
     @cached_property
     def derivatives(self) -> tuple[Expression, Expression]:
         """The first and the second."""
-        slope = derivative(self.expression, ENTRY)
-        return slope, derivative(slope, ENTRY)
+        _, slope, curvature = jet(self.expression, ENTRY)
+        return slope, curvature
 
     def reference(self, tensors: Tensors, *inputs: Tensor) -> Tensor:
         (z,) = inputs

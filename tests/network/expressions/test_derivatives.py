@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastmeta.network.expressions.derivatives import derivative
+from fastmeta.network.expressions.derivatives import derivative, jet
 from fastmeta.network.expressions.expression import Expression, evaluate, operate, variable
 from fastmeta.network.expressions.operations import OPERATIONS
 from fastmeta.network.expressions.tracing import EXAMPLES, Symbol
@@ -34,8 +34,12 @@ def traced(function: Function) -> Expression:
 
 def derivatives(expression: Expression, z: Tensor) -> list[Tensor]:
     slope = derivative(expression, Z)
-    found = evaluate([expression, slope, derivative(slope, Z)], {"z": z}, z)
-    return [each.expand_as(z) for each in found]
+    backward = evaluate([expression, slope, derivative(slope, Z)], {"z": z}, z)
+    forward = evaluate(jet(expression, Z), {"z": z}, z)
+    for a, b in zip(backward, forward, strict=True):
+        scale = 1 + a.abs() + sum(each.abs() for each in backward)
+        assert ((a - b).abs() <= 1e-9 * scale)[scale.isfinite() & (scale < 1e8)].all()
+    return [each.expand_as(z) for each in forward]
 
 
 def by_autograd(function: Function, z: Tensor) -> list[Tensor]:
