@@ -37,13 +37,20 @@ def explain(model: nn.Module, support: Any, query: Any, **options: Any) -> str:
     first = step.groups[0][1]
     lines = [
         *_layers(type(module).__name__, first.selected.reading),
-        f"loss: {first.selected.reading.loss or 'not a standard one; taken as it is'}",
+        f"loss: {_loss(first.selected.reading)}",
         _inner(step),
         *_executors(first),
     ]
     for indices, planned in step.groups:
         lines += _group(len(indices), planned, len(step.groups) > 1)
     return "\n".join(lines)
+
+
+def _loss(reading: Reading) -> str:
+    """The support sets' loss in words."""
+    if reading.loss is not None:
+        return str(reading.loss)
+    return "not a standard one; " + ("a formula" if reading.traced[0] else "taken as it is")
 
 
 def _layers(name: str, reading: Reading) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -380,11 +381,29 @@ def test_drawn_steps(
     assert apart < 1e-8
 
 
-def test_the_page_shows_what_runs() -> None:
-    page = Path(__file__).parents[2] / "docs" / "losses.md"
+def run_the_page(name: str) -> dict[str, Any]:
+    page = Path(__file__).parents[2] / "docs" / name
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "page"}
     exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+def test_the_page_of_expressions_shows_what_runs() -> None:
+    assert run_the_page("expressions.md")["out"].executor == "fused-cpu"
+
+
+def test_the_page_of_losses_shows_what_runs() -> None:
+    names = run_the_page("losses.md")
     assert names["out"].executor == "fused-cpu"
     for leaf in (names["log_std"], *names["policy"].parameters()):
         assert leaf.grad.abs().sum() > 0
+
+
+def test_a_chaotic_network_is_not_refused() -> None:
+    torch.manual_seed(0)
+    widths = (2, 64, 64, 64, 64, 3)
+    layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), Sine(30.0))]
+    model, batch = nn.Sequential(*layers[:-1]), (torch.randn(4, 64, 2), torch.randn(4, 64, 3))
+    out = fastmeta.maml_step(model, batch, batch, inner_steps=2, loss_fn=F.mse_loss)
+    assert out.executor == "fused-cpu"
