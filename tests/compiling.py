@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 DRIVERS = ROOT / "tests" / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-PYTHON_FACE = ("bindings", "fused", "layered", "open")
+PYTHON_FACE = ("bindings", "fused", "layered", "open", "programs")
 # Asked of the compiler, which may be one for another machine.
 _X86 = COMPILER is not None and subprocess.check_output(
     [COMPILER, "-dumpmachine"], text=True

@@ -50,7 +50,7 @@ struct Inputs {
   std::vector<std::vector<T>> parameters, statistics;
   std::vector<T> rates, task_weights;
   std::vector<T> support_x, query_x, support_y, query_y, support_weights, query_weights;
-  std::vector<T> support_loss_weights, query_loss_weights;
+  std::vector<T> support_loss_weights, query_loss_weights, scale;
   std::vector<int64_t> support_labels, query_labels;
 };
 
@@ -122,6 +122,7 @@ Inputs<T> inputs(const Problem& problem) {
        in.support_loss_weights);
   fill(network.query_loss, problem.tasks, network.query, in.query_x, in.query_y, in.query_labels, in.query_weights,
        in.query_loss_weights);
+  in.scale = numbers(c, 0.5, 2);
   return in;
 }
 
@@ -211,6 +212,12 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   data.support_loss_weights = {given(in.support_loss_weights), of_classes(network.loss) ? 0 : n * c};
   data.query_loss_weights = {given(in.query_loss_weights),
                              of_classes(network.query_loss) ? 0 : q * c};
+  if (network.loss.programs) {
+    data.support_loss_inputs = {{given(in.support_y), n * c}, {given(in.scale), 0}};
+  }
+  if (network.query_loss.programs) {
+    data.query_loss_inputs = {{given(in.query_y), q * c}, {given(in.scale), 0}};
+  }
   data.support_losses = {out.support_losses.data(), 1};
   data.step_losses = {out.step_losses.data(), 1};
   data.query_outputs = {out.query_outputs.data(), q * c};
