@@ -39,13 +39,13 @@ class GraphReader:
 
     A graph node's value is the index of a layer's output (-1: the input), the name of a parameter
     or buffer, `_SHAPE`, `_BATCH` or `_PENDING`. `facts` tells what each node gives on an example of
-    `count` examples.
+    `count` examples; `floating`: whether its input is of real numbers.
     """
 
     def __init__(
-        self, model: nn.Module, facts: Callable[[], dict[fx.Node, Fact]], count: int
+        self, model: nn.Module, facts: Callable[[], dict[fx.Node, Fact]], count: int, floating: bool
     ) -> None:
-        self._find_facts, self._count = facts, count
+        self._find_facts, self._count, self._floating = facts, count, floating
         self._reasons: dict[fx.Node, str] = {}
         """By pending node, why it is no known layer."""
         self._parameters = {name for name, _ in model.named_parameters()}
@@ -94,6 +94,8 @@ class GraphReader:
 
     def _expression(self, node: fx.Node) -> Pending | None:
         found = elementwise.read(node, self._values, self._modules)
+        if found and found.source == -1 and not self._floating:
+            return None  # arithmetic of integers, which another function does
         if found and getattr(self._modules.get(str(node.target)), "inplace", False):
             self._check_sole_reader(node)
         return found

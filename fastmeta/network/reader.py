@@ -35,7 +35,8 @@ def read(model: nn.Module, example: Any) -> Network:
             f"torch.fx can't trace its forward, which may not branch on data ({_first_line(error)})"
         ) from None
     count = len(example) if example.dim() else 0
-    found = GraphReader(model, lambda: facts(twin, graph, example), count).network(graph)
+    floating = example.is_floating_point()
+    found = GraphReader(model, lambda: facts(twin, graph, example), count, floating).network(graph)
     return verify(found, model, example)
 
 

@@ -407,3 +407,43 @@ def test_a_chaotic_network_is_not_refused() -> None:
     model, batch = nn.Sequential(*layers[:-1]), (torch.randn(4, 64, 2), torch.randn(4, 64, 3))
     out = fastmeta.maml_step(model, batch, batch, inner_steps=2, loss_fn=F.mse_loss)
     assert out.executor == "fused-cpu"
+
+
+def bits(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction * (target & 2)).mean()
+
+
+def joined(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction.square() * ((target > 0) + (prediction > 0))).mean()
+
+
+def largest(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction.max(1)[0] - target[:, 0]).square().mean()
+
+
+def banded(prediction: Tensor, target: Tensor) -> Tensor:
+    inside = (prediction > -0.5) & ~(prediction > target) | (target < 0)
+    return torch.where(inside, prediction.square(), prediction.abs()).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "traced"), [(bits, False), (joined, False), (largest, False), (banded, True)]
+)
+def test_conditions_are_no_numbers(loss: Any, traced: bool) -> None:
+    model, (x, y) = network(2), sets(6, 2)
+    batch = x, (4 * y).long() if loss is bits else y
+    out = agree(model, batch, batch, [], loss_fn=loss, executor="auto")
+    assert (out.executor == "fused-cpu") == traced
+
+
+def test_arithmetic_of_integers_is_left_to_torch() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.embedding(x // 2 + 1))
+
+    batch = torch.randint(8, (4, 5)), torch.randint(3, (4, 5))
+    agree(Shifted().double(), batch, batch, [], loss_fn=F.cross_entropy, executor="auto")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastmeta.network.expressions.expression import held
-from fastmeta.network.expressions.tracing import Symbol, elementwise
+from torch import Tensor
+
+from fastmeta.network.expressions.expression import Expression, held
+from fastmeta.network.expressions.tracing import Symbol, Untraceable, elementwise
 from fastmeta.network.expressions.vocabulary.registry import ANSWERS, answers
 
 _same = lambda x, *args, **kwargs: x  # noqa: E731
@@ -47,6 +49,8 @@ for _name in ("contiguous", "clone", "float", "double", "type_as", "to", "pos", 
 
 @answers("add")
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Symbol:
+    if is_truth(input) and is_truth(other):
+        raise Untraceable("it adds conditions, which torch joins by or")
     return elementwise("add", input, other if alpha == 1 else elementwise("multiply", alpha, other))
 
 
@@ -77,24 +81,57 @@ def _ne(input: Any, other: Any) -> Symbol:
     return 1 - elementwise("equal", input, other)
 
 
-@answers("and", "bitwise_and", "logical_and")
+def is_truth(value: Any) -> bool:
+    """Return whether a symbol is of conditions, which torch has as bools."""
+    return isinstance(value, Symbol) and _is_truth(value.expression)
+
+
+def _is_truth(expression: Expression) -> bool:
+    parts = expression.arguments
+    if expression.name == "subtract":
+        return parts[0].number == 1 and _is_truth(parts[1])
+    if expression.name in ("multiply", "maximum"):
+        return all(map(_is_truth, parts))
+    return expression.name in ("less", "less_equal", "equal")
+
+
+def _of_truths(name: str, *conditions: Any) -> Symbol:
+    if not all(map(is_truth, conditions)):
+        raise Untraceable("it combines the bits of numbers")
+    return elementwise(name, *conditions)
+
+
+@answers("and", "bitwise_and")
 def both(input: Any, other: Any) -> Symbol:
     """Conjunction of conditions."""
-    return elementwise("multiply", _true(input), _true(other))
+    return _of_truths("multiply", input, other)
 
 
-@answers("or", "bitwise_or", "logical_or")
+@answers("or", "bitwise_or")
 def _or(input: Any, other: Any) -> Symbol:
-    return elementwise("maximum", _true(input), _true(other))
+    return _of_truths("maximum", input, other)
 
 
-@answers("invert", "bitwise_not", "logical_not")
+@answers("invert", "bitwise_not")
 def _invert(input: Any) -> Symbol:
-    return 1 - _true(input)
+    if not is_truth(input):
+        raise Untraceable("it combines the bits of numbers")
+    return 1 - input
 
 
-def _true(condition: Any) -> Any:
-    return _ne(condition, 0)
+@answers("logical_and")
+def _logical_and(input: Any, other: Any) -> Symbol:
+    return both(_ne(input, 0), _ne(other, 0))
+
+
+@answers("logical_or")
+def _logical_or(input: Any, other: Any) -> Symbol:
+    return _or(_ne(input, 0), _ne(other, 0))
+
+
+@answers("logical_not")
+def _logical_not(input: Any) -> Symbol:
+    return elementwise("equal", input, 0)
 
 
 @answers("square")
@@ -131,12 +168,18 @@ def detach(input: Symbol) -> Symbol:
 
 @answers("min")
 def _min(input: Any, other: Any) -> Symbol:
-    return elementwise("minimum", input, other)
+    return _of_two("minimum", input, other)
 
 
 @answers("max")
 def _max(input: Any, other: Any) -> Symbol:
-    return elementwise("maximum", input, other)
+    return _of_two("maximum", input, other)
+
+
+def _of_two(name: str, input: Any, other: Any) -> Symbol:
+    if not isinstance(other, (Symbol, Tensor)):
+        raise Untraceable(f"it takes the {name} along an axis; amax and amin can be traced")
+    return elementwise(name, input, other)
 
 
 @answers("where")
