@@ -23,6 +23,10 @@ class Unsupported:
     reason: str
 
 
+COMPILED = "the whole step is compiled"
+"""The reason of an executor that leaves a problem to another of its family."""
+
+
 class NotSupported(Exception):
     """Something that an executor can't compute; the message says why."""
 

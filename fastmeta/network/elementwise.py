@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fastmeta.network.expressions import vocabulary
 from fastmeta.network.expressions.expression import CONSTANT, INPUT, Expression, in_order
-from fastmeta.network.expressions.tracing import EXAMPLES, Symbol, Untraceable, answer
+from fastmeta.network.expressions.tracing import EXAMPLES, Symbol, Trace, Untraceable, answer
 from fastmeta.network.layers.elementwise import ENTRY
 from fastmeta.network.provenance import is_torchs
 from fastmeta.network.vocabulary import ACTIVATION_MODULES
@@ -34,7 +35,7 @@ class _Entry(Symbol):
 
 
 def _entry(expression: Expression) -> _Entry:
-    return _Entry(expression, (EXAMPLES,), 10007)
+    return _Entry(expression, (EXAMPLES,), Trace(torch.get_default_dtype()))
 
 
 def read(

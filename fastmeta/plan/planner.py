@@ -199,6 +199,7 @@ class Request:
         prediction = reading.profile.prediction
         if reading.network is None or prediction is None or len(prediction) != 2:
             return reading
+        dtype = self.task_weights.dtype
         traced: list[TracedLoss | None] = []
         why = ""
         for read, examples in zip(self.reads, (self.tasks.support, self.tasks.query), strict=True):
@@ -206,7 +207,7 @@ class Request:
             if read is None or examples is None:
                 continue
             try:
-                traced[-1] = trace(read, prediction[1], examples.targets)
+                traced[-1] = trace(read, prediction[1], examples.targets, dtype)
             except Untraceable as error:
                 why = why or str(error)
         return replace(reading, traced=(traced[0], traced[1]), untraceable=why)

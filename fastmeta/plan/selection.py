@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from fastmeta.executors.base import Executor, Offer, Unsupported
+from fastmeta.executors.base import COMPILED, Executor, Offer, Unsupported
 from fastmeta.executors.every import EXECUTORS, REFERENCE
 from fastmeta.executors.problem import Problem
 from fastmeta.network.reading import Reading
@@ -61,12 +61,17 @@ class Selected:
             for executor in EXECUTORS
             if executor.family == family and executor.takes(self.device)
         ]
-        return reasons[-1] if reasons and all(reasons) else None
+        return _told(reasons) if reasons and all(reasons) else None
 
     def unsupported_forms(self) -> list[tuple[str, str]]:
         """The executors of the same family that can't compute the problem, by name, and why."""
         family = [e.name for e in EXECUTORS if e.family == self.executor.family]
         return [(name, self.unsupported[name]) for name in family if name in self.unsupported]
+
+
+def _told(reasons: Sequence[str | None]) -> str | None:
+    """The last reason of a family that says something of the problem."""
+    return next((reason for reason in reversed(reasons) if reason != COMPILED), None)
 
 
 def select(entry: Entry, problem: Problem, asked: str) -> Selected:
@@ -95,7 +100,7 @@ def select(entry: Entry, problem: Problem, asked: str) -> Selected:
                 del offers[executor]
         if not offers:
             family = [e.name for e in EXECUTORS if e.takes(device) and e.family == asked]
-            why = unsupported[family[-1]] if family else f"there is none for {device}"
+            why = _told([unsupported[name] for name in family]) or f"there is none for {device}"
             raise ValueError(f"executor: {asked!r} can't serve: {why}; use 'auto' or 'generic'")
         best, reason = _cheapest(offers, entry.factors)
         rivals = _rivals(offers, best)

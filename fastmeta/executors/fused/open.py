@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer, Unsupported
+from fastmeta.executors.base import COMPILED, NetworkExecutor, NotSupported, Offer, Unsupported
 from fastmeta.executors.extension import extension
 from fastmeta.executors.fused import kernel
 from fastmeta.executors.fused.cpu import FusedCpu
@@ -48,7 +48,7 @@ class FusedOpen(NetworkExecutor):
                 "the compiled extension is not there; `python -m fastmeta info` says why"
             )
         if not isinstance(FusedCpu().offer(reading, problem), Unsupported):
-            raise NotSupported("the whole step is compiled")
+            raise NotSupported(COMPILED)
         support.check(problem, whole)
         dtype, last = problem.task_weights.dtype, layers[-1].outputs
         losses = (reading.loss, reading.query_loss)

@@ -55,6 +55,8 @@ class OwnLoss(KernelLoss):
         self, examples: Examples, captured: Sequence[Any], like: Tensor
     ) -> list[tuple[Tensor, int]]:
         """What its programs read, each with the distance between two tasks' data."""
+        if examples.count == 1 and self.traced.assumes_many:
+            raise FormUnavailable("the loss squeezes the axis of the examples")
         leaves = _targets(examples)
         for leaf, classes in labels(self.traced):
             low, high = torch.aminmax(leaves[leaf])

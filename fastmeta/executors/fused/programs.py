@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +104,10 @@ def _loss(traced: TracedLoss, learning: frozenset[int], is_query: bool) -> LossP
     of_captured = list(zip(learned, moved[len(predictions) :], strict=True))
     # A query set's are those of the loss itself, a support set's come through the inner steps.
     gradient += [(value, Matrix(_VALUE))]
-    gradient += _of_learned(captured if is_query else [(each, None) for each in learned], places)
-    tangent += _of_learned(of_captured, places)
+    of_query = captured if is_query else [(each, None) for each in learned]
+    widths = dict(traced.captured)
+    gradient += _of_learned(of_query, places, widths)
+    tangent += _of_learned(of_captured, places, widths)
     module = extension()
     assert module is not None
     programs = (
@@ -163,14 +166,15 @@ def _by_columns(
 
 
 def _of_learned(
-    pairs: list[tuple[Expression, Expression | None]], places: dict[tuple[Any, ...], int]
+    pairs: Sequence[tuple[Expression, Expression | None]],
+    places: Mapping[tuple[Any, ...], int],
+    widths: Mapping[int, int],
 ) -> list[tuple[Expression, Matrix]]:
     """Gradients by columns of captured tensors, as results that fill all of each."""
     results: list[tuple[Expression, Matrix]] = []
-    for place in dict.fromkeys(places[base(each.value)] for each, _ in pairs):
-        of = [(each, g) for each, g in pairs if places[base(each.value)] == place]
-        widest = max(each.columns for each, _ in of)
-        results.append((spread(constant(0.0), False, widest), Matrix(place + 1)))
+    for key in dict.fromkeys(base(each.value) for each, _ in pairs):
+        place, of = places[key], [(each, g) for each, g in pairs if base(each.value) == key]
+        results.append((spread(constant(0.0), False, widths[key[1]]), Matrix(place + 1)))
         results += [
             (spread(gradient, False, each.columns), Matrix(place + 1, _first(each), adds=True))
             for each, gradient in of

@@ -71,8 +71,16 @@ _LIST = (
         torch.pow,
         "power_of_all<S>(a, b)",
         (
-            lambda y, a, b: b * _apply("power", a, b - 1.0),
-            lambda y, a, b: y * _apply("log", a),
+            # As torch: 0 where the exponent is 0, and by the exponent where the base is 0.
+            lambda y, a, b: _apply(
+                "select", _apply("equal", b, 0.0), 0.0, b * _apply("power", a, b - 1.0)
+            ),
+            lambda y, a, b: _apply(
+                "select",
+                _apply("equal", a, 0.0) * _apply("less_equal", b.constant(0.0), b),
+                0.0,
+                y * _apply("log", a),
+            ),
         ),
     ),
     Operation(

@@ -2,12 +2,13 @@
 
 A symbol answers torch's functions and methods by their names (`vocabulary`), so that any function
 of the user's that only computes runs on symbols as it runs on tensors. Its shape is that of the
-tensor it stands for; the number of examples is one that no other size equals.
+tensor it stands for, but for the number of examples, with which nothing can be computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +17,54 @@ from torch import Tensor
 from fastmeta.network.expressions.expression import Expression, constant, held, operate
 
 EXAMPLES = "n"
-"""The axis of the examples, in a symbol's shape."""
+"""The axis of the examples."""
 Axes = tuple[Any, ...]
 """The sizes of a shape; `EXAMPLES` for the number of examples."""
 
 
-class Untraceable(Exception):
-    """A function that is no expression; the message says what it does."""
+class Untraceable(BaseException):
+    """A function that is no expression; the message says what it does.
+
+    No `Exception`, which the user's own code may catch to go another way.
+    """
+
+
+class _Examples:
+    """The number of examples, in a shape: it may be passed on, and nothing else."""
+
+    def __repr__(self) -> str:
+        return "N"
+
+    def _refuse(self, *_: Any) -> Any:
+        raise Untraceable("it computes with the number of examples")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _refuse
+    __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __int__ = __float__ = __index__ = __bool__ = __neg__ = (
+        _refuse
+    )
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or self._refuse()
+
+
+COUNT_OF_EXAMPLES = _Examples()
+
+
+def axes_of(sizes: Iterable[Any]) -> Axes:
+    """Sizes that the user's code gives, as axes."""
+    return tuple(EXAMPLES if size is COUNT_OF_EXAMPLES else size for size in sizes)
+
+
+@dataclass
+class Trace:
+    """One tracing of a function."""
+
+    dtype: torch.dtype
+    """The type of the numbers that it computes."""
+    assumes_many: bool = False
+    """Whether it holds for more than one example alone."""
 
 
 class Symbol:
@@ -32,20 +74,19 @@ class Symbol:
     """The names of the functions that it answers; all of the vocabulary where None."""
 
     def __init__(
-        self, expression: Expression, axes: Axes, examples: int, is_mean: bool = False
-    ) -> None:
+        self, expression: Expression, axes: Axes, trace: Trace, is_mean: bool = False,
+        is_number: bool = False, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         if not torch.is_grad_enabled():
             expression = held(expression)
-        self.expression, self.axes, self.examples, self.is_mean = (
-            expression,
-            axes,
-            examples,
-            is_mean,
-        )
+        self.trace, self.is_number = trace, is_number
+        """Whether it stands for a number of Python's rather than for a tensor."""
+        self.dtype = trace.dtype if dtype is None else dtype
+        self.expression, self.axes, self.is_mean = expression, axes, is_mean
 
     def like(self, expression: Expression, axes: Axes, is_mean: bool = False) -> Symbol:
         """A symbol of the same tracing."""
-        return type(self)(expression, axes, self.examples, is_mean)
+        return type(self)(expression, axes, self.trace, is_mean)
 
     @classmethod
     def __torch_function__(
@@ -59,9 +100,9 @@ class Symbol:
         return lambda *args, **kwargs: answer(name, (self, *args), kwargs)
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self) -> tuple[Any, ...]:
         """The shape of the tensor."""
-        return torch.Size(self.examples if axis == EXAMPLES else axis for axis in self.axes)
+        return tuple(COUNT_OF_EXAMPLES if axis == EXAMPLES else axis for axis in self.axes)
 
     @property
     def ndim(self) -> int:
@@ -69,17 +110,14 @@ class Symbol:
         return len(self.axes)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Unknown: a constant made of it would be cast anyway."""
-        return torch.get_default_dtype()
-
-    @property
     def device(self) -> torch.device:
         """The processor's, where symbols are traced."""
         return torch.device("cpu")
 
     def __len__(self) -> int:
-        return self.shape[0]
+        if not self.axes or self.axes[0] == EXAMPLES:
+            raise Untraceable("it computes with the number of examples")
+        return self.axes[0]
 
     def __bool__(self) -> bool:
         raise Untraceable("it branches on a tensor's values")
@@ -150,6 +188,25 @@ class Symbol:
     def __rpow__(self, other: Any) -> Symbol:
         return answer("pow", (other, self), {})
 
+    def __iadd__(self, other: Any) -> Symbol:
+        return self._changed(answer("add", (self, other), {}))
+
+    def __isub__(self, other: Any) -> Symbol:
+        return self._changed(answer("sub", (self, other), {}))
+
+    def __imul__(self, other: Any) -> Symbol:
+        return self._changed(answer("mul", (self, other), {}))
+
+    def __itruediv__(self, other: Any) -> Symbol:
+        return self._changed(answer("div", (self, other), {}))
+
+    def _changed(self, result: Symbol) -> Symbol:
+        """This symbol with another's value: so an operator in place is seen by all that hold it."""
+        if not self.is_mean or result.axes != self.axes:  # a tensor may be seen through views
+            raise Untraceable("it changes a tensor in place")
+        self.expression = result.expression
+        return self
+
     def __eq__(self, other: Any) -> Any:
         return answer("eq", (self, other), {})
 
@@ -200,7 +257,9 @@ def symbol(value: Any, like: Symbol) -> Symbol:
             raise Untraceable("it computes with a tensor made inside it")
         return like.like(constant(float(value)), (1,) * value.dim())
     if isinstance(value, (bool, int, float)):
-        return like.like(constant(float(value)), ())
+        number = like.like(constant(float(value)), ())
+        number.is_number = True
+        return number
     raise Untraceable(f"it computes with {type(value).__name__}")
 
 
@@ -244,7 +303,9 @@ def elementwise(name: str, *values: Any) -> Symbol:
     if any(each.is_mean for each in given):
         _check_linear(name, given)
     expression = operate(name, *(each.expression for each in given))
-    return given[0].like(expression, axes, any(each.is_mean for each in given))
+    result = given[0].like(expression, axes, any(each.is_mean for each in given))
+    result.is_number = all(each.is_number for each in given)
+    return result
 
 
 def _check_linear(name: str, given: list[Symbol]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dis
 import functools
 import types
 from collections.abc import Callable, Hashable, Mapping
@@ -49,6 +50,10 @@ class Reads:
             self.unknown = "holds a function, which reads what it likes"
         elif not all(map(is_of_arguments, (*self.called, *builtin))):
             self.unknown = "calls a function whose answer may change unseen"
+        elif bound := _binds(code):
+            self.unknown = f"writes {bound}"
+        elif looks := _loaded(code) & _LOOKING:
+            self.unknown = f"calls {min(looks)}, which sees more than numbers"
         self._children: dict[int, Reads] = {}
         for place, value in enumerate(mine):
             if _is_known(value):
@@ -140,6 +145,32 @@ def function_of(loss_fn: Any) -> tuple[types.FunctionType, Any] | None:
     if is_torchs(function) or type(owner).__getattribute__ not in _GETTERS:
         return None
     return function, owner
+
+
+_LOOKING = frozenset([
+    "isinstance", "issubclass", "type", "float", "int", "bool", "hasattr", "getattr", "vars",
+    "callable", "print", "id", "repr", "str", "format", "setattr",
+])  # fmt: skip
+"""Functions of Python's that tell a symbol from the tensor or number that it stands for."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _loaded(code: types.CodeType) -> frozenset[str]:
+    """The names of the globals and builtins that code loads."""
+    steps = dis.get_instructions(code)
+    return frozenset(s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _binds(code: types.CodeType) -> str:
+    """What code changes outside itself: the first name; empty where nothing."""
+    for step in dis.get_instructions(code):
+        kind, _, place = step.opname.partition("_")
+        if kind in ("STORE", "DELETE") and place in ("ATTR", "GLOBAL", "SUBSCR"):
+            return str(step.argval or "an entry")
+        if kind in ("STORE", "DELETE") and place == "DEREF" and step.argval in code.co_freevars:
+            return str(step.argval)
+    return ""
 
 
 _GETTERS = (object.__getattribute__,)

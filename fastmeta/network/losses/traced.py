@@ -8,7 +8,6 @@ the function reads; some columns of one by `("columns", key, first)`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +15,11 @@ import torch
 from torch import Tensor
 
 from fastmeta.network.expressions.expression import Expression, in_order, variable
-from fastmeta.network.expressions.tracing import EXAMPLES, Axes, Symbol, Untraceable, width
-from fastmeta.network.expressions.vocabulary import COUNT
+from fastmeta.network.expressions.tracing import EXAMPLES, Axes, Symbol, Trace, Untraceable, width
 from fastmeta.network.losses.reads import Reads
 from fastmeta.tasks import Tree, map_tensors
 
 PREDICTION, TARGET, CAPTURED = "prediction", "target", "captured"
-_COUNTS = (10007, 10009)
-"""Numbers of examples that no other size equals; a trace must not depend on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +34,16 @@ class TracedLoss:
     """The axes of the targets' leaves, in order."""
     captured: tuple[tuple[int, int], ...]
     """The places that it reads, among the function's values, and their columns."""
+    assumes_many: bool
+    """Whether it holds for more than one example alone: squeeze takes the axis of one away."""
 
     def values(self, reads: Reads) -> list[Any]:
         """The numbers and tensors that stand at its places now."""
         return [reads.values[place] for place, _ in self.captured]
 
 
-def trace(reads: Reads, outputs: int, targets: Tree) -> TracedLoss:
-    """Trace a loss on predictions `[N, outputs]` and targets `[T, N, ...]`.
+def trace(reads: Reads, outputs: int, targets: Tree, dtype: torch.dtype) -> TracedLoss:
+    """Trace a loss on predictions `[N, outputs]` of a dtype, and targets `[T, N, ...]`.
 
     **Raises** `Untraceable` with the reason.
     """
@@ -53,53 +51,63 @@ def trace(reads: Reads, outputs: int, targets: Tree) -> TracedLoss:
         raise Untraceable(f"the loss {reads.unknown}")
     # Numbers are arguments of a step, as tensors are: a plan does not depend on them.
     marked = [i for i, v in enumerate(reads.values) if type(v) is float or isinstance(v, Tensor)]
-    axes: list[Axes] = []
+    made, axes = Trace(dtype), list[Axes]()
 
-    def leaf(tensor: Tensor) -> Axes:
-        if tensor.dim() > 3 or tensor.is_complex():
-            raise Untraceable(f"targets are {list(tensor.shape)}")
-        shape = tuple(tensor.shape[2:])
-        axes.append((EXAMPLES, *shape))
-        return axes[-1]
+    def target(leaf: Tensor) -> Symbol:
+        if leaf.dim() > 3 or leaf.dtype not in (*_INTEGERS, dtype):
+            raise Untraceable(f"a target is {leaf.dtype} of shape {list(leaf.shape)}")
+        axes.append((EXAMPLES, *leaf.shape[2:]))
+        key = variable((TARGET, len(axes) - 1), True, width(axes[-1]))
+        return Symbol(key, axes[-1], made, dtype=leaf.dtype)
 
-    map_tensors(leaf, targets)
-    found: list[Expression] = []
-    for count in _COUNTS:
-        symbols = {place: _captured(reads.values[place], place, count) for place in marked}
-        prediction = Symbol(variable((PREDICTION,), True, outputs), (EXAMPLES, outputs), count)
-        given = _targets(targets, axes, count)
-        with torch.enable_grad():
-            try:
-                result = reads.with_values(symbols)(prediction, given)
-            except Untraceable:
-                raise
-            except Exception as error:  # the user's code on something that is no tensor
-                raise Untraceable(f"it can't be traced ({error})") from error
-        if not isinstance(result, Symbol) or result.axes or not result.is_mean:
-            raise Untraceable("it is no mean over examples")
-        found.append(result.expression)
-    if found[0] is not found[1]:
-        raise Untraceable("it computes with the number of examples")
-    return TracedLoss(found[0], outputs, tuple(axes), _places(found[0]))
+    with torch.enable_grad():  # whatever the caller's mode: without it symbols are constants
+        symbols = {place: _captured(reads.values[place], place, made) for place in marked}
+        prediction = Symbol(variable((PREDICTION,), True, outputs), (EXAMPLES, outputs), made)
+        given = map_tensors(target, targets)
+        try:
+            result = reads.with_values(symbols)(prediction, given)
+        except Exception as error:  # the user's code on something that is no tensor
+            raise Untraceable(f"it can't be traced ({error})") from error
+    if not isinstance(result, Symbol) or result.axes or not result.is_mean:
+        raise Untraceable("it is no mean over examples")
+    each = result.expression
+    _check_labels(each)
+    read = dict.fromkeys(base(node.value) for node in inputs(each))
+    captured = sorted(key[1] for key in read if key[0] == CAPTURED)
+    columns = tuple((place, symbols[place].expression.columns) for place in captured)
+    return TracedLoss(each, outputs, tuple(axes), columns, made.assumes_many)
 
 
-def _captured(value: Any, place: int, count: int) -> Symbol:
+_INTEGERS = (torch.int64, torch.int32, torch.bool)
+
+
+def _captured(value: Any, place: int, made: Trace) -> Symbol:
     if not isinstance(value, Tensor):
-        return Symbol(variable((CAPTURED, place), False), (), count)
+        return Symbol(variable((CAPTURED, place), False), (), made, is_number=True)
     axes = tuple(value.shape)
-    if sum(size != 1 for size in axes) > 1:
+    if sum(size != 1 for size in axes) > 1 or value.numel() == 0:
         raise Untraceable(f"it reads a tensor of shape {list(axes)}")
-    return Symbol(variable((CAPTURED, place), False, width(axes)), axes, count)
+    of_bools = value.dtype not in (*_INTEGERS, torch.float32, torch.float64)
+    if of_bools or (value.is_floating_point() and value.dtype != made.dtype):
+        raise Untraceable(f"it reads a tensor of {value.dtype}")
+    key = variable((CAPTURED, place), False, width(axes))
+    return Symbol(key, axes, made, dtype=value.dtype)
 
 
-def _targets(targets: Tree, axes: Sequence[Axes], count: int) -> Any:
-    numbers = iter(range(len(axes)))
+def _check_labels(each: Expression) -> None:
+    """**Raises** where labels are computed, so that nothing can check that they are classes."""
+    for node in in_order([each]):
+        compared = node.name == "equal" and any(map(_is_index, node.arguments))
+        if compared and not any(map(_is_label, node.arguments)):
+            raise Untraceable("it computes labels")
 
-    def symbol(_: Tensor) -> Any:
-        i = next(numbers)
-        return Symbol(variable((TARGET, i), True, width(axes[i])), axes[i], count)
 
-    return map_tensors(symbol, targets)
+def _is_index(side: Expression) -> bool:
+    return side.name == "input" and side.value[0] == "index"
+
+
+def _is_label(side: Expression) -> bool:
+    return side.name == "input" and side.value[0] == TARGET and side.columns == 1
 
 
 def base(key: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -112,14 +120,6 @@ def inputs(of: Expression) -> list[Expression]:
     return [node for node in in_order([of]) if node.name == "input"]
 
 
-def _places(of: Expression) -> tuple[tuple[int, int], ...]:
-    columns: Mapping[int, int]
-    columns = {
-        base(node.value)[1]: node.columns for node in inputs(of) if base(node.value)[0] == CAPTURED
-    }
-    return tuple(sorted(columns.items()))
-
-
 @functools.cache
 def labels(loss: TracedLoss) -> tuple[tuple[int, int], ...]:
     """The leaves of the targets that it compares with the numbers of columns, and how many."""
@@ -128,10 +128,6 @@ def labels(loss: TracedLoss) -> tuple[tuple[int, int], ...]:
         if node.name == "equal":
             keys = {side.value[0]: side for side in node.arguments if side.name == "input"}
             if TARGET in keys and "index" in keys:
-                found[keys[TARGET].value[1]] = keys["index"].columns
+                leaf, classes = keys[TARGET].value[1], keys["index"].columns
+                found[leaf] = min(classes, found.get(leaf, classes))
     return tuple(found.items())
-
-
-def uses_count(loss: TracedLoss) -> bool:
-    """Return whether it depends on the number of examples: a sum over them."""
-    return any(node.value == COUNT for node in inputs(loss.each))

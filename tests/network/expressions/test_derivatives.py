@@ -16,7 +16,7 @@ from torch import Tensor
 from fastmeta.network.expressions.derivatives import derivative, jet
 from fastmeta.network.expressions.expression import Expression, evaluate, operate, variable
 from fastmeta.network.expressions.operations import OPERATIONS
-from fastmeta.network.expressions.tracing import EXAMPLES, Symbol
+from fastmeta.network.expressions.tracing import EXAMPLES, Symbol, Trace
 
 DRAWN = int(os.environ.get("FASTMETA_FUZZ", "0")) * 5 // 2 or 200
 Z = variable("z")
@@ -29,7 +29,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def traced(function: Function) -> Expression:
-    return function(Symbol(Z, (EXAMPLES,), 10007)).expression  # pyright: ignore
+    return function(Symbol(Z, (EXAMPLES,), Trace(torch.float64))).expression  # pyright: ignore
 
 
 def derivatives(expression: Expression, z: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastmeta.network.expressions.expression import Expression, held
@@ -43,8 +44,32 @@ for _operation, _names in {
 }.items():  # fmt: skip
     for _name in _names:
         ANSWERS[_name] = _of_table(_operation, 2)
-for _name in ("contiguous", "clone", "float", "double", "type_as", "to", "pos", "positive"):
+for _name in ("contiguous", "pos", "positive"):
     ANSWERS[_name] = _same
+
+
+@answers("clone")
+def _clone(input: Symbol, **_: Any) -> Symbol:
+    return input.like(input.expression, input.axes, input.is_mean)
+
+
+@answers("to", "type_as")
+def _to(input: Symbol, *args: Any, **kwargs: Any) -> Symbol:
+    for each in (*args, *kwargs.values()):
+        dtype = each if isinstance(each, torch.dtype) else getattr(each, "dtype", None)
+        if dtype is not None and dtype != input.trace.dtype:
+            raise Untraceable(f"it casts to {dtype}")
+    return input.like(input.expression, input.axes, input.is_mean)
+
+
+@answers("float")
+def _float(input: Symbol) -> Symbol:
+    return _to(input, torch.float32)
+
+
+@answers("double")
+def _double(input: Symbol) -> Symbol:
+    return _to(input, torch.float64)
 
 
 @answers("add")
@@ -213,7 +238,7 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Symbol:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, Symbol) or value.expression.name == "constant"
+    return not isinstance(value, (Symbol, Tensor)) or getattr(value, "is_number", False)
 
 
 @answers("clamp_min")

@@ -48,7 +48,16 @@ def _huber_of(error: Symbol, delta: Any = 1.0) -> Symbol:
 
 
 ANSWERS["huber_loss"] = _by_error(_huber_of)
-ANSWERS["smooth_l1_loss"] = _by_error(lambda error, beta=1.0: _huber_of(error, beta) / beta)
+
+
+def _smooth_of(error: Symbol, beta: Any = 1.0) -> Symbol:
+    straight, bent = elementwise("absolute", error), _huber_of(error, beta)
+    if not isinstance(beta, Symbol):
+        return bent / beta if beta else straight
+    return where(elementwise("equal", beta, 0.0), straight, bent / beta)
+
+
+ANSWERS["smooth_l1_loss"] = _by_error(_smooth_of)
 
 
 @answers("binary_cross_entropy_with_logits")

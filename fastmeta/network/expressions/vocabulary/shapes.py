@@ -17,6 +17,7 @@ from fastmeta.network.expressions.tracing import (
     EXAMPLES,
     Symbol,
     Untraceable,
+    axes_of,
     checked,
     elementwise,
     symbols,
@@ -36,12 +37,16 @@ def _dim(input: Symbol) -> int:
 
 @answers("numel")
 def _numel(input: Symbol) -> int:
-    return input.shape.numel()
+    if EXAMPLES in input.axes:
+        raise Untraceable("it computes with the number of examples")
+    return math.prod(input.axes)
 
 
 @answers("squeeze")
 def _squeeze(input: Symbol, dim: int | None = None) -> Symbol:
     places = range(input.ndim) if dim is None else [dim % input.ndim]
+    if any(input.axes[place] == EXAMPLES for place in places):
+        input.trace.assumes_many = True
     axes = tuple(a for i, a in enumerate(input.axes) if i not in places or a != 1)
     return input.like(input.expression, axes, input.is_mean)
 
@@ -56,15 +61,17 @@ def unsqueeze(input: Symbol, dim: int) -> Symbol:
 
 @answers("view", "reshape")
 def _reshape(input: Symbol, *shape: Any) -> Symbol:
-    sizes = [*(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)]
-    if -1 in sizes:
-        known = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = input.shape.numel() // max(1, known)
-    axes = tuple(EXAMPLES if size == input.examples else size for size in sizes)
-    wide = [[a for a in each if a != 1] for each in (axes, input.axes)]
-    if wide[0] != wide[1]:
-        raise Untraceable(f"it views {[*input.axes]} as {sizes}")
-    return input.like(input.expression, checked(axes), input.is_mean)
+    given = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    sizes = [*axes_of(given)]
+    wide = [axis for axis in input.axes if axis != 1]
+    for axis in (size for size in sizes if size not in (1, -1)):
+        if axis in wide:
+            wide.remove(axis)
+    if -1 in sizes and len(wide) <= 1:
+        sizes[sizes.index(-1)] = wide[0] if wide else 1
+    if [a for a in sizes if a != 1] != [a for a in input.axes if a != 1]:
+        raise Untraceable(f"it views {[*input.axes]} as {[*given]}")
+    return input.like(input.expression, checked(tuple(sizes)), input.is_mean)
 
 
 @answers("view_as", "reshape_as")
@@ -75,17 +82,21 @@ def _reshape_as(input: Symbol, other: Symbol) -> Symbol:
 @answers("flatten")
 def _flatten(input: Symbol, start_dim: int = 0, end_dim: int = -1) -> Symbol:
     start, end = start_dim % input.ndim, end_dim % input.ndim
-    sizes = [*input.shape]
-    return _reshape(input, [*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :]])
+    wide = [axis for axis in input.axes[start : end + 1] if axis != 1]
+    if len(wide) > 1:
+        raise Untraceable("it flattens examples and columns together")
+    axes = (*input.axes[:start], *(wide or [1]), *input.axes[end + 1 :])
+    return input.like(input.expression, axes, input.is_mean)
 
 
 @answers("expand")
 def _expand(input: Symbol, *sizes: Any) -> Symbol:
-    shape = [*(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)]
+    given = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    shape = axes_of(given)
     axes: list[Any] = [1] * (len(shape) - input.ndim) + [*input.axes]
     for i, size in enumerate(shape):
         if size != -1 and axes[i] == 1:
-            axes[i] = EXAMPLES if size == input.examples else size
+            axes[i] = size
     return input.like(input.expression, checked(tuple(axes)), input.is_mean)
 
 
