@@ -57,14 +57,15 @@ def read(
         sources.add(value)
         return _entry(ENTRY)
 
+    given: Any = symbol  # which fx's types know nothing of
     try:
-        given: Any = symbol  # which fx's types know nothing of
-        args, kwargs = fx.map_arg((node.args, node.kwargs), given)
-        if node.op == "call_module":
-            module: Any = modules[str(node.target)]
-            result = type(module).forward(module, *args, **kwargs)
-        else:
-            result = answer(name, tuple(args), dict(kwargs))
+        with torch.enable_grad():  # whatever the caller's mode: without it symbols are constants
+            args, kwargs = fx.map_arg((node.args, node.kwargs), given)
+            if node.op == "call_module":
+                module: Any = modules[str(node.target)]
+                result = type(module).forward(module, *args, **kwargs)
+            else:
+                result = answer(name, tuple(args), dict(kwargs))
     except (Untraceable, TypeError):
         return None
     if len(sources) != 1 or not isinstance(result, Symbol) or result.axes != (EXAMPLES,):

@@ -226,8 +226,14 @@ def test_the_next_step_agrees_too(name: str) -> None:
         change(world)
 
 
-def test_without_gradients_a_loss_is_traced_all_the_same() -> None:
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(2 * x)
+
+
+def test_without_gradients_formulas_are_traced_all_the_same() -> None:
     model, x, y = network(2), torch.randn(3, 5, 3).double(), torch.randn(3, 5, 2).double()
+    model[1] = Sine()
 
     def loss(p: Tensor, t: Tensor) -> Tensor:
         return ((p - t) ** 2).mean() + p.mean()
@@ -240,6 +246,8 @@ def test_without_gradients_a_loss_is_traced_all_the_same() -> None:
         ]
     assert outs[0].executor == outs[2].executor == "fused-cpu"
     torch.testing.assert_close(outs[2].loss, outs[3].loss)
+    trained = fastmeta.maml_step(model, (x, y), (x, y), loss_fn=loss, inner_lr=0.1)
+    assert trained.executor == "fused-cpu"
 
 
 def test_what_a_loss_writes_is_written() -> None:

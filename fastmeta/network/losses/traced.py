@@ -87,8 +87,7 @@ def _captured(value: Any, place: int, made: Trace) -> Symbol:
     axes = tuple(value.shape)
     if sum(size != 1 for size in axes) > 1 or value.numel() == 0:
         raise Untraceable(f"it reads a tensor of shape {list(axes)}")
-    of_bools = value.dtype not in (*_INTEGERS, torch.float32, torch.float64)
-    if of_bools or (value.is_floating_point() and value.dtype != made.dtype):
+    if value.dtype not in (*_INTEGERS, made.dtype):
         raise Untraceable(f"it reads a tensor of {value.dtype}")
     key = variable((CAPTURED, place), False, width(axes))
     return Symbol(key, axes, made, dtype=value.dtype)
