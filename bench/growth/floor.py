@@ -65,7 +65,7 @@ def operations_of(workload: Workload, made: Kernel) -> int:
 def kernel_of(planned: Planned) -> Kernel:
     """The fused kernel of a step; **raises** `NotSupported` where it has none."""
     problem = planned.problem
-    return kernel(problem, lower(planned.selected.reading), problem.low_memory)
+    return kernel(problem, lower(planned.selected.reading, problem), problem.low_memory)
 
 
 def floor_ms(record: table.Record, gflops: float) -> float:

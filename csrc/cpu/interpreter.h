@@ -9,7 +9,7 @@
 
 #include "../expression.h"
 #include "../network.h"
-#include "arena.h"
+#include "program_memory.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
@@ -121,11 +121,6 @@ __attribute__((noinline)) void compute(const Instruction& at, Num* const* regist
   }
 }
 
-inline cpu::Arena& program_memory() {
-  static thread_local cpu::Arena arena;
-  return arena;
-}
-
 // A register of the examples of a block holds [examples, columns] where an element is a vector, as
 // matrices do; else column by column [columns, examples padded to whole vectors], so that sums along
 // the columns are of vectors, and few columns waste no lanes.
@@ -152,7 +147,7 @@ class Interpreter {
     const std::size_t count = program.registers.size();
     const std::size_t bytes = (program.slots * slot * sizeof(Element) + 63) / 64 * 64;
     char* const memory =
-        static_cast<char*>(program_memory().at_least(bytes + count * sizeof(Element*)));
+        static_cast<char*>(cpu::program_memory(bytes + count * sizeof(Element*)));
     registers_ = reinterpret_cast<Element**>(memory + bytes);
     for (std::size_t i = 0; i < count; ++i) {
       registers_[i] = reinterpret_cast<Element*>(memory) + program.registers[i].slot * slot;

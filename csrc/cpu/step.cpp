@@ -9,6 +9,7 @@
 #include "arena.h"
 #include "features.h"
 #include "pool.h"
+#include "program_memory.h"
 
 namespace fastmeta::cpu {
 namespace {
@@ -22,6 +23,11 @@ std::atomic<uint64_t> calls{0};
 thread_local uint64_t loaded_by = 0;  // the call whose parameters lie in this thread's arena
 
 }  // namespace
+
+void* program_memory(std::size_t bytes) {
+  static thread_local Arena arena;
+  return arena.at_least(bytes);
+}
 
 std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> found;

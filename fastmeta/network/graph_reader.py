@@ -76,7 +76,9 @@ class GraphReader:
                 if output is _PENDING or isinstance(output, Pending):
                     output = self._input(node.args[0])
             else:
-                self._values[node] = self._expression(node) or self._known_or_pending(node)
+                expression = self._expression(node)
+                known = self._known_or_pending(node) if expression is None else expression
+                self._values[node] = known
         if not isinstance(output, int):
             raise Unreadable("its output is not one tensor")
         network = Network(tuple(self._nodes), output)
@@ -92,13 +94,13 @@ class GraphReader:
         if strangers and not any(layer.parameters() for layer in known):
             raise Unreadable(strangers[0].reason)
 
-    def _expression(self, node: fx.Node) -> Pending | None:
+    def _expression(self, node: fx.Node) -> Pending | int | None:
         found = elementwise.read(node, self._values, self._modules)
         if found and found.source == -1 and not self._floating:
             return None  # arithmetic of integers, which another function does
         if found and getattr(self._modules.get(str(node.target)), "inplace", False):
             self._check_sole_reader(node)
-        return found
+        return found.source if found and found.expression is ENTRY else found
 
     def _known_or_pending(self, node: fx.Node) -> Any:
         try:
@@ -376,8 +378,6 @@ class GraphReader:
 
     def _computed(self, node: fx.Node, value: Pending) -> int:
         """The layer of an expression: torch's own activation where it is one."""
-        if value.expression is ENTRY:
-            return value.source
         kind = type(self._modules.get(str(node.target)))
         activations = (words.ACTIVATION_FUNCTIONS, words.ACTIVATION_METHODS)
         known = any(node.target in names for names in activations) or (
