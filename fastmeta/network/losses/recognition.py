@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
 import inspect
 import math
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmeta.network.hooks import has_hooks
+from fastmeta.network.losses.reads import Reads
 from fastmeta.network.losses.standard import Loss
-from fastmeta.network.provenance import by_value, is_of_arguments, is_plain, is_torchs
 from fastmeta.network.tracing import trace
 
 _FUNCTIONS: dict[Any, str] = {
@@ -137,8 +136,8 @@ def _from_module(module: nn.Module) -> Loss | None:
 
 def _from_function(function: types.FunctionType) -> Loss | None:
     """A lambda or def that does nothing but call a standard loss on its two arguments."""
-    reads = _Reads(function)
-    if not reads.known:
+    reads = Reads(function)
+    if not (reads.known and reads.alone):
         return None
     # Numbers and tensors may change from call to call, so they are identified by where they stand.
     places = frozenset(i for i, value in enumerate(reads.values) if _varies(value))
@@ -176,80 +175,28 @@ for _name, _value in vars(float).items():
         setattr(_Mark, _name, _refuse if callable(_value) else property(_refuse))
 
 
-class _Reads:
-    """All that a function's result depends on but its arguments."""
-
-    def __init__(self, function: types.FunctionType) -> None:
-        code = function.__code__
-        named = {n: function.__globals__[n] for n in code.co_names if n in function.__globals__}
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        keywords = function.__kwdefaults__ or {}
-        self.function, self._names, self._keywords = function, [*named], [*keywords]
-        self._counts = len(cells), len(named), len(function.__defaults__ or ())
-        self.values = [*cells, *named.values(), *(function.__defaults__ or ()), *keywords.values()]
-        modules = [value for value in self.values if isinstance(value, types.ModuleType)]
-        self.called = [vars(m)[n] for m in modules for n in code.co_names if n in vars(m)]
-        """Functions of torch, which may be replaced."""
-        bare = set(code.co_names) - named.keys()
-        builtin = [vars(builtins)[name] for name in bare & vars(builtins).keys()]
-        # A function inside it reads what it likes.
-        self.known = not any(isinstance(constant, types.CodeType) for constant in code.co_consts)
-        self.known = self.known and all(map(_is_known, self.values))
-        self.known = self.known and all(map(is_of_arguments, (*self.called, *builtin)))
-
-    def key(self, marked: frozenset[int]) -> Hashable:
-        """A key of its trace, without the values that are marked."""
-        values = [
-            type(value) if place in marked else by_value(value)
-            for place, value in enumerate(self.values)
-        ]
-        return (self.function.__code__, marked, *values, *self.called)
-
-    def with_marks(self, places: frozenset[int]) -> types.FunctionType:
-        """The function with marks in place of some of its values."""
-        function, values = self.function, [*self.values]
-        for place in places:
-            values[place] = _Mark("nan")
-            values[place].place = place
-        cells, named, defaults = self._counts
-        after = cells + named
-        copy = types.FunctionType(
-            function.__code__,
-            dict(zip(self._names, values[cells:after], strict=True)),
-            function.__name__,
-            tuple(values[after : after + defaults]),
-            tuple(map(types.CellType, values[:cells])),
-        )
-        copy.__kwdefaults__ = dict(zip(self._keywords, values[after + defaults :], strict=True))
-        return copy
-
-
-def _is_known(value: Any) -> bool:
-    if isinstance(value, types.ModuleType):
-        return value.__name__.split(".")[0] == "torch"
-    if isinstance(value, Tensor) or is_plain(value):
-        return True
-    if isinstance(value, types.BuiltinFunctionType):
-        return is_torchs(value) and is_of_arguments(value)
-    return isinstance(value, types.FunctionType) and value in _STANDARD
-
-
 _Traced = tuple[str, dict[str, Any]] | None
 _traces: dict[Hashable, _Traced] = {}
 """By what a function reads, but for marked values: these may hold a graph, or a model."""
 
 
-def _traced(reads: _Reads, marked: frozenset[int]) -> _Traced:
+def _traced(reads: Reads, marked: frozenset[int]) -> _Traced:
     """The kind of the loss that a function calls, and its options, marks among them."""
     key = reads.key(marked)
     if key not in _traces:
         while len(_traces) >= 256:
             _traces.pop(next(iter(_traces)), None)
-        _traces[key] = _trace(reads.with_marks(marked), marked)
+        _traces[key] = _trace(reads.with_values({place: _mark(place) for place in marked}), marked)
     return _traces[key]
 
 
-def _trace(function: types.FunctionType, marked: frozenset[int]) -> _Traced:
+def _mark(place: int) -> _Mark:
+    mark = _Mark("nan")
+    mark.place = place
+    return mark
+
+
+def _trace(function: Callable[..., Any], marked: frozenset[int]) -> _Traced:
     arguments = inspect.signature(function).parameters.values()
     if sum(argument.default is inspect.Parameter.empty for argument in arguments) != 2:
         return None
