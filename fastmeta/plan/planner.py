@@ -96,13 +96,12 @@ class Request:
 
     def __post_init__(self) -> None:
         loss_fn, query_loss_fn = self.options.losses()
-        loss = recognise(loss_fn)
-        losses = loss, loss if query_loss_fn is loss_fn else recognise(query_loss_fn)
-        object.__setattr__(self, "losses", losses)
-        read = reads(loss_fn) if losses[0] is None else None
-        of_query = read
+        read = of_query = reads(loss_fn)
+        loss = query_loss = recognise(loss_fn, read)
         if query_loss_fn is not loss_fn:
-            of_query = reads(query_loss_fn) if losses[1] is None else None
+            of_query = reads(query_loss_fn)
+            query_loss = recognise(query_loss_fn, of_query)
+        object.__setattr__(self, "losses", (loss, query_loss))
         object.__setattr__(self, "reads", (read, of_query))
 
     def key(self) -> Hashable:
@@ -202,9 +201,10 @@ class Request:
         dtype = self.task_weights.dtype
         traced: list[TracedLoss | None] = []
         why = ""
-        for read, examples in zip(self.reads, (self.tasks.support, self.tasks.query), strict=True):
+        sets = (self.tasks.support, self.tasks.query)
+        for read, loss, examples in zip(self.reads, self.losses, sets, strict=True):
             traced.append(None)
-            if read is None or examples is None:
+            if read is None or loss is not None or examples is None:
                 continue
             try:
                 traced[-1] = trace(read, prediction[1], examples.targets, dtype)

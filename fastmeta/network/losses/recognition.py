@@ -54,8 +54,11 @@ _FORWARDS = {kind: kind.forward for kind in _MODULES}
 _CALL = nn.Module.__call__
 
 
-def recognise(loss_fn: Callable[..., Any]) -> Loss | None:
-    """The standard loss that `loss_fn` is, with its options as they are now; None for any other."""
+def recognise(loss_fn: Callable[..., Any], read: Reads | None = None) -> Loss | None:
+    """The standard loss that `loss_fn` is, with its options as they are now; None for any other.
+
+    `read`: what it reads, where that is known.
+    """
     if isinstance(loss_fn, nn.Module):
         return _from_module(loss_fn)
     if isinstance(loss_fn, functools.partial):
@@ -65,7 +68,7 @@ def recognise(loss_fn: Callable[..., Any]) -> Loss | None:
         return _build(inner.kind, loss_fn.keywords)
     if not isinstance(loss_fn, types.FunctionType):
         return None
-    return _STANDARD.get(loss_fn) or _from_function(loss_fn)
+    return _STANDARD.get(loss_fn) or _from_function(read or Reads(loss_fn))
 
 
 def identity(loss_fn: Callable[..., Any]) -> Hashable:
@@ -134,9 +137,8 @@ def _from_module(module: nn.Module) -> Loss | None:
     return _build(name, {option: getattr(module, option) for option in names})
 
 
-def _from_function(function: types.FunctionType) -> Loss | None:
+def _from_function(reads: Reads) -> Loss | None:
     """A lambda or def that does nothing but call a standard loss on its two arguments."""
-    reads = Reads(function)
     if not (reads.known and reads.alone):
         return None
     # Numbers and tensors may change from call to call, so they are identified by where they stand.
