@@ -42,7 +42,7 @@ class Workload:
 
     @property
     def of_images(self) -> bool:
-        """Whether its network is convolutional."""
+        """True where its network is convolutional."""
         return len(self.shape) == 3
 
     def with_steps(self, steps: int) -> Workload:

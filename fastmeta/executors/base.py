@@ -48,17 +48,17 @@ class Offer:
     run: Callable[[Problem], Outcome]
     """Computes a step."""
     at_a_time: int = 1
-    """How many tasks are computed together."""
+    """The number of tasks that are computed together."""
     body_flops: int = 0
     """FLOP of one example's forward pass through the layers that run once a task and set."""
     last_resort: bool = False
-    """Whether it breaks what was asked for (memory), so that any other offer is taken first."""
+    """True where it breaks what was asked for (memory), so that any other offer is taken first."""
     timeable: bool = False
-    """Whether the estimate leaves open what the time will be, so that measuring pays."""
+    """True where the estimate leaves open what the time will be, so that measuring pays."""
     may_keep_features: bool = False
-    """Whether running once what stands in front of the parameters that adapt is worth a trial."""
+    """True where running once what stands in front of the adapting parameters is worth a trial."""
     checks_labels: bool = False
-    """Whether it deals with labels that are none of the network's classes by itself."""
+    """True where it deals with labels that are none of the network's classes by itself."""
     unrecordable: str = ""
     """The reason why a CUDA graph can't record it; empty where one can."""
 
@@ -67,11 +67,11 @@ class Executor:
     """One way to compute meta-steps."""
 
     name: ClassVar[str]
-    """What tells it from the others."""
+    """The name that tells it from the others."""
     family: ClassVar[str]
     """The `executor=` argument that asks for it."""
     replaces_module: ClassVar[bool] = False
-    """Whether it computes layers in the module's stead, rather than run the module."""
+    """True where it computes layers in the module's stead, rather than run the module."""
 
     def takes(self, device: torch.device) -> bool:
         """Return whether it computes on tensors of this device at all."""

@@ -49,7 +49,7 @@ class Compiled(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OwnInputs:
-    """What losses of the user's own read, each with the distance between two tasks' data."""
+    """Inputs of losses of the user's own, each with the distance between two tasks' data."""
 
     support: Sequence[tuple[Tensor, int]]
     query: Sequence[tuple[Tensor, int]]

@@ -27,25 +27,25 @@ _NORMS = (None, True, False)
 _ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY")
 
 _FLAT, _SMALL = 1.3, 8 << 20
-"""How often one step's bytes count as flat in K, and how many bytes in any case."""
+"""The multiple of one step's bytes that counts as flat in K, and the bytes that do in any case."""
 
 
 def environment() -> tuple[str, ...]:
-    """What beside its arguments a step's kernel is chosen by; looked at once a model."""
+    """The variables that a step's kernel is chosen by; looked at once a model."""
     return tuple(os.environ.get(f"FASTMETA_{name}", "") for name in _ENVIRONMENT)
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """What is the same in every call for a network, sizes and options."""
+    """The part of a call that network, sizes and options decide."""
 
     lowered: Lowered
     step: Any
     """The compiled step."""
     names: tuple[str | None, ...]
-    """Of its tensors: weight, bias, scale and shift of each layer."""
+    """The names of its tensors: weight, bias, scale and shift of each layer."""
     evaluates: tuple[bool, ...]
-    """Whether the query loss after each number of steps is asked for."""
+    """By number of steps, True where the query loss after them is asked for."""
     norms: tuple[BatchNorm | None, ...]
     """The batch norm of each layer."""
     _rates: list[tuple[Hashable, Tensor]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Kernel:
     def _kept(
         self, last: list[tuple[Hashable, Tensor]], key: Hashable, make: Callable[[], Tensor]
     ) -> Tensor:
-        """What was made last, where it was for the same key."""
+        """The tensor that was made last, where it was for the same key."""
         for known, packed in last:
             if known == key:
                 return packed

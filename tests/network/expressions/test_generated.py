@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fastmeta.network.expressions import generate
-from fastmeta.network.expressions.program import NUMBERS
+from fastmeta.network.expressions.derivatives import jet
+from fastmeta.network.expressions.expression import spread
+from fastmeta.network.expressions.program import NUMBERS, Matrix, program
+from fastmeta.network.expressions.tracing import EXAMPLES, Symbol, Trace
+from fastmeta.network.layers.elementwise import ENTRY
+
+
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        (lambda x: x * torch.sigmoid(1.7 * x), 13),
+        (lambda x: torch.exp(-x * x), 7),
+        (lambda x: torch.sin(30 * x), 5),
+    ],
+)
+def test_the_instructions_of_an_activation(function: Any, count: int) -> None:
+    traced = function(Symbol(ENTRY, (EXAMPLES,), Trace(torch.float64))).expression
+    results = [(spread(e, True, 1), Matrix(i)) for i, e in enumerate(jet(traced, ENTRY), 1)]
+    assert len(program(results, {ENTRY: Matrix(0)}).code[1]) == count
 
 
 def test_the_header_is_current() -> None:

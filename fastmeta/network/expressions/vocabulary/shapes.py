@@ -157,7 +157,7 @@ def _getitem(input: Symbol, index: Any) -> Symbol:
             expression = _columns(expression, axis, first, last - first)
             axes.append(last - first)
         else:
-            raise Untraceable("it picks columns by an index that is no number and no slice")
+            raise Untraceable("it picks columns by an index that is neither an integer nor a slice")
     return input.like(expression, tuple(axes), input.is_mean)
 
 
