@@ -136,12 +136,6 @@ def _along(node: Expression, directions: Sequence[Expression | None]) -> Express
     return total
 
 
-def derivative(of: Expression, by: Expression) -> Expression:
-    """The derivative of an elementwise function of one input."""
-    (found,) = gradients(of, [by])
-    return constant(0.0) if found is None else found
-
-
 def _reaching(order: Sequence[Expression], by: Sequence[Expression]) -> set[int]:
     """The nodes that depend on inputs in a way that has derivatives."""
     reaches = {id(each) for each in by}

@@ -13,8 +13,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastmeta.network.expressions.derivatives import derivative, jet
-from fastmeta.network.expressions.expression import Expression, evaluate, operate, variable
+from fastmeta.network.expressions.derivatives import gradients, jet
+from fastmeta.network.expressions.expression import (
+    Expression,
+    constant,
+    evaluate,
+    operate,
+    variable,
+)
 from fastmeta.network.expressions.operations import OPERATIONS
 from fastmeta.network.expressions.tracing import EXAMPLES, Symbol, Trace
 
@@ -30,6 +36,12 @@ Function = Callable[[Tensor], Tensor]
 
 def traced(function: Function) -> Expression:
     return function(Symbol(Z, (EXAMPLES,), Trace(torch.float64))).expression  # pyright: ignore
+
+
+def derivative(of: Expression, by: Expression) -> Expression:
+    """By reverse mode."""
+    (found,) = gradients(of, [by])
+    return constant(0.0) if found is None else found
 
 
 def derivatives(expression: Expression, z: Tensor) -> list[Tensor]:
