@@ -40,6 +40,7 @@ MLPS = (
     "W1", "W1b", "W1b at T=1", "W1c", "W1r", "W2", "W2b", "W3", "W3 at T=1", "W3 at T=4", "W4",
     "W7", "W7s", "W8", "W8b",
 )  # fmt: skip
+WITH_NORMS_AND_SUMS = ("LayerNorm", "residual")
 PACKAGES = (
     "fastmeta", "torch", "numpy", "learn2learn", "higher", "torchopt", "torchmeta", "jax", "jaxlib",
 )  # fmt: skip
@@ -183,7 +184,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=MLPS, metavar="WORKLOAD")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=WORKLOADS,
+        metavar="WORKLOAD",
+        default=MLPS + WITH_NORMS_AND_SUMS,
+    )
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each form, per workload")
     parser.add_argument("--threads", type=int, default=1)

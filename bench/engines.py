@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bench import measure, operations
+from fastmeta.executors.fused.lowering import NONE
 
 extension: Any = importlib.import_module("fastmeta._C")
 
@@ -82,6 +83,7 @@ def kernel(case: Case, engine: str, form: str = FORM, memory: str = "") -> Any:
         (
             i, o, RELU if at < len(pairs) - 1 else 0, 0.0, 0.0, 0, 0.0,
             TENSORS, TENSORS if at >= case.body else [False] * len(TENSORS),
+            (at - 1, NONE, False),
         )
         for at, (i, o) in enumerate(pairs)
     ]  # fmt: skip

@@ -94,6 +94,29 @@ def siren(*widths: int) -> nn.Sequential:
     return network
 
 
+class Skip(nn.Sequential):
+    """`x + f(x)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
+def normed_mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with layer norms and ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def residual_mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    """A layer, one more with the identity beside it, and a last one."""
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), Skip(nn.Linear(width, width), nn.ReLU()),
+        nn.Linear(width, outputs),
+    )  # fmt: skip
+
+
 LOG_STD = nn.Parameter(torch.linspace(-0.5, 0.0, 6))
 """Learned with the network, where a peer's backward reaches what a loss captures."""
 
@@ -159,6 +182,7 @@ def _all() -> list[Workload]:
     small_field = Workload(
         "W7s", lambda: siren(2, 64, 64, 64, 1), None, (2,), 16, 256, 256, 3
     )  # fmt: skip
+    normed = Workload("LayerNorm", lambda: normed_mlp(32, 64, 64, 5), 5, (32,), 16, 5, 75, 5)
     few_tasks = {"W1b": (1,), "W3": (1, 4)}
     other_rules = {
         "W1b": ("momentum", "Adam"), "W4": ("momentum", "Adam"),
@@ -182,6 +206,8 @@ def _all() -> list[Workload]:
         small_field,
         policy,
         replace(policy, name="W8b", steps=3),
+        normed,
+        replace(normed, name="residual", network=lambda: residual_mlp(32, 64, 5)),
     ]
     return [
         *workloads,

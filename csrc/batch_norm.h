@@ -11,23 +11,19 @@
 
 #include "epilogues.h"
 #include "network.h"
+#include "norm_views.h"
 #include "views.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// The blocks where a layer's tensors are found.
-struct Blocks {
-  int64_t of[kTensors];
-};
-
 template <class E>
-class BatchNorm {
+class BatchNorm : NormViews {
  public:
   using S = typename E::Scalar;
   using Num = typename E::Num;
 
   FASTMETA_DEVICE BatchNorm(E& engine, const Dense& layer, const LayerPlace& place, int rows)
-      : e(engine), layer(layer), place(place), rows(rows), share(S(1) / S(rows)) {}
+      : NormViews{layer, place, rows}, e(engine), share(S(1) / S(rows)) {}
 
   // Normalises the product in its place, and leaves z in `t.value`.
   FASTMETA_DEVICE void forward(const Trace& t, const Blocks& at) {
@@ -51,8 +47,7 @@ class BatchNorm {
           u = rg * n + g * rn + rb;
         },
         r.value, r.normalised, t.product, repeated(t.inverse, rows), scale(at.of[kScale]),
-        layer.has[kScale] ? scale(v) : zero(), shift(v), moving(r.value_sums.plain),
-        moving(r.value_sums.along));
+        tangent_scale(v), shift(v), moving(r.value_sums.plain), moving(r.value_sums.along));
   }
 
   // `r.delta` from dz' to du'; `moved`: tangent_forward found a tangent.
@@ -72,31 +67,14 @@ class BatchNorm {
           rd = s * ((rg - g * s * share * stretch) * centred + g * moved);
         },
         r.delta, t.delta, t.product, r.normalised, repeated(t.inverse, rows),
-        scale(at.of[kScale]), layer.has[kScale] ? scale(v) : zero(), moving(t.sums.plain),
-        moving(t.sums.along), moving(r.delta_sums.plain), moving(r.delta_sums.along),
-        moving(r.value_sums.along));
+        scale(at.of[kScale]), tangent_scale(v), moving(t.sums.plain), moving(t.sums.along),
+        moving(r.delta_sums.plain), moving(r.delta_sums.along), moving(r.value_sums.along));
   }
 
  private:
   E& e;
-  const Dense& layer;
-  const LayerPlace& place;
-  const int rows;
   const S share;
 
-  FASTMETA_DEVICE View constant(View number) const {
-    return {number.offset, rows, layer.out, 0, 0};
-  }
-  FASTMETA_DEVICE View zero() const { return constant(place.zero); }
-  FASTMETA_DEVICE View of(Tensor tensor, int64_t block) const {
-    return {block + place.of[tensor], rows, layer.out, 0, 1};
-  }
-  FASTMETA_DEVICE View scale(int64_t block) const {
-    return layer.has[kScale] ? of(kScale, block) : constant(place.one);
-  }
-  FASTMETA_DEVICE View shift(int64_t block) const {
-    return layer.has[kShift] ? of(kShift, block) : zero();
-  }
   // Sums by which the statistics move.
   FASTMETA_DEVICE View moving(View sums) const {
     return layer.norm == Norm::batch ? repeated(sums, rows) : zero();

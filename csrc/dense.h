@@ -1,4 +1,4 @@
-// A dense layer: product, maybe a norm, activation; the four rules.
+// A dense layer: product, sum, norm, activation, of which it has what it has; the four rules.
 #pragma once
 
 #include <type_traits>
@@ -6,6 +6,7 @@
 #include "activations.h"
 #include "batch_norm.h"
 #include "epilogues.h"
+#include "example_norm.h"
 #include "network.h"
 #include "views.h"
 
@@ -32,19 +33,22 @@ class DenseLayer {
     return tensor == kWeight ? weight(block) : row(tensor, block);
   }
 
-  // Forward: f(norm(x W' + b)).
-  FASTMETA_ONCE void forward(View x, const Trace& t, const Blocks& at) {
+  // Forward: f(norm(x W' + b + plus)).
+  FASTMETA_ONCE void forward(View x, const Trace& t, const View* plus, const Blocks& at) {
     const View w = transposed(weight(at.of[kWeight]));
-    if (layer.has[kBias]) {
+    if (!layer.has[kWeight]) {
+      pass(Keep{}, t, t.product, x, false);
+    } else if (layer.has[kBias]) {
       e.mm(AddTo<S>{S(1)}, t.product, x, w, repeated(row(kBias, at.of[kBias]), x.rows));
     } else {
       e.mm(Keep{}, t.product, x, w);
     }
+    if (plus) pass(Add<S>{1}, t, t.product, *plus, true);
     after_product(t, at);
   }
 
   FASTMETA_ONCE void after_product(const Trace& t, const Blocks& at) {
-    if (layer.norm != Norm::none) norm(t).forward(t, at);
+    with_norm(t, [&](auto norm) { norm.forward(t, at); });
     if (layer.activation != Activation::identity) activate(t);
   }
 
@@ -63,12 +67,14 @@ class DenseLayer {
         }
       });
     }
-    if (layer.norm != Norm::none) norm(t).backward(t, at);
+    with_norm(t, [&](auto norm) { norm.backward(t, at); });
   }
 
-  // Backward to the input: `use(sum, out)` has delta W.
+  // Backward to the input, or to what is added: `use(sum, out)` has delta W, or delta.
   template <class Use>
-  FASTMETA_ONCE void backward_input(Use use, const Trace& t, View out, const Blocks& at) {
+  FASTMETA_ONCE void backward_input(Use use, const Trace& t, View out, const Blocks& at,
+                                    bool is_plus) {
+    if (is_plus || !layer.has[kWeight]) return pass(use, t, out, t.product_delta, is_plus);
     e.mm(use, out, t.product_delta, weight(at.of[kWeight]));
   }
 
@@ -90,10 +96,14 @@ class DenseLayer {
   }
 
   // Tangent of forward along the input's tangent `rx` (null: none) and the parameters' in block v:
-  // of the product, into `r.value`, and from there. Both return whether there is any.
-  FASTMETA_ONCE bool tangent_product(View x, const View* rx, const Tangent& r, const Blocks& at,
-                                     int64_t v) {
+  // of the product, into `r.value`, whether there is any; and from there, where the layer moves.
+  FASTMETA_ONCE bool tangent_product(View x, const View* rx, const Trace& t, const Tangent& r,
+                                     const Blocks& at, int64_t v) {
     const View w = transposed(weight(at.of[kWeight]));
+    if (!layer.has[kWeight]) {
+      if (rx) pass(Keep{}, t, r.value, *rx, false);
+      return rx != nullptr;
+    }
     if (rx && layer.adapts[kWeight]) {
       e.mm2(Keep{}, r.value, *rx, w, x, transposed(weight(v)));
     } else if (rx) {
@@ -105,22 +115,14 @@ class DenseLayer {
     }
     return true;
   }
-  FASTMETA_ONCE bool tangent_forward(bool moved, const Trace& t, const Tangent& r,
-                                       const Blocks& at, int64_t v) {
-    if (!moved) {
-      if (!layer.adapts[kBias] && !layer.adapts[kScale] && !layer.adapts[kShift]) return false;
-      e.map([](Num& z) { z = Num{}; }, r.value);
-    }
+  FASTMETA_ONCE void tangent_forward(bool moved, const Trace& t, const View* rplus,
+                                     const Tangent& r, const Blocks& at, int64_t v) {
+    if (!moved) e.map([](Num& z) { z = Num{}; }, r.value);
+    if (rplus) pass(Add<S>{1}, t, r.value, *rplus, true);
     if (layer.adapts[kBias]) {
       e.map([](Num& z, Num b) { z = z + b; }, r.value, repeated(row(kBias, v), r.value.rows));
     }
-    tangent_after_product(t, r, at, v);
-    return true;
-  }
-
-  FASTMETA_ONCE void tangent_after_product(const Trace& t, const Tangent& r, const Blocks& at,
-                                           int64_t v) {
-    if (layer.norm != Norm::none) norm(t).tangent_forward(t, r, at, v);
+    with_norm(t, [&](auto norm) { norm.tangent_forward(t, r, at, v); });
     if (layer.activation != Activation::identity) tangent_activate(t, r);
   }
 
@@ -139,14 +141,16 @@ class DenseLayer {
         }
       });
     }
-    if (layer.norm != Norm::none) norm(t).tangent_backward(t, r, at, v, moved);
+    with_norm(t, [&](auto norm) { norm.tangent_backward(t, r, at, v, moved); });
   }
 
   // Tangent of the input's derivative, for `use(sum, out)`.
   template <class Use>
   FASTMETA_ONCE void tangent_backward_input(Use use, const Trace& t, const Tangent& r, View out,
-                                              const Blocks& at, int64_t v) {
-    if (layer.adapts[kWeight]) {
+                                              const Blocks& at, int64_t v, bool is_plus) {
+    if (is_plus || !layer.has[kWeight]) {
+      pass(use, t, out, r.delta, is_plus);
+    } else if (layer.adapts[kWeight]) {
       e.mm2(use, out, r.delta, weight(at.of[kWeight]), t.product_delta, weight(v));
     } else {
       e.mm(use, out, r.delta, weight(at.of[kWeight]));
@@ -174,7 +178,28 @@ class DenseLayer {
   const Dense& layer;
   const LayerPlace& place;
 
-  FASTMETA_DEVICE BatchNorm<E> norm(const Trace& t) { return {e, layer, place, t.product.rows}; }
+  // Calls `use` with the layer's norm, if there is one.
+  template <class Use>
+  FASTMETA_DEVICE void with_norm(const Trace& t, Use use) {
+    if (layer.norm == Norm::none) return;
+    if (!is_of_examples(layer.norm)) {
+      use(BatchNorm<E>(e, layer, place, t.product.rows));
+    } else if constexpr (E::takes_graphs) {
+      use(ExampleNorm<E>(e, layer, place, t.product.rows));
+    }
+  }
+
+  // What goes through beside a product, either way: what is added, or what stands for it.
+  template <class Use>
+  FASTMETA_DEVICE void pass(Use use, const Trace& t, View out, View in, bool is_plus) {
+    if constexpr (E::takes_graphs) {
+      if (layer.masked && !is_plus) {
+        e.map([use](Num& out, Num in, Num mask) { use(in * mask, out); }, out, in, t.mask);
+      } else {
+        e.map([use](Num& out, Num in) { use(in, out); }, out, in);
+      }
+    }
+  }
 
   // Of a layer without a norm the product lies where `t.value` does; a norm leaves z there.
   FASTMETA_DEVICE void activate(const Trace& t) {

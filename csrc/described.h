@@ -17,8 +17,10 @@
 namespace fastmeta {
 
 using Each = std::array<bool, kTensors>;
-// (in, out, activation, option, second option, norm, eps, which tensors it has, which adapt)
-using LayerTuple = std::tuple<int, int, int, double, double, int, double, Each, Each>;
+// (in, out, activation, option, second option, norm, eps, which tensors it has, which adapt,
+// what it reads: from, plus, and whether that is masked)
+using LayerTuple = std::tuple<int, int, int, double, double, int, double, Each, Each,
+                              std::tuple<int, int, bool>>;
 
 // (kind, option, ignore_index, weighted)
 using LossTuple = std::tuple<int, double, int64_t, bool>;
@@ -54,10 +56,11 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
                              bool elementwise_rates, bool learned_rates, double prox,
                              const InnerLoopTuple& inner) {
   Description network{};
-  for (const auto& [in, out, activation, option, second, norm, eps, has, adapts] : layers) {
+  for (const auto& [in, out, activation, option, second, norm, eps, has, adapts, reads] : layers) {
     Dense layer{in, out, Activation(activation), option, second, Norm(norm), eps, {}, {}};
     std::copy(has.begin(), has.end(), layer.has);
     std::copy(adapts.begin(), adapts.end(), layer.adapts);
+    std::tie(layer.from, layer.plus, layer.masked) = reads;
     network.layers.push_back(layer);
   }
   network.loss = loss;
@@ -72,7 +75,7 @@ inline Description described(const std::vector<LayerTuple>& layers, const Loss& 
   network.prox = prox;
   network.rule = described(inner.rule);
   network.per_step_support = inner.per_step_support;
-  network.body = longest_body(network);
+  connect(network);
   return network;
 }
 

@@ -21,7 +21,7 @@ namespace py = pybind11;
 using namespace pybind11::literals;
 
 using Address = uintptr_t;
-// What a loss that is an expression reads: addresses, and how far apart the tasks' are.
+// What losses that are expressions read, or the layers' masks: addresses, and how far apart the tasks' are.
 using Inputs = std::vector<std::pair<Address, int64_t>>;
 
 class FusedStep {
@@ -80,7 +80,7 @@ class FusedStep {
            const std::vector<Address>& query, Address support_losses, Address step_losses,
            Address query_outputs, Address gradient, int threads,
            const std::vector<double>& rule_options, const Inputs& support_inputs,
-           const Inputs& query_inputs) const {
+           const Inputs& query_inputs, const Inputs& support_masks, const Inputs& query_masks) const {
     const double* options = checked_options(network_, rule_options);
     if (!are_classes(support[2], tasks * network_.all_support(), network_.loss) ||
         !are_classes(query[2], tasks * network_.query, network_.query_loss)) {
@@ -90,7 +90,7 @@ class FusedStep {
     const auto of = [&](const auto& kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
-             threads, options, support_inputs, query_inputs);
+             threads, options, support_inputs, query_inputs, support_masks, query_masks);
     };
     without_gil([&] { is_double_ ? of(engine_.of_double) : of(engine_.of_float); });
     return true;
@@ -130,7 +130,8 @@ class FusedStep {
               Address task_weights, const std::vector<Address>& support,
               const std::vector<Address>& query, Address support_losses, Address step_losses,
               Address query_outputs, Address gradient, int threads, const double* options,
-              const Inputs& support_inputs, const Inputs& query_inputs) const {
+              const Inputs& support_inputs, const Inputs& query_inputs,
+              const Inputs& support_masks, const Inputs& query_masks) const {
     const int in = network_.layers.front().in, out = network_.layers.back().out;
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
     const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
@@ -164,8 +165,11 @@ class FusedStep {
     const auto of_classes = [](const Loss& loss) { return loss.kind == LossKind::cross_entropy; };
     data.support_loss_weights = {of(support[4]), of_classes(network_.loss) ? 0 : n * out};
     data.query_loss_weights = {of(query[4]), of_classes(network_.query_loss) ? 0 : q * out};
-    for (const auto& [a, stride] : support_inputs) data.support_loss_inputs.push_back({of(a), stride});
-    for (const auto& [a, stride] : query_inputs) data.query_loss_inputs.push_back({of(a), stride});
+    const auto each = [&](const Inputs& given, auto& to) {
+      for (const auto& [address, stride] : given) to.push_back({of(address), stride});
+    };
+    each(support_inputs, data.support_loss_inputs), each(query_inputs, data.query_loss_inputs);
+    each(support_masks, data.support_masks), each(query_masks, data.query_masks);
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
@@ -214,7 +218,7 @@ void bind_fused(py::module_& module) {
            "step_weights"_a, "evaluates"_a, "task_weights"_a, "support"_a, "query"_a,
            "support_losses"_a, "step_losses"_a, "query_outputs"_a, "gradient"_a, "threads"_a,
            "rule_options"_a = std::vector<double>{}, "support_inputs"_a = Inputs{},
-           "query_inputs"_a = Inputs{});
+           "query_inputs"_a = Inputs{}, "support_masks"_a = Inputs{}, "query_masks"_a = Inputs{});
 }
 
 }  // namespace fastmeta

@@ -52,6 +52,24 @@ FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<co
   load_targets(s.e, s.loss(set), set, y, labels, loss_weights);
 }
 
+// The masks of a set's pass at step k: of a query set each that is asked for has its own.
+template <class E>
+FASTMETA_ONCE void load_masks(Step<E>& s, const ExamplesOf<E>& set, const Trace* trace, int k) {
+  if constexpr (E::takes_graphs) {
+    const auto& masks = s.is_query(set) ? s.data.query_masks : s.data.support_masks;
+    if (masks.empty()) return;
+    int pass = s.is_query(set) ? 0 : k;
+    for (int earlier = 0; s.is_query(set) && earlier < k; ++earlier) {
+      pass += s.data.evaluates[earlier] != 0;
+    }
+    for (int l = 0; l < s.depth; ++l) {
+      if (!s.network.layers[l].masked) continue;
+      const View to = trace[l].mask;
+      s.e.load(to, at_step(masks[l], pass, int64_t(to.rows) * to.cols));
+    }
+  }
+}
+
 // The support set of inner step k, where each has its own; else k is 0. The dual form loads the
 // inputs of all steps at k = 0.
 template <class E>

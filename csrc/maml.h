@@ -14,6 +14,7 @@ FASTMETA_ONCE void inner_step(Step<E>& s, int k) {  // (1)
   const auto& support = s.layout.support;
   const Trace* trace = s.traces(support, k);
   if (s.network.per_step_support && k > 0) load_support(s, k);
+  load_masks(s, support, trace, k);
   forward_head(s, support, trace, k);
   loss_forward(s.e, s.network.loss, support, trace[s.depth - 1], s.layout.scalar, true);
   s.e.store(s.data.support_losses.at(k * s.data.tasks), s.layout.scalar);

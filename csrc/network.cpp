@@ -52,21 +52,34 @@ Sums sums(Allocator& allocate, int width) {
   return {allocate.matrix(1, width), allocate.matrix(1, width)};
 }
 
+Sums column_sums(Allocator& allocate, int count) {
+  return {allocate.column(count), allocate.column(count)};
+}
+
 // What a layer's norm keeps besides.
 void add_norm(Allocator& allocate, const Dense& layer, const LayerPlace& place, Trace& trace) {
   const int count = trace.value.rows;
   trace.product = allocate.matrix(count, layer.out);
   trace.product_delta = allocate.matrix(count, layer.out);
   trace.sums = sums(allocate, layer.out);
+  if (is_of_examples(layer.norm)) {
+    trace.mean = allocate.column(count);
+    trace.inverse = allocate.column(count);
+    trace.of_rows = column_sums(allocate, count);
+    return;
+  }
   const bool given = layer.norm == Norm::running;
   trace.mean = given ? place.mean : allocate.matrix(1, layer.out);
   trace.inverse = given ? place.inverse : allocate.matrix(1, layer.out);
 }
 
 void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
-  tangent.normalised = allocate.matrix(tangent.value.rows, layer.out);
-  tangent.value_sums = sums(allocate, layer.out);
+  const int count = tangent.value.rows;
+  const bool of_examples = is_of_examples(layer.norm);
+  tangent.normalised = allocate.matrix(count, layer.out);
+  tangent.value_sums = of_examples ? column_sums(allocate, count) : sums(allocate, layer.out);
   tangent.delta_sums = sums(allocate, layer.out);
+  if (of_examples) tangent.of_rows = column_sums(allocate, count);
 }
 
 Examples examples(Allocator& allocate, const Description& network, const Layout& layout,
@@ -75,6 +88,7 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
   const int in = network.layers.front().in;
   Examples set{};
   set.inputs = copies ? allocate.matrix(inputs, in) : View{0, inputs, in, 0, 0};
+  if (network.inputs_flow) set.of_inputs = allocate.matrix(count, in);
   if (loss.kind != LossKind::expression) set.targets = allocate.matrix(count, last.out);
   set.weights = allocate.column(count);
   set.row = allocate.column(count);
@@ -110,6 +124,7 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
         if (curves) trace.curve = allocate.matrix(count, layer.out);
       }
       if (layer.norm != Norm::none) add_norm(allocate, layer, layout.layers[l], trace);
+      if (layer.masked) trace.mask = allocate.matrix(count, layer.out);
       trace.softmax = trace.value;
       if (&layer == &last && layer.activation != Activation::identity) {
         trace.softmax = allocate.matrix(count, layer.out);
@@ -184,15 +199,54 @@ void add_dual(Allocator& allocate, const Description& network, const LayerPlace&
 
 }  // namespace
 
+namespace {
+
+// Whether layers from there on read nothing before it but the last one and the data.
+bool can_begin_at(const Description& network, int body) {
+  for (std::size_t l = body; l < network.layers.size(); ++l) {
+    for (const int read : {network.layers[l].from, network.layers[l].plus}) {
+      if (read >= 0 && read < body - 1) return false;
+    }
+  }
+  return true;
+}
+
+// None where each step has inputs or masks of its own. Never the last layer: losses may overwrite what
+// it gives.
 int longest_body(const Description& network) {
-  if (network.per_step_support) return 0;  // each step has inputs of its own
+  if (network.per_step_support) return 0;
   const int most = int(network.layers.size()) - 1;
   int body = 0;
-  const auto adapts = [](const Dense& layer) {
-    return std::any_of(layer.adapts, layer.adapts + kTensors, [](bool each) { return each; });
-  };
-  while (body < most && !adapts(network.layers[body])) ++body;
+  while (body < most && !network.layers[body].moves && !network.layers[body].masked) ++body;
+  while (!can_begin_at(network, body)) --body;
   return body;
+}
+
+}  // namespace
+
+void connect(Description& network) {
+  auto& layers = network.layers;
+  std::vector<bool> read(layers.size());
+  for (std::size_t l = layers.size(); l-- > 0;) {
+    Dense& layer = layers[l];
+    if (layer.from >= 0) layer.adds_from = read[layer.from], read[layer.from] = true;
+    if (layer.plus >= 0) layer.adds_plus = read[layer.plus], read[layer.plus] = true;
+  }
+  for (Dense& layer : layers) {
+    const auto moves = [&](int read) { return read >= 0 && layers[read].moves; };
+    layer.moves = std::any_of(layer.adapts, layer.adapts + kTensors, [](bool each) { return each; }) ||
+                  moves(layer.from) || moves(layer.plus);
+  }
+  network.body = longest_body(network);
+}
+
+bool reads_data_again(const Description& network) {
+  for (const Dense& layer : network.layers) {
+    const bool is_first = &layer == &network.layers.front();
+    if (layer.plus == kData) return true;
+    if (layer.from == kData && (!is_first || !layer.has[kWeight])) return true;
+  }
+  return false;
 }
 
 Layout lay_out(const Description& network, int width, Rows rows) {
@@ -205,14 +259,16 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   for (const Dense& layer : network.layers) {
     if (int(layout.layers.size()) == network.body) layout.body = block.size();
     const bool is_dual = network.dual && layout.layers.empty();
-    Allocator& of_weight = is_dual ? allocate : block;
-    const View weight = transposed ? of_weight.matrix(layer.in, layer.out)
-                               : of_weight.matrix(layer.out, layer.in);
     LayerPlace place{};
-    place.of[kWeight] = weight.offset;
-    place.weight_row_stride = transposed ? 1 : weight.row_stride;
-    place.weight_col_stride = transposed ? weight.row_stride : 1;
-    layout.parameters += int64_t(layer.in) * layer.out;
+    if (layer.has[kWeight]) {
+      Allocator& of_weight = is_dual ? allocate : block;
+      const View weight = transposed ? of_weight.matrix(layer.in, layer.out)
+                                     : of_weight.matrix(layer.out, layer.in);
+      place.of[kWeight] = weight.offset;
+      place.weight_row_stride = transposed ? 1 : weight.row_stride;
+      place.weight_col_stride = transposed ? weight.row_stride : 1;
+      layout.parameters += int64_t(layer.in) * layer.out;
+    }
     if (is_dual) add_dual(allocate, network, place, on_gpu, layout.dual);
     for (Tensor row : kRows) {
       if (!layer.has[row]) continue;
@@ -240,8 +296,8 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.traces_kept = sweeps(network) || network.open ? std::max(1, network.steps) : 1;
   const int64_t head = layout.block - layout.body;
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
-  // An open pass is given its inputs anew.
-  const bool copies = width == 1 || network.inputs_flow;
+  // Only products read inputs where they are.
+  const bool copies = width == 1 || reads_data_again(network);
   // The dual form multiplies with the inputs of all steps at once.
   const int inputs = network.dual ? network.all_support() : network.support;
   layout.support = examples(allocate, network, layout, network.loss, network.support, inputs,

@@ -30,15 +30,21 @@ struct OnHost {
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, elu, softplus, silu, gelu, gelu_tanh, expression };
 enum class LossKind { cross_entropy, mse, bce_with_logits, huber, smooth_l1, l1, expression };
-// Batch norm by the statistics of the set at hand, or by given ones.
-enum class Norm { none, batch, running };
+// Batch norm by the statistics of the set at hand, or by given ones; layer norm, and that by root mean
+// square, by those of each example.
+enum class Norm { none, batch, running, layer, rms };
+FASTMETA_DEVICE constexpr bool is_of_examples(Norm norm) { return norm >= Norm::layer; }
 
 // A layer's tensors, in the order in which they lie and are passed.
 enum Tensor { kWeight, kBias, kScale, kShift, kTensors };
 // Those that are rows [1, H].
 constexpr Tensor kRows[] = {kBias, kScale, kShift};
 
-// The product x W' + b, maybe a norm, and an elementwise function of that.
+// Where a layer reads: the data, or nothing; else a layer before it, by number.
+constexpr int kData = -1, kNone = -2;
+
+// The product x W' + b, maybe another layer's output added to it, maybe a norm, and an elementwise
+// function of that. A layer without a weight is as wide as what it reads, which stands for its product.
 struct Dense {
   int in, out;
   Activation activation;
@@ -48,6 +54,11 @@ struct Dense {
   bool has[kTensors], adapts[kTensors];
   // Of an expression: value, slope and curve of z; value and slope.
   const Program *program = nullptr, *short_program = nullptr;
+  int from = kData, plus = kNone;  // x, and what is added
+  bool masked = false;  // without a weight: whether x is multiplied by a mask, drawn for each pass
+  // Found by `connect`: whether later layers read the same, so that its derivative is added to
+  // theirs, and whether the output moves with what adapts.
+  bool adds_from = false, adds_plus = false, moves = false;
 };
 
 struct Loss {
@@ -99,8 +110,10 @@ struct DescriptionIn : Options {
 };
 using Description = DescriptionIn<OnHost>;
 
-// The longest body there is; none where each step has its own inputs. Never the last layer: losses may overwrite what it gives.
-int longest_body(const Description&);
+// Finds out of what layers read what `Dense` says of that, and the longest body.
+void connect(Description&);
+// Whether anything but the first layer's product reads the data.
+bool reads_data_again(const Description&);
 
 // Whether the rule is theta' = theta - a g.
 FASTMETA_DEVICE static inline bool is_plain(const UpdateRule& rule) {
@@ -169,20 +182,25 @@ struct Trace {
   // The product and the derivative there [N, H]; of a layer without a norm they lie where `value`
   // and `delta` do, and a norm leaves the product normalised.
   View product, product_delta;
-  View mean, inverse;  // of the norm [1, H]: mean and 1 / standard deviation
-  Sums sums;           // of the norm: of `delta`
+  // Of the norm: mean and 1 / standard deviation [1, H], or of examples [N, 1].
+  View mean, inverse;
+  Sums sums;     // of the norm: of `delta`
+  Sums of_rows;  // of a norm of examples: the same over each example [N, 1], by scale
+  View mask;     // [N, H]
   View softmax;        // of the last layer, where `value` lies if no activation needs that
 };
 
 // Scratch of the Hessian-vector product.
 struct Tangent {
   View value, bend, delta;     // each [N, H]
-  View normalised;             // of the norm [N, H]
-  Sums value_sums, delta_sums; // of the norm
+  View normalised;              // of the norm [N, H]
+  Sums value_sums, delta_sums;  // of the norm
+  Sums of_rows;                 // of a norm of examples [N, 1], of `delta`
 };
 
 struct ExampleViews {
   View inputs, targets, weights;  // [N, D], [N, C], [N, 1]
+  View of_inputs;                 // the derivative by the inputs, where that is asked for
   View row, second_row;           // scratch columns [N, 1]
   View loss_weights;              // of the classes [1, C], or of each prediction [N, C]
   View missing;                   // 0, or no number where no label counts [1, 1]
@@ -301,6 +319,8 @@ struct Data {
   Global<const int64_t> support_labels, query_labels;
   Global<const Scalar> support_loss_weights, query_loss_weights;
   typename Place::template List<Global<const Scalar>> support_loss_inputs, query_loss_inputs;
+  // Of each layer the masks of all passes, [T, K, N, H] and [T, query losses, Q, H]; empty without any.
+  typename Place::template List<Global<const Scalar>> support_masks, query_masks;
   // Of the support set, where each step has its own, tasks are K sets apart.
   Global<Scalar> support_losses;  // [K, T]
   Global<Scalar> step_losses;     // [K + 1, T]

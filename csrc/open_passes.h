@@ -64,8 +64,14 @@ class OpenStep {
       find_gradient(s, i, Keep{}, l, s.input(set, trace, l), trace[l], s.layout.lambda);
     });
     if (!call.of_input.given()) return;
-    s.layer(0).backward_input(Keep{}, trace[0], set.inputs, s.blocks(0, k));
-    s.e.store(call.of_input, set.inputs);
+    s.clear(set.of_inputs);
+    for (int l = 0; l < s.depth; ++l) {
+      for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool) {
+        if (read != kData) return;
+        s.layer(l).backward_input(Add<S>{1}, trace[l], set.of_inputs, s.blocks(l, k), is_plus);
+      });
+    }
+    s.e.store(call.of_input, set.of_inputs);
   }
 
   void tangent() {
@@ -89,12 +95,15 @@ class OpenStep {
   void tangent_backward() {
     s.e.load(s.layout.tangents[last()].delta, call.flowing);
     s.clear({s.layout.lambda, 1, int(s.layout.block), int(s.layout.block), 1});
-    const auto add_input = [&](int l, const Trace& t, const Tangent& r, const Blocks& at) {
-      if (!call.of_input.given()) return;
-      s.layer(l).tangent_backward_input(Keep{}, t, r, set.inputs, at, s.vector(k));
-      s.e.store(call.of_input, set.inputs);
+    const bool flows = call.of_input.given();
+    if (flows) s.clear(set.of_inputs);
+    const auto add_input = [&](int, int l, bool is_plus) {
+      if (!flows) return;
+      s.layer(l).tangent_backward_input(Add<S>{1}, trace[l], s.layout.tangents[l], set.of_inputs,
+                                        s.blocks(l, k), s.vector(k), is_plus);
     };
     FASTMETA_NAMESPACE::tangent_backward(s, k, S(1), s.layout.lambda, add_input);
+    if (flows) s.e.store(call.of_input, set.of_inputs);
     for_each_asked([](int, int) {});
   }
 

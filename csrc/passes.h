@@ -2,6 +2,7 @@
 #pragma once
 
 #include "epilogues.h"
+#include "loading.h"
 #include "losses.h"
 #include "step_views.h"
 
@@ -12,13 +13,15 @@ FASTMETA_ONCE void forward(Step<E>& s, const ExamplesOf<E>& set, const Trace* tr
                            int from, int to) {
   for (int l = from; l < to; ++l) {
     const Blocks at = s.blocks(l, k);
+    const Dense& d = s.network.layers[l];
+    const View plus = d.plus == kNone ? View{} : s.output(set, trace, d.plus);
     if (s.is_dual(l, kWeight)) {
       const View bias = s.layer(l).row(kBias, at.of[kBias]);
       s.dual().forward(s.is_query(set), k, trace[l].product,
-                       s.network.layers[l].has[kBias] ? &bias : nullptr);
+                       d.has[kBias] ? &bias : nullptr);
       s.layer(l).after_product(trace[l], at);
     } else {
-      s.layer(l).forward(s.input(set, trace, l), trace[l], at);
+      s.layer(l).forward(s.input(set, trace, l), trace[l], d.plus == kNone ? nullptr : &plus, at);
     }
   }
 }
@@ -33,9 +36,17 @@ FASTMETA_DEVICE void forward_head(Step<E>& s, const ExamplesOf<E>& set, const Tr
 
 template <class E>
 FASTMETA_ONCE void backward(Step<E>& s, const Trace* trace, int k, int from, int to) {
+  using S = typename E::Scalar;
   for (int l = to - 1; l >= from; --l) {
-    s.layer(l).backward(trace[l], s.blocks(l, k));
-    if (l > from) s.layer(l).backward_input(Keep{}, trace[l], trace[l - 1].delta, s.blocks(l, k));
+    const Blocks at = s.blocks(l, k);
+    DenseLayer<E> layer = s.layer(l);
+    layer.backward(trace[l], at);
+    for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool adds) {
+      if (read < from) return;
+      const View out = trace[read].delta;
+      adds ? layer.backward_input(Add<S>{1}, trace[l], out, at, is_plus)
+           : layer.backward_input(Keep{}, trace[l], out, at, is_plus);
+    });
   }
 }
 // From the loss down to the body, leaving every layer's delta at its product.
@@ -52,7 +63,9 @@ FASTMETA_ONCE void add_gradient(Step<E>& s, typename E::Scalar w, const Examples
                                 const Trace* trace, int l) {
   const Add<typename E::Scalar> add{w};
   if (!s.is_dual(l, kWeight)) {
-    s.layer(l).weight_gradient(add, trace[l], s.input(set, trace, l), s.layout.lambda);
+    if (s.network.layers[l].has[kWeight]) {
+      s.layer(l).weight_gradient(add, trace[l], s.input(set, trace, l), s.layout.lambda);
+    }
   } else if (s.is_query(set)) {
     s.dual().add_query(w, trace[l].product_delta);
   } else {
@@ -74,6 +87,7 @@ FASTMETA_ONCE void backward_body(Step<E>& s, const ExamplesOf<E>& set) {
 template <class E>
 FASTMETA_DEVICE void query_forward(Step<E>& s, int k) {
   const Trace* trace = s.traces(s.layout.query, k);
+  load_masks(s, s.layout.query, trace, k);
   forward_head(s, s.layout.query, trace, k);
   if (k == s.network.steps) s.e.store(s.data.query_outputs, trace[s.depth - 1].value);
   const bool backward = s.network.differentiate && s.data.step_weights[k] != 0;
@@ -96,8 +110,12 @@ FASTMETA_ONCE void add_query(Step<E>& s, int k) {
   backward_head(s, query, trace, k);
   if constexpr (E::takes_programs) add_captured(s.e, query, w);
   for (int l = body; l < s.depth; ++l) add_gradient(s, w, query, trace, l);
-  if (body == 0) return;
-  s.layer(body).backward_input(Add<S>{w}, trace[body], s.body_cotangent(query), s.blocks(body, k));
+  for (int l = body; l < s.depth && body > 0; ++l) {
+    for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool) {
+      if (read != body - 1) return;
+      s.layer(l).backward_input(Add<S>{w}, trace[l], s.body_cotangent(query), s.blocks(l, k), is_plus);
+    });
+  }
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

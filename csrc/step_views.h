@@ -7,6 +7,14 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
+// use(layer whose output it reads, whether that is added to its product, whether the derivative is
+// added to that of other readers).
+template <class Use>
+FASTMETA_DEVICE void for_each_read(const Dense& layer, Use use) {
+  use(layer.from, false, layer.adds_from);
+  if (layer.plus != kNone) use(layer.plus, true, layer.adds_plus);
+}
+
 template <class E>
 struct Step {
   using S = typename E::Scalar;
@@ -75,8 +83,11 @@ struct Step {
     const bool kept = &set == &layout.support && layout.traces_kept > 1;
     return &set.traces[kept ? k * depth : 0];
   }
+  FASTMETA_DEVICE View output(const Examples& set, const Trace* trace, int l) const {
+    return l >= 0 ? trace[l].value : is_query(set) ? query_x : support_x;
+  }
   FASTMETA_DEVICE View input(const Examples& set, const Trace* trace, int l) const {
-    return l > 0 ? trace[l - 1].value : is_query(set) ? query_x : support_x;
+    return output(set, trace, network.layers[l].from);
   }
   // Where the steps sum the derivative by the body's output [N, H]: its last layer's delta.
   FASTMETA_DEVICE View body_cotangent(const Examples& set) const {

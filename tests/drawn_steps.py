@@ -30,6 +30,8 @@ class Case:
     bias: bool
     ends_in_activation: bool
     norm: str
+    residual: bool
+    """Whether layers are followed by residual sums."""
     frozen: bool
     loss: str
     loss_option: float
@@ -63,7 +65,8 @@ cases = st.builds(
     activations=st.lists(st.sampled_from([*ACTIVATIONS]), min_size=4, max_size=4),
     bias=st.booleans(),
     ends_in_activation=st.booleans(),
-    norm=st.sampled_from(["none", "none", "batch", "running"]),
+    norm=st.sampled_from(["none", "none", "batch", "running", "layer", "rms"]),
+    residual=st.sampled_from([False, False, True]),
     frozen=st.booleans(),
     loss=st.sampled_from(["cross_entropy", "mse", "bce", "huber", "smooth_l1", "l1"]),
     loss_option=st.sampled_from([0.0, 0.1, 0.5, 2.0]),
@@ -108,14 +111,38 @@ def network(case: Case) -> nn.Sequential:
     for i, (inputs, outputs) in enumerate(zip(case.widths, case.widths[1:], strict=False)):
         layers.append(nn.Linear(inputs, outputs, bias=case.bias))
         if case.norm != "none" and (case.seed + i) % 2:
-            layers.append(batch_norm(outputs, case))
+            layers.append(norm(outputs, case))
         layers.append(copy.deepcopy(ACTIVATIONS[case.activations[i]]))
+        if case.residual and i + 2 < len(case.widths):
+            layers.append(Residual(outputs, case))
     if not case.ends_in_activation:
         layers.pop()
     model = nn.Sequential(*layers).double()
     if case.frozen and len(case.widths) > 2:
         model[0].requires_grad_(False)
     return model
+
+
+class Residual(nn.Module):
+    """`x + f(norm(x))`, one linear layer; of every other seed the sum is taken in tanh."""
+
+    def __init__(self, width: int, case: Case) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if case.norm == "batch" else norm(width, case)
+        self.linear = nn.Linear(width, width, bias=case.bias)
+        self.is_last = case.seed % 2 == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.linear(self.norm(x))
+        return x if self.is_last else torch.tanh(x)
+
+
+def norm(width: int, case: Case) -> nn.Module:
+    if case.norm == "layer":
+        return nn.LayerNorm(width, eps=0.125, elementwise_affine=case.bias)
+    if case.norm == "rms":
+        return nn.RMSNorm(width, eps=0.125, elementwise_affine=case.bias)
+    return nn.Identity() if case.norm == "none" else batch_norm(width, case)
 
 
 def batch_norm(width: int, case: Case) -> nn.BatchNorm1d:

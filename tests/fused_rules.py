@@ -16,6 +16,7 @@ from raw_rules import learned_options, rule
 from torch import Tensor
 
 from fastmeta import _C
+from fastmeta.executors.fused.lowering import NONE
 
 TANH, RELU, IDENTITY = 3, 1, 0
 CROSS_ENTROPY, MSE, BINARY = 0, 1, 2
@@ -129,6 +130,7 @@ def compiled(case: Case, differentiate: bool = True) -> Found:
         (
             n, m, IDENTITY if i == depth - 1 else case.activation, 0.0, 0.0, 0, 0.0,
             [True, True, False, False], [*case.adapts[2 * i : 2 * i + 2], False, False],
+            (i - 1, NONE, False),
         )
         for i, (n, m) in enumerate(itertools.pairwise(case.widths))
     ]  # fmt: skip

@@ -106,7 +106,7 @@ def _form(over_tasks: str, make_task: Callable[[Workload], Callable[..., Any]]) 
 
         descent_only(workload, "the form by hand")
         function = _meta_step(workload, getattr(jax_tasks, over_tasks), make_task)
-        return jax_tasks.step(function, jax_mlp.network(model), model, support, query)
+        return jax_tasks.step(function, jax_mlp.relu_chain(model), model, support, query)
 
     return form
 

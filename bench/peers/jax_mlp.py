@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from bench.peers.jax_tasks import Network, array
 from bench.peers.peer import NotServed
-from bench.workloads import Sine
+from bench.workloads import Sine, Skip
 
 Layers = list[tuple[Any, Any]]
-"""A weight `[in, out]` and a bias `[out]` a layer."""
+"""A weight `[in, out]` and a bias `[out]` a layer; of a norm, scale and shift."""
 
 
 ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Any]] = {
@@ -27,22 +27,23 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Any]] = {
 }
 
 
-def layers(model: nn.Module, activation: type[nn.Module] = nn.ReLU) -> Layers:
-    """The parameters of a chain of linear layers with that activation between them."""
+def relu_chain(model: nn.Module) -> Network:
+    """A chain of linear layers with ReLU between them."""
+    return Network(_of_chain, forward, gradients)
+
+
+def _of_chain(model: nn.Module) -> Layers:
     chain = list(model) if isinstance(model, nn.Sequential) else []
-    expected = [nn.Linear, activation] * (len(chain) // 2) + [nn.Linear]
+    expected = [nn.Linear, nn.ReLU] * (len(chain) // 2) + [nn.Linear]
     if [type(layer) for layer in chain] != expected:
-        raise NotServed("the JAX forms are written for MLPs with one of a few activations")
-    return [
-        (array(layer.weight.detach().T), array(layer.bias.detach()))
-        for layer in chain
-        if isinstance(layer, nn.Linear)
-    ]
+        raise NotServed("the form by hand is written for MLPs with ReLU")
+    return _parameters(model)
 
 
-def forward(parameters: Layers, x: Any, activation: Callable[[Any], Any] = jax.nn.relu) -> Any:
+def forward(parameters: Layers, x: Any) -> Any:
+    """Of such a chain, or of its end."""
     for i, (weight, bias) in enumerate(parameters):
-        x = (activation(x) if i else x) @ weight + bias
+        x = (jax.nn.relu(x) if i else x) @ weight + bias
     return x
 
 
@@ -55,9 +56,38 @@ def gradients(found: Layers) -> list[Tensor]:
 
 
 def network(model: nn.Module) -> Network:
-    """The network with the activation of a module."""
-    kinds = (kind for kind in ACTIVATIONS if any(type(m) is kind for m in model.modules()))
-    kind = next(kinds, nn.ReLU)
-    return Network(
-        partial(layers, activation=kind), partial(forward, activation=ACTIVATIONS[kind]), gradients
-    )
+    """The same modules one after another: linear layers, norms, activations, sums."""
+    return Network(_parameters, partial(_forward, model), gradients)
+
+
+def _parameters(model: nn.Module) -> Layers:
+    known = (nn.Sequential, nn.Linear, nn.LayerNorm, Skip, *ACTIVATIONS)
+    if not all(type(module) in known for module in model.modules()):
+        raise NotServed("the JAX forms are written for MLPs with one of a few activations")
+    return [
+        (array(layer.weight.detach().t().contiguous()), array(layer.bias.detach()))
+        for layer in model.modules()
+        if isinstance(layer, (nn.Linear, nn.LayerNorm))
+    ]
+
+
+def _forward(model: nn.Module, parameters: Layers, x: Any) -> Any:
+    return _run(model, iter(parameters), x)
+
+
+def _run(module: nn.Module, following: Iterator[tuple[Any, Any]], x: Any) -> Any:
+    """A module's output, its parameters being the next ones."""
+    if isinstance(module, nn.Sequential):
+        out = x
+        for child in module:
+            out = _run(child, following, out)
+        return x + out if isinstance(module, Skip) else out
+    if isinstance(module, nn.Linear):
+        weight, bias = next(following)
+        return x @ weight + bias
+    if isinstance(module, nn.LayerNorm):
+        weight, bias = next(following)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred**2).mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + module.eps) * weight + bias
+    return ACTIVATIONS[type(module)](x)

@@ -62,6 +62,7 @@ Work body(const Description& network, int width) {
   const int support = network.steps > 0 ? network.support : 0;
   for (int l = 0; l < network.body; ++l) {
     const Dense& layer = network.layers[l];
+    if (!layer.has[kWeight]) continue;
     if (l == 0 && network.dual) {
       counter.dual(network, 0);
       continue;
@@ -82,6 +83,7 @@ Work head(const Description& network, int width) {
   const double tangent = tangents(network);
   for (int l = network.body; l < int(network.layers.size()); ++l) {
     const Dense& layer = network.layers[l];
+    if (!layer.has[kWeight]) continue;
     if (l == 0 && network.dual) {
       counter.dual(network, 1 + tangent);
       continue;
@@ -167,6 +169,7 @@ bool dual(const std::string& name, const Description& network) {
   if (!frozen && !steps_in_dual_form(network)) return false;
   if (network.per_step_support && network.steps == 0) return false;
   if (network.query == 0) return false;
+  if (!network.layers.front().has[kWeight] || reads_data_again(network)) return false;
   if (!name.empty()) return name == "dual";
   const Dense& first = network.layers.front();
   const double n = network.support, r = network.all_support(), q = network.query, h = first.out;

@@ -24,6 +24,7 @@ class FeatureLanes {
   static constexpr bool takes_together = true;
   static constexpr bool takes_products = false;  // of the dual form, made by others
   static constexpr bool takes_programs = true;   // of expressions
+  static constexpr bool takes_graphs = true;     // of layers, with norms of examples
 
   // `storage` is aligned to a vector; the sums over tasks are added to `sums`.
   FeatureLanes(void* storage, const Layout& layout, int64_t task, const Data<T>& data, T* sums)

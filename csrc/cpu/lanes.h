@@ -23,6 +23,7 @@ class Lanes {
   static constexpr bool takes_together = false;
   static constexpr bool takes_products = false;  // of the dual form, made by others
   static constexpr bool takes_programs = true;   // of expressions
+  static constexpr bool takes_graphs = true;     // of layers, with norms of examples
 
   // `storage` is this group's, aligned to a vector; its sums over tasks are added to
   // `partial`.
@@ -202,7 +203,8 @@ class Lanes {
       const bool is_dual = l == 0 && layout_.dual.weight.rows > 0;
       const Global<const T>& weight = data_.parameters[l * kTensors + kWeight];
       const int64_t place = layout_.layers[l].of[kWeight] + (is_dual ? 0 : layout_.theta);
-      if (v.offset == place) return weight.task_stride == 0 ? weight.data : nullptr;
+      if (!weight.given() || v.offset != place) continue;
+      return weight.task_stride == 0 ? weight.data : nullptr;
     }
     return nullptr;
   }

@@ -20,6 +20,7 @@ class Plain {
   static constexpr bool takes_together = false;
   static constexpr bool takes_products = false;  // of the dual form, made by others
   static constexpr bool takes_programs = true;   // of expressions
+  static constexpr bool takes_graphs = true;     // of layers, with norms of examples
 
   Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}

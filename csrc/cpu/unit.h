@@ -52,10 +52,12 @@ void unpack(const Description& network, const Layout& layout,
   const int blocks = Engine::width > 1 ? 1 + (of_rates ? network.steps : 0) : 0;
   for (int block = 0; block < blocks; ++block) {
     for (const Dense& layer : network.layers) {
-      if constexpr (Engine::width > 1) {
-        Engine::unpack(gradient + at, sums + at, layer.out, layer.in);
+      if (layer.has[kWeight]) {
+        if constexpr (Engine::width > 1) {
+          Engine::unpack(gradient + at, sums + at, layer.out, layer.in);
+        }
+        at += int64_t(layer.in) * layer.out;
       }
-      at += int64_t(layer.in) * layer.out;
       for (Tensor row : kRows) {
         if (!layer.has[row]) continue;
         __builtin_memcpy(gradient + at, sums + at, layer.out * sizeof *sums);

@@ -41,6 +41,7 @@ class Block {
   using Num = T;
   using Place = cuda::OnDevice;
   static constexpr bool takes_programs = false;  // of expressions
+  static constexpr bool takes_graphs = false;    // of layers, with norms of examples
   static constexpr bool takes_products = true;
 
   // Sums over tasks are added to `sums`.

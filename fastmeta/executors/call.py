@@ -47,12 +47,16 @@ class Compiled(Protocol):
         ...
 
 
+Given = list[tuple[Tensor, int]]
+"""Tensors, each with the distance between two tasks' data."""
+
+
 @dataclass(frozen=True, eq=False)
 class OwnInputs:
-    """Inputs of losses of the user's own, each with the distance between two tasks' data."""
+    """Inputs of losses of the user's own."""
 
-    support: Sequence[tuple[Tensor, int]]
-    query: Sequence[tuple[Tensor, int]]
+    support: Given
+    query: Given
     learned: Sequence[Tensor]
     """The captured tensors whose gradients come last in the packed one."""
 
@@ -112,10 +116,11 @@ def run(
     query: Sequence[Tensor | None],
     rule_options: Sequence[float] = (),
     own: OwnInputs | None = None,
+    masks: tuple[Given, Given] = ([], []),
 ) -> Outcome:
     """Computes the step on the CPU; `support` and `query` are as the compiled step takes them.
 
-    `rule_options` are the numbers of an update rule that has any.
+    `rule_options` are the numbers of an update rule that has any; `masks` those of dropout.
 
     **Raises** `WrongLabel`, before anything is computed.
     """
@@ -135,7 +140,7 @@ def run(
         gradient.data_ptr(),
         torch.get_num_threads(),
         list(rule_options),
-        *(() if own is None else (_addresses(own.support), _addresses(own.query))),
+        *_read_besides(own, masks),
     )
     if not computed:
         raise WrongLabel
@@ -148,7 +153,15 @@ def run(
     return outcome
 
 
-def _addresses(given: Sequence[tuple[Tensor, int]]) -> list[tuple[int, int]]:
+def _read_besides(own: OwnInputs | None, masks: tuple[Given, Given]) -> list[Any]:
+    """What some networks and losses read besides, if anything."""
+    if own is None and not masks[0]:
+        return []
+    losses = ([], []) if own is None else (own.support, own.query)
+    return [_addresses(given) for given in (*losses, *masks)]
+
+
+def _addresses(given: Given) -> list[tuple[int, int]]:
     return [(tensor.data_ptr(), stride) for tensor, stride in given]
 
 

@@ -12,6 +12,7 @@ from fastmeta.network.layers import (
     Add,
     BatchNorm,
     Conv2d,
+    Dropout,
     Elementwise,
     Flatten,
     Foreign,
@@ -23,12 +24,14 @@ from fastmeta.network.layers import (
     Mean,
     Pool2d,
     Reshape,
+    RMSNorm,
     Tensors,
 )
 
 __all__ = [
-    "Activation", "Add", "BatchNorm", "Conv2d", "Elementwise", "Flatten", "Foreign", "GroupNorm",
-    "Identity", "Layer", "LayerNorm", "Linear", "Mean", "Network", "Node", "Pool2d", "Reshape",
+    "Activation", "Add", "BatchNorm", "Conv2d", "Dropout", "Elementwise", "Flatten", "Foreign",
+    "GroupNorm", "Identity", "Layer", "LayerNorm", "Linear", "Mean", "Network", "Node", "Pool2d",
+    "RMSNorm", "Reshape",
 ]  # fmt: skip
 
 
@@ -105,6 +108,10 @@ class Network:
         if not constants:
             return self
         return Network(tuple(_at(node, constants) for node in self.nodes), self.output)
+
+    def draws(self) -> bool:
+        """Whether a pass draws random numbers."""
+        return any(isinstance(node.layer, Dropout) for node in self.nodes)
 
     def examples_independent(self) -> bool:
         """Whether each example's output depends on that example alone."""

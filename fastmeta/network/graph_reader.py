@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from fastmeta.network import elementwise, foreign
@@ -161,6 +162,8 @@ class GraphReader:
     def _read(self, node: Any) -> Any:
         if node.op == "call_module":
             module = self._modules[node.target]
+            if type(module) is nn.Dropout:
+                return self._dropout(node, module.p, module.training, module.inplace)
             if foreign.draws(module):
                 kind = "dropout" if isinstance(module, words.DROPOUTS) else type(module).__name__
                 raise Refused(
@@ -194,7 +197,7 @@ class GraphReader:
             return self._convolution(name, module)
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             return self._batch_norm(name, module)
-        if kind in (nn.GroupNorm, nn.LayerNorm):
+        if kind in (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm):
             return self._example_norm(name, module)
         if kind in words.ACTIVATION_MODULES:
             function, options = words.ACTIVATION_MODULES[kind]
@@ -235,7 +238,10 @@ class GraphReader:
         )
 
     def _example_norm(self, name: str, module: Any) -> Layer:
-        scale, shift = (self._of_module(name, module, part) for part in ("weight", "bias"))
+        scale = self._of_module(name, module, "weight")
+        if type(module) is nn.RMSNorm:
+            return layers.RMSNorm(tuple(module.normalized_shape), scale, module.eps)
+        shift = self._of_module(name, module, "bias")
         if type(module) is nn.GroupNorm:
             return layers.GroupNorm(module.num_groups, scale, shift, module.eps)
         return layers.LayerNorm(tuple(module.normalized_shape), scale, shift, module.eps)
@@ -254,6 +260,10 @@ class GraphReader:
                 self._check_sole_reader(node)
             self._check_same_shape(node)
             return self._append(layers.Add(), list(node.args), node.name)
+        if target is F.dropout:
+            given = _named(node, ("input", "p", "training", "inplace"))
+            p, training = given.get("p", 0.5), given.get("training", True)
+            return self._dropout(node, p, training, given.get("inplace", False))
         if target in words.ACTIVATION_FUNCTIONS:
             return self._with_options(node, layers.Activation, words.ACTIVATION_FUNCTIONS[target])
         if target in words.POOL_FUNCTIONS:
@@ -262,6 +272,16 @@ class GraphReader:
             return self._call(node, words.FUNCTIONS[target])
         name = getattr(target, "__name__", str(target))
         raise Unreadable(f"its forward calls {name}, which the kernels do not know")
+
+    def _dropout(self, node: fx.Node, p: float, training: bool, inplace: bool) -> int:
+        source = node.args[0] if node.args else node.kwargs["input"]
+        if inplace:
+            self._check_sole_reader(node)
+        if not training or p == 0:
+            return self._input(source)
+        if p == 1:
+            raise Refused(f"{node.name} leaves out everything")
+        return self._append(layers.Dropout(float(p)), [source], str(node.target))
 
     def _check_same_shape(self, node: fx.Node) -> None:
         """**Raises** for a sum that broadcasts, or that may as well be a part of other calls."""
@@ -343,6 +363,8 @@ class GraphReader:
             return layers.GroupNorm(given["num_groups"], weight, bias, eps)
         if kind == "layer_norm":
             return layers.LayerNorm(tuple(given["normalized_shape"]), weight, bias, eps)
+        if kind == "rms_norm":
+            return layers.RMSNorm(tuple(given["normalized_shape"]), weight, given.get("eps"))
         if weight is None:
             raise Unreadable(f"a call of {kind} without a weight")
         if kind == "linear":

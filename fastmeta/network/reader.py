@@ -14,6 +14,7 @@ from fastmeta.network.graph_reader import GraphReader, Unreadable
 from fastmeta.network.hooks import GLOBAL_HOOKS, has_hooks
 from fastmeta.network.layers import Foreign
 from fastmeta.network.provenance import is_torchs
+from fastmeta.network.random_state import same_random_numbers
 from fastmeta.network.stateless import StatelessModel
 from fastmeta.network.tracing import trace
 
@@ -70,12 +71,14 @@ def verify(network: Network, model: nn.Module, example: Tensor) -> Network:
 def _compare(network: Network, model: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> None:
     """**Raises** where the layers don't repeat the module, or that writes its input."""
     try:
-        ours = network.forward(tensors, x)
+        with same_random_numbers(x.device):
+            ours = network.forward(tensors, x)
     except Exception as error:
         raise Unreadable(f"its layers don't run by themselves ({_first_line(error)})") from None
     # torch.func.functional_call leaves its buffers behind in a module that hangs at two places.
     stateless = StatelessModel(model, tuple(name for name, _ in model.named_buffers()))
-    theirs = stateless({}, x, stateless.scratch())
+    with same_random_numbers(x.device):
+        theirs = stateless({}, x, stateless.scratch())
     if not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
         raise Unreadable("its layers give an output of another shape than the module")
     # Rounding grows with depth; anything past that is another function.

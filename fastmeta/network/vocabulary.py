@@ -54,6 +54,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     ),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "flatten": ("input", "start_dim", "end_dim"),
     "mean": ("input", "dim", "keepdim"),
 }  # fmt: skip
@@ -64,6 +65,7 @@ FUNCTIONS: dict[Any, str] = {
     F.batch_norm: "batch_norm",
     F.group_norm: "group_norm",
     F.layer_norm: "layer_norm",
+    F.rms_norm: "rms_norm",
     torch.flatten: "flatten",
     torch.mean: "mean",
     torch.reshape: "view",

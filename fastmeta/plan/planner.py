@@ -343,9 +343,7 @@ def _read(
     why = ""
     inputs = tasks.support.inputs
     example = inputs.detach()[0] if isinstance(inputs, Tensor) else inputs
-    if measured.draws_random:
-        why = "a forward pass draws random numbers"
-    elif seen.unwatched:
+    if seen.unwatched:
         why = seen.unwatched
     else:
         with same_random_numbers(tasks.support.leaves()[0].device):
@@ -353,6 +351,8 @@ def _read(
                 network = reader.read(model, example)
             except reader.Unreadable as reason:
                 why = str(reason)
+    if network is not None and measured.draws_random and not network.draws():
+        network, why = None, "a forward pass draws random numbers"
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     return Reading(
         profile=measured,

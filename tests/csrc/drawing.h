@@ -40,7 +40,7 @@ inline void draw_rule(Random& random, Problem& problem) {
                           random.of<double>({0, 0.1}), random.of<double>({0.1, 1})};
 }
 
-inline Dense dense(Random& random, int in, int out, Activation activation, bool may_have_norm) {
+inline Dense dense(Random& random, int in, int out, Activation activation, bool may_take_sets) {
   Dense layer{};
   layer.in = in, layer.out = out, layer.activation = activation;
   if (activation == Activation::leaky_relu) layer.option = 0.2;
@@ -48,8 +48,8 @@ inline Dense dense(Random& random, int in, int out, Activation activation, bool 
   if (activation == Activation::softplus) layer.option = 2, layer.second_option = 1;
   // Large, or a norm over two examples that are nearly alike would magnify every rounding error.
   layer.eps = 0.1;
-  if (may_have_norm && random.below(3) == 0) {
-    layer.norm = random.coin() ? Norm::batch : Norm::running;
+  if (random.below(3) == 0) {
+    layer.norm = may_take_sets ? Norm(random.below(5)) : random.of<Norm>({Norm::layer, Norm::rms});
   }
   layer.has[kWeight] = true;
   layer.has[kBias] = random.below(4) > 0;
@@ -60,6 +60,27 @@ inline Dense dense(Random& random, int in, int out, Activation activation, bool 
     layer.adapts[tensor] = layer.has[tensor] && (!in_part || random.coin());
   }
   return layer;
+}
+
+// Appends a layer that reads the last one. Half of the graphs are no chains: a layer may add an earlier
+// one of its width, and what it gives may pass through another without a weight.
+inline void append(Random& random, Description& network, Dense layer, bool is_chain, bool may_pass) {
+  auto& layers = network.layers;
+  const auto push = [&](Dense one) {
+    one.from = int(layers.size()) - 1;
+    for (int at = kData; at < one.from + !one.has[kWeight] && !is_chain; ++at) {
+      const int width = at < 0 ? layers.empty() ? one.in : layers[0].in : layers[at].out;
+      if (width == one.out && random.coin()) one.plus = at;
+    }
+    layers.push_back(one);
+  };
+  push(layer);
+  if (is_chain || !may_pass || random.coin()) return;
+  Dense passing = dense(random, layer.out, layer.out, layer.activation, false);
+  if (passing.activation == Activation::expression) passing.activation = Activation::tanh;
+  passing.has[kWeight] = passing.has[kBias] = passing.adapts[kWeight] = passing.adapts[kBias] = false;
+  passing.masked = random.coin();
+  push(passing);
 }
 
 inline Problem draw(int number) {
@@ -73,18 +94,25 @@ inline Problem draw(int number) {
   problem.ragged = random.coin();
   Description& network = problem.network;
   const std::vector<int>& shape = widths[number % widths.size()];
+  const bool is_chain = random.coin();
   for (std::size_t l = 0; l + 1 < shape.size(); ++l) {
     const Activation activation = Activation((number / 3 + l * 3) % kActivations);
     const bool last = l + 2 == shape.size();
-    network.layers.push_back(dense(random, shape[l], shape[l + 1],
-                                   last && random.below(4) ? Activation::identity : activation,
-                                   !problem.ragged));
+    const Dense layer = dense(random, shape[l], shape[l + 1],
+                              last && random.below(4) ? Activation::identity : activation,
+                              !problem.ragged);
+    append(random, network, layer, is_chain, !last);
   }
   // Half of them have a body that is drawn too: by itself few would be more than a layer long.
   const int depth = int(network.layers.size());
   const int frozen = random.coin() ? random.below(depth + 1) : 0;
   for (int l = 0; l < frozen; ++l) std::fill_n(network.layers[l].adapts, int(kTensors), false);
-  if (frozen < depth) network.layers[frozen + random.below(depth - frozen)].adapts[kWeight] = true;
+  if (frozen < depth) {
+    Dense& moving = network.layers[frozen + random.below(depth - frozen)];
+    moving.adapts[kWeight] = moving.has[kWeight];
+  }
+  connect(network);
+  network.body = 0;
   const LossKind loss = LossKind(number % kLosses);
   const double option = loss == LossKind::cross_entropy ? random.of<double>({0, 0.1})
                                                         : random.of<double>({0.3, 1});
@@ -130,6 +158,8 @@ inline std::string describe(const Problem& problem) {
     for (int tensor = 0; tensor < kTensors; ++tensor) {
       text += !layer.has[tensor] ? '-' : layer.adapts[tensor] ? "WBGS"[tensor] : "wbgs"[tensor];
     }
+    text += layer.masked ? ", masked" : "";
+    if (layer.plus != kNone) text += ", plus " + std::to_string(layer.plus);
     text += ")";
   }
   text += " " + std::to_string(network.layers.back().out);

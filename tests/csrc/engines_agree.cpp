@@ -38,7 +38,7 @@ bool agree(Problem problem) {
   const cpu::Engine plain = cpu::instruction_set("plain").tasks;
   const Results<double> exact = run(plain, problem, inputs<double>(problem), kAlone);
   const Inputs<T> in = inputs<T>(problem);
-  problem.network.body = longest_body(problem.network);
+  connect(problem.network);
   bool good = true;
   const std::string forms[] = {"primal", "dual"}, memories[] = {"saved", "reversible"};
   for (int choice = 0; choice < 4; ++choice) {

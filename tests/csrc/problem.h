@@ -47,7 +47,7 @@ struct Problem {
 // Every array has its own memory of exactly its size, so that a step past its end is seen.
 template <class T>
 struct Inputs {
-  std::vector<std::vector<T>> parameters, statistics;
+  std::vector<std::vector<T>> parameters, statistics, support_masks, query_masks;
   std::vector<T> rates, task_weights;
   std::vector<T> support_x, query_x, support_y, query_y, support_weights, query_weights;
   std::vector<T> support_loss_weights, query_loss_weights, scale;
@@ -123,6 +123,16 @@ Inputs<T> inputs(const Problem& problem) {
   fill(network.query_loss, problem.tasks, network.query, in.query_x, in.query_y, in.query_labels, in.query_weights,
        in.query_loss_weights);
   in.scale = numbers(c, 0.5, 2);
+  const int asked = int(std::count(problem.evaluates.begin(), problem.evaluates.end(), 1));
+  for (const Dense& layer : network.layers) {
+    const auto masks = [&](int64_t passes, int count) {
+      std::vector<T> values = numbers(layer.masked ? problem.tasks * passes * count * layer.out : 0, -1, 1);
+      for (T& value : values) value = value < 0 ? T(0) : T(1.5);
+      return values;
+    };
+    in.support_masks.push_back(masks(network.steps, network.support));
+    in.query_masks.push_back(masks(asked, network.query));
+  }
   return in;
 }
 
@@ -217,6 +227,12 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   }
   if (network.query_loss.programs) {
     data.query_loss_inputs = {{given(in.query_y), q * c}, {given(in.scale), 0}};
+  }
+  for (std::size_t l = 0; l < in.support_masks.size(); ++l) {
+    for (auto* masks : {&in.support_masks[l], &in.query_masks[l]}) {
+      auto& to = masks == &in.support_masks[l] ? data.support_masks : data.query_masks;
+      to.push_back({given(*masks), int64_t(masks->size()) / problem.tasks});
+    }
   }
   data.support_losses = {out.support_losses.data(), 1};
   data.step_losses = {out.step_losses.data(), 1};

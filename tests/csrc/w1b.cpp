@@ -17,6 +17,7 @@ int main(int count, char** arguments) {
     const Activation activation = l == last ? Activation::identity : Activation::relu;
     problem.network.layers.push_back({l == 0 ? 1 : 40, l == last ? 1 : 40, activation, 0, 0,
                                       Norm::none, 0, {true, true}, {l >= body, l >= body}});
+    problem.network.layers.back().from = l - 1;
   }
   problem.network.loss = problem.network.query_loss = {LossKind::mse, 0, 0, false};
   problem.network.support = problem.network.query = 10;
@@ -27,7 +28,7 @@ int main(int count, char** arguments) {
   problem.evaluates.assign(steps + 1, 0);
   problem.step_weights.back() = problem.evaluates.back() = 1;
   problem.seed = 1;
-  problem.network.body = longest_body(problem.network);
+  connect(problem.network);
   problem.network.dual = cpu::dual("", problem.network);
   const Inputs<float> in = inputs<float>(problem);
   const cpu::Engine engine =

@@ -15,6 +15,7 @@ pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 from fused_kernels import ANCHORED, KERNELS, cpu_only
 
 from fastmeta import _C
+from fastmeta.executors.fused.lowering import NONE
 
 STEPS = 2
 
@@ -81,7 +82,8 @@ def step(widths: tuple[int, ...], tasks: int, engine: str = "") -> _C.FusedStep:
     """The kernel of five second-order steps on 10 support and 10 query examples, float32."""
     has = [True, True, False, False]
     layers = [
-        (widths[i], widths[i + 1], 0, 0.0, 0.0, 0, 0.0, has, has) for i in range(len(widths) - 1)
+        (widths[i], widths[i + 1], 0, 0.0, 0.0, 0, 0.0, has, has, (i - 1, NONE, False))
+        for i in range(len(widths) - 1)
     ]
     flags = (True, False, False, False)
     return _C.FusedStep(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fastmeta
 from fastmeta.executors.extension import extension
+from fastmeta.executors.fused.lowering import NONE
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -189,7 +190,18 @@ def step(widths: tuple[int, ...], body: int, steps: int = 5, form: str = "primal
     """The compiled step of so many second-order steps; without them, of as many layers adapting."""
     has = [True, True, False, False]
     layers = [
-        (widths[i], widths[i + 1], 0, 0.0, 0.0, 0, 0.0, has, has if i >= body else [False] * 4)
+        (
+            widths[i],
+            widths[i + 1],
+            0,
+            0.0,
+            0.0,
+            0,
+            0.0,
+            has,
+            has if i >= body else [False] * 4,
+            (i - 1, NONE, False),
+        )
         for i in range(len(widths) - 1)
     ]
     flags = (True, False, False, False)

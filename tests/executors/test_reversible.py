@@ -20,6 +20,7 @@ pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 from fused_kernels import ANCHORED, KERNELS, cpu_only
 
 from fastmeta import _C
+from fastmeta.executors.fused.lowering import NONE
 from fastmeta.plan import snapshot
 
 STEPS = 4
@@ -201,7 +202,8 @@ def step(
     """A kernel over features, float32."""
     has = [True, True, False, False]
     layers = [
-        (widths[i], widths[i + 1], 0, 0.0, 0.0, 0, 0.0, has, has) for i in range(len(widths) - 1)
+        (widths[i], widths[i + 1], 0, 0.0, 0.0, 0, 0.0, has, has, (i - 1, NONE, False))
+        for i in range(len(widths) - 1)
     ]
     return _C.FusedStep(
         layers, 1, 0.0, -100, False, support, 5, steps, True, first_order, elementwise, learned,

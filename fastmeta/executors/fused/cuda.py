@@ -154,8 +154,8 @@ def _step(
     per_step_support: bool,
 ) -> tuple[Any, Tensor]:  # fmt: skip
     step = module.CudaStep(
-        *described(lowered, adapted), *sizes, *flags, prox, is_double, tasks, evaluates, form,
-        memory, storage, threads, limits, rule, per_step_support, query_loss(lowered),
+        *described(lowered, adapted, is_double), *sizes, *flags, prox, is_double, tasks, evaluates,
+        form, memory, storage, threads, limits, rule, per_step_support, query_loss(lowered),
     )  # fmt: skip
     image = torch.empty(len(step.image(0)), dtype=torch.uint8, device=device)
     image.copy_(torch.frombuffer(bytearray(step.image(image.data_ptr())), dtype=torch.uint8))

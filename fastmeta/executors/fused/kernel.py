@@ -19,10 +19,10 @@ from fastmeta.executors.fused.lowering import Dense, Lowered
 from fastmeta.executors.fused.own_loss import OwnLoss
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
-from fastmeta.network.layers import BatchNorm
+from fastmeta.network.layers import BatchNorm, LayerNorm, RMSNorm
 
-_NORMS = (None, True, False)
-"""By whether a norm takes the statistics of the batch."""
+_NORMS = ("none", "batch", "running", "layer", "rms")
+"""In the order of csrc/network.h."""
 
 _ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY")
 
@@ -86,7 +86,9 @@ class Kernel:
     @property
     def body_flops(self) -> int:
         """Of an example's forward pass through the layers that are run once."""
-        return sum(2 * d.inputs * d.outputs for d in self.lowered.layers[: self.step.body])
+        return sum(
+            2 * d.inputs * d.outputs for d in self.lowered.layers[: self.step.body] if d.weight
+        )
 
 
 def kernel(problem: Problem, lowered: Lowered, low_memory: bool = False) -> Kernel:
@@ -150,8 +152,9 @@ def _step(
     module = extension()
     assert module is not None
     return module.FusedStep(
-        *described(lowered, adapted), *sizes, *flags, prox, is_double, tasks, isa, engine, form,
-        memory, rule, per_step_support, query_loss(lowered), _programs(module, lowered),
+        *described(lowered, adapted, is_double), *sizes, *flags, prox, is_double, tasks, isa,
+        engine, form, memory, rule, per_step_support, query_loss(lowered),
+        _programs(module, lowered),
     )  # fmt: skip
 
 
@@ -176,25 +179,40 @@ def layer_programs(layers: Sequence[Dense]) -> tuple[list[Any], list[Any]]:
     return [whole for whole, _ in made], [short for _, short in made]
 
 
-def described(lowered: Lowered, adapted: tuple[str, ...]) -> tuple[Any, ...]:
+def described(lowered: Lowered, adapted: tuple[str, ...], is_double: bool) -> tuple[Any, ...]:
     """Network and loss as the compiled steps are given them."""
     loss = lowered.loss
-    layers = described_layers(lowered.layers, adapted)
+    layers = described_layers(lowered.layers, adapted, is_double)
     return layers, loss.kind, loss.option, loss.ignore_index, loss.weighted
 
 
-def described_layers(layers: Sequence[Dense], adapted: Collection[str]) -> list[tuple[Any, ...]]:
+def described_layers(
+    layers: Sequence[Dense], adapted: Collection[str], is_double: bool
+) -> list[tuple[Any, ...]]:
     """Layers as the compiled steps are given them."""
+    dtype = torch.float64 if is_double else torch.float32
     return [
         (
             layer.inputs, layer.outputs, layer.activation or 0, *layer.options,
-            _NORMS.index(layer.norm and layer.norm.batch_statistics),
-            layer.norm.eps if layer.norm else 0.0,
+            *_norm(layer, dtype),
             [name is not None for name in layer.tensors()],
             [name in adapted for name in layer.tensors()],
+            (layer.source, layer.plus, layer.dropout is not None),
         )
         for layer in layers
     ]  # fmt: skip
+
+
+def _norm(layer: Dense, dtype: torch.dtype) -> tuple[int, float]:
+    """The number of its norm's kind, and what that adds to variances."""
+    norm = layer.norm
+    if norm is None:
+        return 0, 0.0
+    if isinstance(norm, RMSNorm):
+        return _NORMS.index("rms"), norm.eps_in(dtype)
+    if isinstance(norm, LayerNorm):
+        return _NORMS.index("layer"), norm.eps
+    return _NORMS.index("batch" if norm.batch_statistics else "running"), norm.eps
 
 
 def query_loss(lowered: Lowered) -> tuple[int, float, int, bool]:

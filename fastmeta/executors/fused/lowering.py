@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,11 +15,15 @@ from fastmeta.network.expressions.expression import Expression
 from fastmeta.network.graph import Node
 from fastmeta.network.layers import (
     Activation,
+    Add,
     BatchNorm,
+    Dropout,
     Elementwise,
     Flatten,
+    LayerNorm,
     Linear,
     Reshape,
+    RMSNorm,
 )
 from fastmeta.network.reading import Reading
 
@@ -29,24 +34,53 @@ _ACTIVATIONS = (
 )  # fmt: skip
 
 
+Norm = BatchNorm | LayerNorm | RMSNorm
+
+DATA, NONE = -1, -2
+"""In place of a layer that is read: the network's input; nothing."""
+
+
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer with what follows it: maybe a norm, maybe an activation."""
+    """A linear layer with what follows it: maybe a sum, a norm, an activation.
 
-    weight: str
+    Without a weight it is what follows, as wide as its input.
+    """
+
+    weight: str | None
     bias: str | None
     inputs: int
     outputs: int
-    norm: BatchNorm | None = None
+    norm: Norm | None = None
     activation: int | None = None
     options: tuple[float, float] = (0.0, 0.0)
     expression: Expression | None = None
     """The activation, where it is none that the kernels know by name."""
+    source: int = DATA
+    """The layer whose output it reads."""
+    plus: int = NONE
+    """The layer whose output is added to its product."""
+    dropout: Dropout | None = None
+    """Of its input, where it has no weight."""
 
     def tensors(self) -> tuple[str | None, ...]:
         """The names of weight, bias, scale and shift, as the kernels order them."""
         norm = self.norm
         return (self.weight, self.bias, norm and norm.weight, norm and norm.bias)
+
+    def is_product(self) -> bool:
+        """Whether it is a product and nothing behind it."""
+        behind = self.plus != NONE or self.norm is not None or self.activation is not None
+        return self.weight is not None and not behind
+
+    def reads(self) -> tuple[int, ...]:
+        """The layers whose outputs it reads."""
+        return (self.source,) if self.plus == NONE else (self.source, self.plus)
+
+    @property
+    def batch_norm(self) -> BatchNorm | None:
+        """Its norm, where that has statistics of a set."""
+        return self.norm if isinstance(self.norm, BatchNorm) else None
 
 
 @dataclass(frozen=True)
@@ -63,12 +97,15 @@ class Lowered:
 
     def norms(self) -> tuple[BatchNorm | None, ...]:
         """The batch norm of each layer."""
-        return tuple(layer.norm for layer in self.layers)
+        return tuple(layer.batch_norm for layer in self.layers)
 
 
 def lower(reading: Reading, problem: Problem) -> Lowered:
     """The network in the kernels' terms; **raises** `NotSupported`."""
     network = base.layers(reading)
+    needed = network.needed()
+    if any(isinstance(n.layer, Dropout) for i, n in enumerate(network.nodes) if i not in needed):
+        raise NotSupported("it draws random numbers that nothing reads")
     dense = dense_layers(network.nodes, network.output)
     losses: list[KernelLoss] = []
     for i, loss in enumerate((reading.loss, reading.query_loss)):
@@ -85,8 +122,12 @@ def lower(reading: Reading, problem: Problem) -> Lowered:
 
 
 def check_named(lowered: Lowered) -> None:
-    """**Raises** `NotSupported` for expressions, of which the kernels of a GPU have no programs."""
-    for layer in lowered.layers:
+    """**Raises** `NotSupported` for what the kernels of a GPU do not compute yet."""
+    for i, layer in enumerate(lowered.layers):
+        if layer.source != i - 1 or layer.plus != NONE or layer.weight is None:
+            raise NotSupported("the CUDA kernels take chains of linear layers alone")
+        if layer.norm is not layer.batch_norm:
+            raise NotSupported(f"the CUDA kernels know no layer norm (behind {layer.weight})")
         if layer.expression is not None:
             raise NotSupported(f"the CUDA kernels know no activation by formula ({layer.weight})")
     if any(isinstance(loss, OwnLoss) for loss in (lowered.loss, lowered.query_loss)):
@@ -96,39 +137,96 @@ def check_named(lowered: Lowered) -> None:
 def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:
     """A network's layers in the kernels' terms; **raises** `NotSupported`."""
     check_known(nodes)
-    layers: list[Dense] = []
-    for i, node in enumerate(nodes):
-        if node.inputs != (i - 1,):
-            raise NotSupported(f"{node.name} does not follow the layer before it")
-        if len(node.shape) != 1:
-            raise NotSupported(f"{node.name} gives {list(node.shape)} an example, not a row")
-        width = node.shape[0]
-        if isinstance(node.layer, Linear):
-            # Of Linear, FLOPs are 2 * in * out.
-            inputs = node.flops // (2 * width) if width else 0
-            if not inputs:
-                raise NotSupported(f"{node.name} has no inputs or no outputs")
-            layers.append(Dense(node.layer.weight, node.layer.bias, inputs, width))
-        elif isinstance(node.layer, BatchNorm):
-            if not layers or layers[-1].norm or layers[-1].activation is not None:
-                raise NotSupported(f"layer {node.name!r} (BatchNorm) does not follow a Linear")
-            layers[-1] = replace(layers[-1], norm=node.layer)
-        elif isinstance(node.layer, (Activation, Elementwise)):
-            if not layers or layers[-1].activation is not None:
-                raise NotSupported(f"layer {node.name!r} (activation) does not follow a Linear")
-            layers[-1] = _with_activation(layers[-1], node.layer)
-        elif not isinstance(node.layer, (Flatten, Reshape)):
-            kind = type(node.layer).__name__
-            raise NotSupported(
-                f"layer {node.name!r} ({kind}) is none of a multilayer perceptron: Linear, "
-                "BatchNorm1d, activations"
-            )
-    if not layers or output != len(nodes) - 1:
-        raise NotSupported("it is no chain of linear layers")
+    layers = _Gathering(nodes, output).layers()
+    if not any(layer.weight for layer in layers):
+        raise NotSupported("it has no linear layer")
     names = [name for layer in layers for name in layer.tensors() if name]
     if len(set(names)) != len(names):
         raise NotSupported("a parameter is used twice")
     return tuple(layers)
+
+
+class _Gathering:
+    """Layers of the kernels out of nodes: what alone reads a layer becomes a part of it."""
+
+    def __init__(self, nodes: Sequence[Node], output: int) -> None:
+        self._nodes, self._output = nodes, output
+        self._values = {DATA: DATA}
+        """By node, the node whose value it gives: a view gives that of what it views."""
+        for i, node in enumerate(nodes):
+            view = isinstance(node.layer, (Flatten, Reshape)) and len(node.shape) == 1
+            self._values[i] = self._values[node.inputs[0]] if view else i
+        read = [j for i, node in enumerate(nodes) if self._values[i] == i for j in node.inputs]
+        self._readers = Counter(self._values[j] for j in (output, *read))
+        self._places = {DATA: DATA}
+        """By value, its layer."""
+        self._made: list[Dense] = []
+
+    def layers(self) -> list[Dense]:
+        for i, node in enumerate(self._nodes):
+            if self._values[i] == i:
+                self._add(i, node, [self._values[j] for j in node.inputs])
+        last = self._values[self._output]
+        if self._places[last] != len(self._made) - 1 or self._readers[last] > 1:
+            raise NotSupported("its output is not that of its last layer alone")
+        return self._made
+
+    def _add(self, i: int, node: Node, read: list[int]) -> None:
+        if len(node.shape) != 1:
+            raise NotSupported(f"{node.name} gives {list(node.shape)} an example, not a row")
+        layer, width, source = node.layer, node.shape[0], self._places[read[0]]
+        passing = Dense(None, None, width, width, source=source)
+        is_norm = isinstance(layer, (BatchNorm, LayerNorm, RMSNorm))
+        before = self._sole(read[0])  # which it may become a part of
+        if before is None or before.activation is not None or (before.norm and is_norm):
+            before = passing
+        place = None if before is passing else source
+        if isinstance(layer, Linear):
+            # Of Linear, FLOPs are 2 * in * out.
+            inputs = node.flops // (2 * width) if width else 0
+            if not inputs:
+                raise NotSupported(f"{node.name} has no inputs or no outputs")
+            self._push(i, Dense(layer.weight, layer.bias, inputs, width, source=source))
+        elif isinstance(layer, Dropout):
+            self._push(i, replace(passing, dropout=layer))
+        elif isinstance(layer, Add):
+            self._add_sum(i, read, passing)
+        elif isinstance(layer, (BatchNorm, LayerNorm, RMSNorm)):
+            self._put(i, place, replace(before, norm=layer))
+        elif isinstance(layer, (Activation, Elementwise)):
+            self._put(i, place, _with_activation(before, layer))
+        else:
+            raise NotSupported(
+                f"layer {node.name!r} ({type(layer).__name__}) is none of a multilayer perceptron: "
+                "Linear, norms, activations, dropout, sums"
+            )
+
+    def _add_sum(self, i: int, read: list[int], passing: Dense) -> None:
+        """Append a sum, or put it behind the product that comes last, if nothing else is there."""
+        first, second = sorted(read, key=lambda value: self._places[value])
+        place, last = self._places[second], self._sole(second)
+        if last is not None and first != second and last.is_product():
+            self._put(i, place, replace(last, plus=self._places[first]))
+        else:
+            self._push(i, replace(passing, source=self._places[first], plus=place))
+
+    def _sole(self, value: int) -> Dense | None:
+        """The layer that gives a value, where nothing else reads it."""
+        if value == DATA or self._readers[value] > 1:
+            return None
+        return self._made[self._places[value]]
+
+    def _push(self, value: int, layer: Dense) -> None:
+        self._put(value, None, layer)
+
+    def _put(self, value: int, place: int | None, layer: Dense) -> None:
+        """Append a layer that gives a value, or put it in another's place."""
+        if place is None:
+            place = len(self._made)
+            self._made.append(layer)
+        else:
+            self._made[place] = layer
+        self._places[value] = place
 
 
 def _with_activation(layer: Dense, activation: Activation | Elementwise) -> Dense:

@@ -13,11 +13,12 @@ from fastmeta.executors.base import COMPILED, NetworkExecutor, NotSupported, Off
 from fastmeta.executors.extension import extension
 from fastmeta.executors.fused import kernel
 from fastmeta.executors.fused.cpu import FusedCpu
-from fastmeta.executors.fused.lowering import Dense, dense_layers
+from fastmeta.executors.fused.lowering import NONE, Dense, dense_layers
 from fastmeta.executors.fused.open_passes import DenseLayer, OpenPasses, Run, groups
 from fastmeta.executors.kernel_loss import kernel_loss
 from fastmeta.executors.layers import lowering, program, support
 from fastmeta.executors.layers.joint import NAME, Joint, joint
+from fastmeta.executors.layers.lowering import Parts
 from fastmeta.executors.problem import Problem
 from fastmeta.network.graph import Node
 from fastmeta.network.reading import Reading
@@ -61,6 +62,7 @@ class FusedOpen(NetworkExecutor):
         nodes = _nodes(layers, together)
         swept = problem if together is None else together.problem(problem)
         made = program.program(swept, replace(whole, nodes=nodes, output=len(layers) - 1))
+        made = replace(made, parts=_parts(made.parts, layers))
         body, head = _runs(problem, made, layers, together)
         made = replace(
             made, passes=partial(OpenPasses, body, head), chunk=_chunk(problem, body, head),
@@ -98,13 +100,13 @@ def _described(head: Run) -> str:
 def _nodes(layers: tuple[Dense, ...], together: Joint | None) -> tuple[Node, ...]:
     of_joint = () if together is None else together.names
     nodes: list[Node] = []
-    for i, layer in enumerate(layers):
+    for layer in layers:
         names = (NAME if name in of_joint else name for name in layer.tensors() if name)
-        flops = 2 * layer.inputs * layer.outputs
+        flops = 2 * layer.inputs * layer.outputs if layer.weight else 0
         nodes.append(
             Node(
-                DenseLayer(tuple(dict.fromkeys(names))), (i - 1,), layer.weight, (layer.outputs,),
-                flops, 8 * layer.outputs,
+                DenseLayer(tuple(dict.fromkeys(names))), layer.reads(), layer.weight or "",
+                (layer.outputs,), flops, 8 * layer.outputs,
             )
         )  # fmt: skip
     return tuple(nodes)
@@ -119,6 +121,16 @@ def _chunk(problem: Problem, body: Run | None, head: Run) -> int:
     return -(-chunk // together) * together
 
 
+def _parts(parts: Parts, layers: tuple[Dense, ...]) -> Parts:
+    """The same with a body behind which nothing but its last layer is read."""
+    border = next(i for i in range(len(layers) + 1) if i in parts.moving or i == len(layers))
+    border = min(border, len(layers) - 1)
+    while border and any(read < border - 1 for layer in layers[border:] for read in layer.reads()):
+        border -= 1
+    head = tuple(range(border, len(layers)))
+    return replace(parts, body=tuple(range(border)), head=head, border=(border - 1,))
+
+
 def _runs(
     problem: Problem,
     made: program.Program,
@@ -128,6 +140,7 @@ def _runs(
     """The body, where there is one, and the head."""
     inner, tasks = problem.inner, problem.tasks
     border = len(made.parts.body)
+    behind, before = _starting_at(border, layers), layers[:border]
     slots = inner.steps if made.keeps_steps else min(inner.steps, 1)
     sets = inner.steps if tasks.per_step is not None else min(inner.steps, 1)
     query = tasks.query.count if tasks.query else 0
@@ -137,13 +150,20 @@ def _runs(
     )  # fmt: skip
     learning = border - 1 in made.parts.learning
     first_order = not problem.second_order
-    compiled = _compiled(layers[border:], inner.adapted, slots, first_order, learning, *given)
-    behind, before = layers[border:], layers[:border]
+    compiled = _compiled(behind, inner.adapted, slots, first_order, learning, *given)
     head = Run(compiled, behind, groups(behind, problem, together), border, slots)
     if not border:
         return None, head
     compiled = _compiled(before, (), sets, True, False, *given)
     return Run(compiled, before, groups(before, problem, None), 0, sets), head
+
+
+def _starting_at(border: int, layers: tuple[Dense, ...]) -> tuple[Dense, ...]:
+    """The layers from there on, the last one before them being their data."""
+    return tuple(
+        replace(layer, source=layer.source - border, plus=max(NONE, layer.plus - border))
+        for layer in layers[border:]
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -153,7 +173,7 @@ def _compiled(
 ) -> object:  # fmt: skip
     module = extension()
     assert module is not None
-    described = kernel.described_layers(layers, adapted)
+    described = kernel.described_layers(layers, adapted, is_double)
     programs = module.Programs(*kernel.layer_programs(layers), None, None)
     return module.OpenPasses(
         described, support, query, slots, first_order, inputs_flow, is_double, tasks, isa, engine,

@@ -127,7 +127,7 @@ class _Traced:
         self.threads = torch.get_num_threads()
         self.there = False
         """Whether the traces hold the parameters that do not adapt."""
-        norms = [layer.norm for layer in run.layers]
+        norms = [layer.batch_norm for layer in run.layers]
         self.statistics = packing.statistics(problem, norms) if any(norms) else []
         self.like = problem.task_weights
         self.none = [0] * sum(len(layer.tensors()) for layer in run.layers)

@@ -28,6 +28,7 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
         arrays(query, lowered.query_loss),
         update_rule.describe(problem.inner, problem.differentiate).options,
         own_inputs(problem, lowered, (support, query)),
+        masks(problem, kernel),
     )
 
 
@@ -38,7 +39,7 @@ def own_inputs(
     losses = (lowered.loss, lowered.query_loss)
     if not any(isinstance(loss, OwnLoss) for loss in losses):
         return None
-    given: list[list[tuple[Tensor, int]]] = []
+    given: list[call.Given] = []
     learned: list[Tensor] = []
     for loss, examples, captured in zip(losses, sets, problem.captured, strict=True):
         given.append([])
@@ -47,6 +48,41 @@ def own_inputs(
             if examples is not None:
                 given[-1] = loss.given(examples, captured, problem.task_weights)
     return call.OwnInputs(given[0], given[1], learned)
+
+
+def masks(problem: Problem, kernel: Kernel) -> tuple[call.Given, call.Given]:
+    """The masks of dropout in every support and every query pass, by layer.
+
+    They are drawn task by task and pass by pass, in the order of the loop over tasks.
+    """
+    layers = kernel.lowered.layers
+    if not any(layer.dropout for layer in layers):
+        return [], []
+    tasks, like = problem.tasks, problem.task_weights
+    counts = tasks.support.count, tasks.query.count if tasks.query else 0
+    passes = problem.inner.steps, sum(kernel.evaluates)
+    drawn = [
+        [
+            like.new_empty(tasks.tasks, number, count, layer.outputs if layer.dropout else 0)
+            for layer in layers
+        ]
+        for number, count in zip(passes, counts, strict=True)
+    ]
+    slices = [[mask.flatten(0, 1).unbind(0) for mask in each] for each in drawn]
+    following = [0, 0]
+    for _ in range(tasks.tasks):
+        for step, evaluates in enumerate(kernel.evaluates):
+            for i in ((1,) if evaluates else ()) + ((0,) if step < problem.inner.steps else ()):
+                for layer, mask in zip(layers, slices[i], strict=True):
+                    if layer.dropout:
+                        layer.dropout.draw(mask[following[i]])
+                following[i] += 1
+    for each in drawn:
+        for layer, mask in zip(layers, each, strict=True):
+            if layer.dropout:
+                mask.div_(1 - layer.dropout.p)
+    support, query = ([(mask, mask[0].numel()) for mask in each] for each in drawn)
+    return support, query
 
 
 def packed_rates(problem: Problem, kernel: Kernel) -> Tensor:

@@ -43,7 +43,7 @@ def check(problem: Problem, lowered: Lowered) -> None:
 
 def _check_batches(problem: Problem, lowered: Lowered) -> None:
     """One example has no variance: **raises** what torch raises."""
-    normed = [n for n in lowered.layers if n.norm is not None and n.norm.batch_statistics]
+    normed = [n for n in lowered.layers if n.batch_norm and n.batch_norm.batch_statistics]
     for examples in problem.tasks.sets() if normed else ():
         if examples.count == 1 and (examples is not problem.tasks.support or problem.inner.steps):
             like = problem.task_weights.new_zeros(1, normed[0].outputs)

@@ -54,6 +54,8 @@ def lower(reading: Reading) -> Lowered:
     if network.output == INPUT:
         raise NotSupported("the model has no layers")
     shapes = {INPUT: reading.example, **{i: node.shape for i, node in enumerate(network.nodes)}}
+    if network.draws():
+        raise NotSupported("the layers' rules draw no random numbers; call eval(), or give p=0")
     for node in network.nodes:
         if isinstance(node.layer, Add) and len({shapes[i] for i in node.inputs}) > 1:
             raise NotSupported(f"{node.name} adds values of different shapes")

@@ -1,4 +1,4 @@
-"""What GroupNorm and LayerNorm share: statistics of each example's own numbers.
+"""What GroupNorm, LayerNorm and RMSNorm share: statistics of each example's own numbers.
 
 Of a piece of M numbers, m being its mean: `h = r (x - m(x))`, `r = 1 / sqrt(m((x - m(x))²) + eps)`.
 With `P(u) = r (u - m(u) - m(h u) h)`, which is symmetric, and `c = r m(h rx)`:
@@ -20,7 +20,6 @@ class ExampleNorm(Layer):
 
     weight: str | None
     bias: str | None
-    eps: float
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over each piece of `[T, N, ...]`, so that it broadcasts to `x`."""
