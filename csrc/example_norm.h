@@ -40,9 +40,8 @@ class ExampleNorm : NormViews {
   // `r.value` from u' to z'.
   FASTMETA_DEVICE void tangent_forward(const Trace& t, const Tangent& r, const Blocks& at,
                                        int64_t v) {
-    e.fold_cols(r.value_sums.plain, [](Num& sum, Num u) { sum += u; }, S(0), r.value);
-    e.fold_cols(r.value_sums.along, [](Num& sum, Num n, Num u) { sum += n * u; }, S(0), t.product,
-                r.value);
+    e.sum_cols(r.value_sums.plain, [](Num u) { return u; }, r.value);
+    e.sum_cols(r.value_sums.along, [](Num n, Num u) { return n * u; }, t.product, r.value);
     e.map(
         [share = share](Num& u, Num& rn, Num n, Num s, Num g, Num rg, Num rb, Num sum, Num along) {
           rn = s * (u - share * (sum + n * along));
@@ -63,15 +62,14 @@ class ExampleNorm : NormViews {
         [](Num& sum, Num n, Num rd, Num rn, Num d) { sum += n * rd + rn * d; }, S(0), t.product,
         r.delta, r.normalised, t.delta);
     const View g = scale(at.of[kScale]), rg = tangent_scale(v);
-    e.fold_cols(
-        r.of_rows.plain, [](Num& sum, Num rd, Num d, Num g, Num rg) { sum += rg * d + g * rd; },
-        S(0), r.delta, t.delta, g, rg);
-    e.fold_cols(
+    e.sum_cols(r.of_rows.plain, [](Num rd, Num d, Num g, Num rg) { return rg * d + g * rd; },
+               r.delta, t.delta, g, rg);
+    e.sum_cols(
         r.of_rows.along,
-        [](Num& sum, Num rd, Num d, Num n, Num rn, Num g, Num rg) {
-          sum += rn * g * d + n * (rg * d + g * rd);
+        [](Num rd, Num d, Num n, Num rn, Num g, Num rg) {
+          return rn * g * d + n * (rg * d + g * rd);
         },
-        S(0), r.delta, t.delta, t.product, r.normalised, g, rg);
+        r.delta, t.delta, t.product, r.normalised, g, rg);
     e.map(
         [share = share](Num& rd, Num d, Num n, Num rn, Num s, Num g, Num rg, Num sum, Num along,
                         Num rsum, Num ralong, Num stretch) {
@@ -98,12 +96,11 @@ class ExampleNorm : NormViews {
   FASTMETA_DEVICE void find_statistics(const Trace& t) {
     const S eps = S(layer.eps);
     if (layer.norm == Norm::layer) {
-      e.fold_cols(t.mean, [](Num& sum, Num u) { sum += u; }, S(0), t.product);
+      e.sum_cols(t.mean, [](Num u) { return u; }, t.product);
       e.map([share = share](Num& mean) { mean = share * mean; }, t.mean);
     }
-    e.fold_cols(
-        t.inverse, [](Num& sum, Num u, Num mean) { sum += (u - mean) * (u - mean); }, S(0),
-        t.product, centre(t.mean));
+    e.sum_cols(t.inverse, [](Num u, Num mean) { return (u - mean) * (u - mean); }, t.product,
+               centre(t.mean));
     e.map([share = share, eps](Num& s) { s = S(1) / sqrt(share * s + eps); }, t.inverse);
   }
 
@@ -118,10 +115,8 @@ class ExampleNorm : NormViews {
                                 const Sums& sums, const Sums& of_rows) {
     find_sums(t, after, sums);
     const View g = scale(at.of[kScale]);
-    e.fold_cols(of_rows.plain, [](Num& sum, Num d, Num g) { sum += g * d; }, S(0), after, g);
-    e.fold_cols(
-        of_rows.along, [](Num& sum, Num n, Num d, Num g) { sum += n * g * d; }, S(0), t.product,
-        after, g);
+    e.sum_cols(of_rows.plain, [](Num d, Num g) { return g * d; }, after, g);
+    e.sum_cols(of_rows.along, [](Num n, Num d, Num g) { return n * g * d; }, t.product, after, g);
     e.map(
         [share = share](Num& du, Num dz, Num n, Num s, Num g, Num sum, Num along) {
           du = s * (g * dz - share * (sum + n * along));

@@ -24,6 +24,9 @@ using Address = uintptr_t;
 // What losses that are expressions read, or the layers' masks: addresses, and how far apart the tasks' are.
 using Inputs = std::vector<std::pair<Address, int64_t>>;
 
+// Bytes of a task's storage up to which what chunks leave stays for the Hessian products.
+constexpr int64_t kMostKept = 64 << 20;
+
 class FusedStep {
  public:
   FusedStep(const std::vector<LayerTuple>& layers, int loss, double loss_option,
@@ -32,7 +35,7 @@ class FusedStep {
             bool is_double, int64_t tasks, const std::string& instruction_set,
             const std::string& engine, const std::string& form, const std::string& memory,
             const RuleTuple& rule, bool per_step_support, const std::optional<LossTuple>& query_loss,
-            const Programs& programs)
+            const Programs& programs, const std::string& chunk)
       : programs_(programs),
         set_(cpu::instruction_set(instruction_set)),
         is_double_(is_double),
@@ -45,6 +48,12 @@ class FusedStep {
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
     const int width = is_double ? engine_.of_double.width : engine_.of_float.width;
+    const bool is_large = bytes(lay_out(network_, width).size) > kMostKept;
+    cpu::cut(chunk, network_, tasks, int(bytes(1)), is_large);
+    if (network_.chunk > 0 && sweeps(network_) && memory != "reversible") {
+      network_.keeps_chunks = true;
+      network_.keeps_chunks = memory == "saved" || bytes(lay_out(network_, width).size) <= kMostKept;
+    }
     saved_ = network_;
     saved_layout_ = lay_out(saved_, width);
     network_.reversible = cpu::reversible(memory, network_, bytes(saved_layout_.block));
@@ -56,7 +65,7 @@ class FusedStep {
   int64_t storage_bytes() const { return bytes(layout_.size); }
   // Of the parameters, gradients and state of each step, which a rule's pullback needs.
   int64_t rule_bytes() const {
-    if (is_plain(network_.rule) || !sweeps(network_)) return 0;
+    if (steps_plainly(network_) || !sweeps(network_)) return 0;
     const int sets = 1 + int(keeps_gradients(network_)) +
                      (keeps_states(network_) ? states_of(network_.rule) : 0);
     return bytes(network_.steps * sets * (layout_.block - layout_.body));
@@ -66,9 +75,11 @@ class FusedStep {
   std::string engine() const { return engine_.name; }
   double seconds() const { return seconds_; }
   int body() const { return network_.body; }
+  int chunk() const { return network_.chunk; }
   std::string form() const { return network_.dual ? "dual" : "primal"; }
   std::string memory() const {
     if (!sweeps(network_)) return "forward";
+    if (network_.chunk > 0) return network_.keeps_chunks ? "saved" : "computed again";
     return network_.reversible ? "reversible" : "saved";
   }
 
@@ -81,7 +92,9 @@ class FusedStep {
            Address query_outputs, Address gradient, int threads,
            const std::vector<double>& rule_options, const Inputs& support_inputs,
            const Inputs& query_inputs, const Inputs& support_masks, const Inputs& query_masks) const {
+    static const double kNoOptions[kRuleOptions] = {};
     const double* options = checked_options(network_, rule_options);
+    if (options == nullptr) options = kNoOptions;
     if (!are_classes(support[2], tasks * network_.all_support(), network_.loss) ||
         !are_classes(query[2], tasks * network_.query, network_.query_loss)) {
       return false;
@@ -170,6 +183,14 @@ class FusedStep {
     };
     each(support_inputs, data.support_loss_inputs), each(query_inputs, data.query_loss_inputs);
     each(support_masks, data.support_masks), each(query_masks, data.query_masks);
+    std::vector<T> tails[2];
+    for (int set = 0; set < 2 && network_.chunk > 0; ++set) {
+      const int count = set == 0 ? network_.support : network_.query;
+      const int rows = network_.rows(count), past = rows * network_.chunks(count) - count;
+      tails[set].assign(rows, T(1));
+      std::fill_n(tails[set].begin(), past, T(0));
+    }
+    data.support_tail = tails[0].data(), data.query_tail = tails[1].data();
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
@@ -197,12 +218,12 @@ void bind_fused(py::module_& module) {
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
                     const std::string&, const std::string&, const std::string&, const RuleTuple&,
-                    bool, const std::optional<LossTuple>&, const Programs&>(),
+                    bool, const std::optional<LossTuple>&, const Programs&, const std::string&>(),
            "layers"_a, "loss"_a, "loss_option"_a, "ignore_index"_a, "weighted"_a, "support"_a,
            "query"_a, "steps"_a, "differentiate"_a, "first_order"_a, "elementwise_rates"_a,
            "learned_rates"_a, "prox"_a, "is_double"_a, "tasks"_a, "instruction_set"_a, "engine"_a,
            "form"_a, "memory"_a, "rule"_a = RuleTuple{}, "per_step_support"_a = false,
-           "query_loss"_a = py::none(), "programs"_a = Programs{})
+           "query_loss"_a = py::none(), "programs"_a = Programs{}, "chunk"_a = "")
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
@@ -213,6 +234,7 @@ void bind_fused(py::module_& module) {
       .def_property_readonly("seconds", &FusedStep::seconds)
       .def_property_readonly("body", &FusedStep::body)
       .def_property_readonly("form", &FusedStep::form)
+      .def_property_readonly("chunk", &FusedStep::chunk)
       .def_property_readonly("memory", &FusedStep::memory)
       .def("run", &FusedStep::run, "tasks"_a, "parameters"_a, "adapted"_a, "statistics"_a, "rates"_a,
            "step_weights"_a, "evaluates"_a, "task_weights"_a, "support"_a, "query"_a,

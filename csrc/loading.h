@@ -26,35 +26,38 @@ FASTMETA_ONCE void load_parameters(Step<E>& s) {
 }
 
 template <class E>
-FASTMETA_ONCE void load_loss_inputs(Step<E>& s, const ExamplesOf<E>& set, int k) {
+FASTMETA_ONCE void load_loss_inputs(Step<E>& s, const ExamplesOf<E>& set, int k, int start) {
   const auto& from = s.is_query(set) ? s.data.query_loss_inputs : s.data.support_loss_inputs;
   for (std::size_t i = 0; i < std::size_t(set.loss_inputs.size()); ++i) {
     const View& to = set.loss_inputs[i];
     const bool of_examples = s.loss(set).programs->inputs[i].of_examples;
-    s.e.load(to, at_step(from[i], k, of_examples ? int64_t(to.rows) * to.cols : 0));
+    const int64_t step = of_examples ? int64_t(s.count(set)) * to.cols : 0;
+    const int64_t row = of_examples ? to.cols : 0;
+    s.e.load(to, at_step(at_step(from[i], k, step), start, row));
   }
 }
 
 template <class E, class S>
 FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<const S> y,
                                  Global<const int64_t> labels, Global<const S> weights,
-                                 Global<const S> loss_weights, int k = 0) {
+                                 Global<const S> loss_weights, int k = 0, int start = 0) {
   using Num = typename E::Num;
   if (weights.given()) {
     s.e.load(set.weights, weights);
   } else {
-    const S each = S(1) / S(set.weights.rows);
+    const S each = S(1) / S(s.count(set));
     s.e.map([each](Num& w) { w = Num{} + each; }, set.weights);
   }
   if constexpr (E::takes_programs) {
-    if (s.loss(set).programs) return load_loss_inputs(s, set, k);
+    if (s.loss(set).programs) return load_loss_inputs(s, set, k, start);
   }
   load_targets(s.e, s.loss(set), set, y, labels, loss_weights);
 }
 
 // The masks of a set's pass at step k: of a query set each that is asked for has its own.
 template <class E>
-FASTMETA_ONCE void load_masks(Step<E>& s, const ExamplesOf<E>& set, const Trace* trace, int k) {
+FASTMETA_ONCE void load_masks(Step<E>& s, const ExamplesOf<E>& set, const Trace* trace, int k,
+                              int start = 0) {
   if constexpr (E::takes_graphs) {
     const auto& masks = s.is_query(set) ? s.data.query_masks : s.data.support_masks;
     if (masks.empty()) return;
@@ -65,35 +68,44 @@ FASTMETA_ONCE void load_masks(Step<E>& s, const ExamplesOf<E>& set, const Trace*
     for (int l = 0; l < s.depth; ++l) {
       if (!s.network.layers[l].masked) continue;
       const View to = trace[l].mask;
-      s.e.load(to, at_step(masks[l], pass, int64_t(to.rows) * to.cols));
+      s.e.load(to, masks[l].at((int64_t(pass) * s.count(set) + start) * to.cols));
     }
   }
 }
 
-// The support set of inner step k, where each has its own; else k is 0. The dual form loads the
-// inputs of all steps at k = 0.
+// Rows of the k-th support set from `start` on, as many as there is room for. Where all steps share
+// one k is 0. The dual form loads the inputs of all steps at k = 0.
 template <class E>
-FASTMETA_ONCE void load_support(Step<E>& s, int k) {
+FASTMETA_ONCE void load_support(Step<E>& s, int k, int start = 0) {
   const auto& set = s.layout.support;
   const int64_t n = s.network.support, c = set.targets.cols;
   const bool of_classes = s.network.loss.kind == LossKind::cross_entropy;
+  const auto from = [&](auto all, int64_t row) { return at_step(at_step(all, k, n * row), start, row); };
   if (k == 0 || !s.network.dual) {
-    s.support_x = s.e.inputs(set.inputs, at_step(s.data.support_x, k, n * set.inputs.cols));
+    s.support_x = s.e.inputs(set.inputs, from(s.data.support_x, set.inputs.cols));
   }
-  load_examples(s, set, at_step(s.data.support_y, k, n * c), at_step(s.data.support_labels, k, n),
-                at_step(s.data.support_weights, k, n),
-                at_step(s.data.support_loss_weights, k, of_classes ? 0 : n * c), k);
+  load_examples(s, set, from(s.data.support_y, c), from(s.data.support_labels, 1),
+                from(s.data.support_weights, 1), from(s.data.support_loss_weights, of_classes ? 0 : c),
+                k, start);
+}
+template <class E>
+FASTMETA_ONCE void load_query(Step<E>& s, int start = 0) {
+  const auto& set = s.layout.query;
+  const int64_t c = set.targets.cols;
+  const bool of_classes = s.network.query_loss.kind == LossKind::cross_entropy;
+  const auto from = [&](auto all, int64_t row) { return at_step(all, start, row); };
+  s.query_x = s.e.inputs(set.inputs, from(s.data.query_x, set.inputs.cols));
+  load_examples(s, set, from(s.data.query_y, c), from(s.data.query_labels, 1),
+                from(s.data.query_weights, 1), from(s.data.query_loss_weights, of_classes ? 0 : c), 0,
+                start);
 }
 
 template <class E>
 FASTMETA_ONCE void load(Step<E>& s) {
   if (!s.loaded) load_parameters(s);
+  if (s.network.chunk > 0) return;  // which load their examples
   if (s.network.steps > 0 || !s.network.per_step_support) load_support(s, 0);
-  if (s.network.query > 0) {
-    s.query_x = s.e.inputs(s.layout.query.inputs, s.data.query_x);
-    load_examples(s, s.layout.query, s.data.query_y, s.data.query_labels, s.data.query_weights,
-                  s.data.query_loss_weights);
-  }
+  if (s.network.query > 0) load_query(s);
   if (!s.network.dual) return;
   if constexpr (E::takes_products) {
     s.e.load_products(s.layout.dual, s.network.layers.front().adapts[kWeight]);

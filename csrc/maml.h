@@ -3,6 +3,7 @@
 // Knows layers, their rules and an engine's operations on matrices; nothing about hardware.
 #pragma once
 
+#include "chunks.h"
 #include "hessian_products.h"
 #include "loading.h"
 #include "rule_steps.h"
@@ -11,6 +12,13 @@ namespace fastmeta::FASTMETA_NAMESPACE {
 
 template <class E>
 FASTMETA_ONCE void inner_step(Step<E>& s, int k) {  // (1)
+  if constexpr (E::takes_graphs) {
+    if (s.network.chunk > 0) {
+      find_gradient_of_chunks(s, k);
+      if (s.network.elementwise_rates) load_rates(s, k);
+      return step_by_rule(s, k);
+    }
+  }
   const auto& support = s.layout.support;
   const Trace* trace = s.traces(support, k);
   if (s.network.per_step_support && k > 0) load_support(s, k);
@@ -121,14 +129,19 @@ FASTMETA_DEVICE void pull_back_sgd(Step<E>& s, int k) {
 
 template <class E>
 FASTMETA_ONCE void through_step(Step<E>& s, int k) {
-  if (s.network.per_step_support && k < s.network.steps - 1) load_support(s, k);
+  const bool in_chunks = s.network.chunk > 0;
+  if (s.network.per_step_support && k < s.network.steps - 1 && !in_chunks) load_support(s, k);
   if (s.network.elementwise_rates) load_rates(s, k);
-  if (is_plain(s.network.rule)) {
+  if (steps_plainly(s.network)) {
     pull_back_sgd(s, k);
   } else {
     pull_back_rule(s, k);
   }
-  if (!s.network.first_order) subtract_hessian_product(s, k);
+  if (s.network.first_order) return;
+  if constexpr (E::takes_graphs) {
+    if (in_chunks) return subtract_hessian_product_of_chunks(s, k);
+  }
+  subtract_hessian_product(s, k);
 }
 
 template <class E>
@@ -137,15 +150,17 @@ FASTMETA_ONCE void start_cotangent(Step<E>& s) {
   s.clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
   if (s.network.prox != 0) s.clear(s.head(layout.anchor));
   if constexpr (E::takes_programs) {
-    for (const View& sum : layout.support.sums) s.clear(sum);
-    for (const View& sum : layout.query.sums) s.clear(sum);
+    s.each_part([&](const auto& part) {
+      for (const View& sum : part.support.sums) s.clear(sum);
+      for (const View& sum : part.query.sums) s.clear(sum);
+    });
   }
   if (s.network.dual) s.dual().start_cotangent();
   if (s.network.body > 0) {
     s.clear(s.body_cotangent(layout.query));
     s.clear(s.body_cotangent(layout.support));
   }
-  if (is_plain(s.network.rule) || !sweeps(s.network)) return;
+  if (steps_plainly(s.network) || !sweeps(s.network)) return;
   for (int j = 0; j < states_of(s.network.rule); ++j) s.clear(s.head(layout.cotangents[j]));
   if (!learns_hyperparameters(s.network)) return;
   using Num = typename E::Num;
@@ -171,13 +186,26 @@ FASTMETA_ONCE void add_anchor(Step<E>& s) {  // (5)
 // The gradients by what losses learn stand last.
 template <class E>
 FASTMETA_ONCE void sum_captured(Step<E>& s) {
-  int64_t place = gradient_size(s.network, s.layout) - s.layout.captured;
-  for (const auto* set : {&s.layout.support, &s.layout.query}) {
-    for (const View& sum : set->sums) {
-      s.e.sum_tasks(place, sum, s.e.weight());
-      place += sum.cols;
+  s.each_part([&](const auto& part) {
+    int64_t place = gradient_size(s.network, s.layout) - s.layout.captured;
+    for (const auto* set : {&part.support, &part.query}) {
+      for (const View& sum : set->sums) {
+        s.e.sum_tasks(place, sum, s.e.weight());
+        place += sum.cols;
+      }
+    }
+  });
+}
+
+template <class E>
+FASTMETA_DEVICE void query(Step<E>& s, int k) {
+  if constexpr (E::takes_graphs) {
+    if (s.network.chunk > 0) {
+      if (s.data.evaluates[k]) add_query_in_chunks(s, k);
+      return;
     }
   }
+  add_query(s, k);
 }
 
 template <class E>
@@ -189,17 +217,17 @@ FASTMETA_DEVICE void run_step(Step<E> s) {
   if (network.query > 0) forward_body(s, layout.query);
   if (network.differentiate) start_cotangent(s);
   for (int k = 0; k < network.steps; ++k) {
-    if (!sweeps(network)) add_query(s, k);
+    if (!sweeps(network)) query(s, k);
     inner_step(s, k);
   }
-  add_query(s, network.steps);  // (2)
+  query(s, network.steps);  // (2)
   if (!network.differentiate) {
     if (!s.data.adapted.empty()) store_adapted(s);
     return;
   }
   for (int k = network.steps - 1; sweeps(network) && k >= 0; --k) {
     through_step(s, k);  // (3), (4)
-    add_query(s, k);
+    query(s, k);
   }
   if (network.prox != 0 && !network.first_order) add_anchor(s);
   backward_body(s, layout.query);

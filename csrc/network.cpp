@@ -3,6 +3,7 @@
 #include "network.h"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "expression.h"
 
@@ -82,8 +83,8 @@ void add_norm(Allocator& allocate, const Dense& layer, Tangent& tangent) {
   if (of_examples) tangent.of_rows = column_sums(allocate, count);
 }
 
-Examples examples(Allocator& allocate, const Description& network, const Layout& layout,
-                  const Loss& loss, int count, int inputs, int kept, bool copies, bool curves) {
+Examples examples(Allocator& allocate, const Description& network, const Loss& loss, int count,
+                  int inputs, bool copies) {
   const Dense& last = network.layers.back();
   const int in = network.layers.front().in;
   Examples set{};
@@ -98,21 +99,27 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
     const bool of_classes = loss.kind == LossKind::cross_entropy;
     set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
   }
-  if (loss.programs != nullptr) {
-    for (const LossInput& input : loss.programs->inputs) {
-      const View one = input.of_examples && input.columns == 1
-                           ? allocate.column(count)
-                           : allocate.matrix(input.of_examples ? count : 1, input.columns);
-      set.loss_inputs.push_back(one);
-      if (!input.learns) continue;
-      set.gradients.push_back(allocate.matrix(1, input.columns));
-      set.sums.push_back(allocate.matrix(1, input.columns));
-    }
+  if (loss.programs == nullptr) return set;
+  for (const LossInput& input : loss.programs->inputs) {
+    const View one = input.of_examples && input.columns == 1
+                         ? allocate.column(count)
+                         : allocate.matrix(input.of_examples ? count : 1, input.columns);
+    set.loss_inputs.push_back(one);
+    if (!input.learns) continue;
+    set.gradients.push_back(allocate.matrix(1, input.columns));
+    set.sums.push_back(allocate.matrix(1, input.columns));
   }
-  for (int step = 0; step < kept; ++step) {
+  return set;
+}
+
+// Of so many passes over `count` examples, that leave what the Hessian's part needs or not.
+void add_traces(Allocator& allocate, const Description& network, const Layout& layout, int count,
+                int passes, bool curves, Examples& set) {
+  const Dense& last = network.layers.back();
+  for (int pass = 0; pass < passes; ++pass) {
     for (std::size_t l = 0; l < network.layers.size(); ++l) {
       const Dense& layer = network.layers[l];
-      if (step > 0 && int(l) < network.body) {
+      if (pass > 0 && int(l) < network.body) {
         set.traces.push_back(set.traces[l]);
         continue;
       }
@@ -132,17 +139,17 @@ Examples examples(Allocator& allocate, const Description& network, const Layout&
       set.traces.push_back(trace);
     }
   }
-  return set;
 }
 
 void add_tangents(Allocator& allocate, const Description& network, Layout& layout) {
   layout.tangents.resize(network.body);  // nothing moves there
   for (std::size_t l = network.body; l < network.layers.size(); ++l) {
     const Dense& layer = network.layers[l];
+    const int count = network.rows(network.support);
     Tangent tangent{};
-    tangent.value = allocate.matrix(network.support, layer.out);
-    tangent.delta = allocate.matrix(network.support, layer.out);
-    if (is_bent(layer.activation)) tangent.bend = allocate.matrix(network.support, layer.out);
+    tangent.value = allocate.matrix(count, layer.out);
+    tangent.delta = allocate.matrix(count, layer.out);
+    if (is_bent(layer.activation)) tangent.bend = allocate.matrix(count, layer.out);
     if (layer.norm != Norm::none) add_norm(allocate, layer, tangent);
     layout.tangents.push_back(tangent);
   }
@@ -165,6 +172,48 @@ void add_rule(Allocator& allocate, const Description& network, int64_t head, Lay
   if (!learns_hyperparameters(network)) return;
   for (int64_t& slopes : layout.slopes) slopes = blocks(1);
   layout.ones = blocks(1);
+}
+
+// Every matrix and block of a layout that lies from there on, by `use(offset)`.
+template <class Use>
+void for_each_offset(LayoutIn<OnHost>& layout, Use use) {
+  const auto views = [use](std::initializer_list<View*> each) {
+    for (View* view : each) use(view->offset);
+  };
+  const auto sums = [&](Sums& each) { views({&each.plain, &each.along}); };
+  for (Examples* set : {&layout.support, &layout.query}) {
+    views({&set->inputs, &set->of_inputs, &set->targets, &set->weights, &set->row, &set->second_row,
+           &set->loss_weights, &set->missing});
+    for (auto* list : {&set->loss_inputs, &set->gradients, &set->sums}) {
+      for (View& view : *list) use(view.offset);
+    }
+    for (Trace& t : set->traces) {
+      views({&t.value, &t.delta, &t.slope, &t.curve, &t.product, &t.product_delta, &t.mean,
+             &t.inverse, &t.softmax, &t.mask});
+      sums(t.sums), sums(t.of_rows);
+    }
+  }
+  for (Tangent& r : layout.tangents) {
+    views({&r.value, &r.bend, &r.delta, &r.normalised});
+    sums(r.value_sums), sums(r.delta_sums), sums(r.of_rows);
+  }
+  views({&layout.loss, &layout.chunk_loss});
+  for (int64_t* offset : {&layout.partial, &layout.scratch}) use(*offset);
+}
+
+// The parts of the chunks, each with what lies from `begin` on of its own.
+void add_parts(int count, int64_t begin, Layout& layout) {
+  const int64_t size = layout.size - begin;
+  for (int part = 0; part < count; ++part) {
+    layout.parts.push_back(layout);
+    LayoutIn<OnHost>& own = layout.parts.back();
+    for_each_offset(own, [&](int64_t& offset) {
+      if (offset >= begin) offset += part * size;
+    });
+    own.lambda = own.partial;
+    own.scalar = own.chunk_loss;
+  }
+  layout.size += (count - 1) * size;
 }
 
 void add_dual(Allocator& allocate, const Description& network, const LayerPlace& place,
@@ -293,17 +342,43 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   layout.block = block.size();
   const bool reverses = network.differentiate;
   layout.thetas_kept = 1 + (keeps_weights(network) ? network.steps : 1);
-  layout.traces_kept = sweeps(network) || network.open ? std::max(1, network.steps) : 1;
+  const bool keeps = network.chunk > 0 ? network.keeps_chunks : sweeps(network) || network.open;
+  layout.traces_kept = keeps ? std::max(1, network.steps * network.chunks(network.support)) : 1;
   const int64_t head = layout.block - layout.body;
   layout.theta = allocate.block(layout.body + layout.thetas_kept * head);
+  layout.scalar = allocate.column(1);
+  // A block without the body's part starts where that would.
+  const auto head_block = [&] { return allocate.block(head) - layout.body; };
+  if (network.elementwise_rates) layout.rate = head_block();
+  if (!steps_plainly(network)) {
+    add_rule(allocate, network, head, layout);
+  } else if (network.elementwise_rates || network.learned_rates) {
+    layout.gradient = head_block();
+  }
+  if (reverses) {
+    layout.lambda = allocate.block(layout.block);
+    if (network.reversible || network.open) layout.vector = head_block();
+    if (network.prox != 0) layout.anchor = head_block();
+  }
   // Only products read inputs where they are.
   const bool copies = width == 1 || reads_data_again(network);
+  const int support = network.rows(network.support), query = network.rows(network.query);
+  // Those that stay are written by one part each.
+  Examples kept{};
+  if (layout.traces_kept > 1 && network.chunk > 0) {
+    add_traces(allocate, network, layout, support, layout.traces_kept, true, kept);
+  }
+  const int64_t begin = allocate.size();
   // The dual form multiplies with the inputs of all steps at once.
-  const int inputs = network.dual ? network.all_support() : network.support;
-  layout.support = examples(allocate, network, layout, network.loss, network.support, inputs,
-                            layout.traces_kept, copies || !network.open, true);
-  layout.query = examples(allocate, network, layout, network.query_loss, network.query,
-                          network.query, 1, copies, on_gpu);
+  const int inputs = network.dual ? network.all_support() : support;
+  layout.support = examples(allocate, network, network.loss, support, inputs, copies || !network.open);
+  if (kept.traces.empty()) {
+    add_traces(allocate, network, layout, support, layout.traces_kept, true, layout.support);
+  } else {
+    layout.support.traces = kept.traces;
+  }
+  layout.query = examples(allocate, network, network.query_loss, query, query, copies);
+  add_traces(allocate, network, layout, query, 1, on_gpu, layout.query);
   if (on_gpu && reverses) {
     // A GPU's memory is short: the buffers of a step's backward pass alias what the query set leaves
     // behind the body.
@@ -317,27 +392,19 @@ Layout lay_out(const Description& network, int width, Rows rows) {
   for (const Examples* set : {&layout.support, &layout.query}) {
     for (const View& sum : set->sums) layout.captured += sum.cols;
   }
-  layout.scalar = allocate.column(1);
-  // A block without the body's part starts where that would.
-  const auto head_block = [&] { return allocate.block(head) - layout.body; };
-  if (network.elementwise_rates) layout.rate = head_block();
-  if (!is_plain(network.rule)) {
-    add_rule(allocate, network, head, layout);
-  } else if (network.elementwise_rates || network.learned_rates) {
-    layout.gradient = head_block();
-  }
-  if (reverses) {
-    layout.lambda = allocate.block(layout.block);
-    if (network.reversible || network.open) layout.vector = head_block();
-    if (network.prox != 0) layout.anchor = head_block();
-    if (!network.first_order && !on_gpu) add_tangents(allocate, network, layout);
+  if (!on_gpu && reverses && !network.first_order) add_tangents(allocate, network, layout);
+  if (network.chunk > 0) {
+    layout.partial = allocate.block(layout.block);
+    layout.loss = allocate.column(1);
+    layout.chunk_loss = allocate.column(1);
   }
   layout.scratch = allocate.block(layout.scratch);
   layout.size = allocate.size();
+  if (network.chunk > 0) add_parts(network.parts, begin, layout);
   return layout;
 }
 
-int64_t gradient_size(const Description& network, const Layout& layout) {
+int64_t gradient_size(const Description& network, const LayoutIn<OnHost>& layout) {
   const int options = int(network.rule.learns[0]) + int(network.rule.learns[1]);
   return layout.parameters + rate_gradients(network, layout) + options + layout.captured;
 }

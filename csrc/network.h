@@ -100,9 +100,19 @@ struct Options {
   int body = 0;       // how many layers in front are run once, because nothing in them adapts
   bool open = false;  // whether losses and updates are the caller's; then `steps` counts the slots
   bool inputs_flow = false;  // whether derivatives by the inputs are asked for in that case
+  // How many examples go through all layers at a time; 0 is all. In how many parts those go, each with
+  // gradients of its own, so that threads can share them; and whether what the inner steps' passes
+  // leave stays for the Hessian products, or is computed again there.
+  int chunk = 0, parts = 1;
+  bool keeps_chunks = false;
 
   // R: the support examples of all inner steps.
   FASTMETA_DEVICE int all_support() const { return support * (per_step_support ? steps : 1); }
+  // How many examples of a set's lie in a task's storage, and in how many chunks they go there.
+  FASTMETA_DEVICE int rows(int count) const { return chunk > 0 && chunk < count ? chunk : count; }
+  FASTMETA_DEVICE int chunks(int count) const {
+    return count > 0 ? (count + rows(count) - 1) / rows(count) : 0;
+  }
 };
 template <class Place>
 struct DescriptionIn : Options {
@@ -118,6 +128,11 @@ bool reads_data_again(const Description&);
 // Whether the rule is theta' = theta - a g.
 FASTMETA_DEVICE static inline bool is_plain(const UpdateRule& rule) {
   return rule.kind == RuleKind::sgd && !rule.momentum && !rule.decays && !rule.clips;
+}
+// Whether steps of it move the weights where the gradient's product is made.
+template <class Place>
+FASTMETA_DEVICE static bool steps_plainly(const DescriptionIn<Place>& network) {
+  return is_plain(network.rule) && network.chunk == 0;
 }
 // Whether it is linear in the gradient, by the same coefficients for all of a tensor.
 FASTMETA_DEVICE static inline bool is_linear(const UpdateRule& rule) {
@@ -250,6 +265,8 @@ struct Offsets {
   View clips = {};  // of each step [K, 1]
   int thetas_kept = 0, traces_kept = 0;
   int64_t captured = 0;  // the sizes of what losses learn
+  int64_t partial = 0;   // a block: the gradient of a part of the chunks
+  View loss = {}, chunk_loss = {};  // of those, and of one of them [1, 1]
   View scalar, sum, one, zero;  // each [1, 1]
   int64_t scratch = 0;     // the engine's own, as long as two weights
   int64_t size = 0;
@@ -261,7 +278,10 @@ struct LayoutIn : Offsets {
   ExamplesIn<Place> support, query;
   typename Place::template List<Tangent> tangents;  // [layers]
 };
-using Layout = LayoutIn<OnHost>;
+// `parts`: the same storage as each part of the chunks sees it.
+struct Layout : LayoutIn<OnHost> {
+  std::vector<LayoutIn<OnHost>> parts;
+};
 
 // How far apart a matrix's rows begin where they lie in a GPU's shared memory, of 32 banks. `odd`: an
 // odd count of elements, so that 32 elements of a column lie in different banks, as a row's do.
@@ -313,6 +333,8 @@ struct Data {
   Global<const Scalar> elementwise_rates;
   typename Place::template List<Scalar> step_weights;  // [K + 1]
   typename Place::template List<char> evaluates;       // [K + 1]
+  // Of the rows of the last chunk 1, or 0 where the chunk before has had them.
+  const Scalar *support_tail = nullptr, *query_tail = nullptr;
   const Scalar* task_weights;        // [T]
   const double* rule_options;        // [kRuleOptions]; null for plain SGD
   Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
@@ -336,6 +358,6 @@ FASTMETA_DEVICE static int64_t rate_gradients(const DescriptionIn<Place>& networ
   return network.steps * (network.elementwise_rates ? layout.parameters
                                                     : kTensors * int64_t(layout.layers.size()));
 }
-int64_t gradient_size(const Description&, const Layout&);
+int64_t gradient_size(const Description&, const LayoutIn<OnHost>&);
 
 }  // namespace fastmeta

@@ -103,13 +103,14 @@ FASTMETA_DEVICE bool dual_adapts(const Step<E>& s) {
 template <class E>
 FASTMETA_ONCE void step_by_rule(Step<E>& s, int k) {  // (1)
   const UpdateRule& rule = s.network.rule;
+  const bool at_hand = s.network.chunk > 0;
   if (rule.clips) {
-    s.adapting([&](int l, int i) { find_ruled_gradient(s, k, l, i); });
+    if (!at_hand) s.adapting([&](int l, int i) { find_ruled_gradient(s, k, l, i); });
     clip_gradient(s, k);
   }
   with_rule<typename E::Scalar>(rule, s.data.rule_options, k, [&](auto at) {
     s.adapting([&](int l, int i) {
-      if (!rule.clips) find_ruled_gradient(s, k, l, i);
+      if (!rule.clips && !at_hand) find_ruled_gradient(s, k, l, i);
       step_tensor(RuledTensor<E>{s, k, l, i}, at,
                   std::make_integer_sequence<int, decltype(at)::states>());
     });

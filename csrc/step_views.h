@@ -32,7 +32,15 @@ struct Step {
   const bool loaded;  // whether an earlier task left the parameters here
   const int depth = int(network.layers.size());
   View support_x = {}, query_x = {};  // where the inputs lie
+  const Layout* parts = nullptr;  // the same storage as each part of the chunks sees it
+  int chunk = 0;                  // which of a set's chunks is at hand
 
+  // use(layout) of each part of the chunks, or of the one where there are none
+  template <class Use>
+  FASTMETA_DEVICE void each_part(Use use) const {
+    if (parts == nullptr) return use(layout);
+    for (int part = 0; part < network.parts; ++part) use(parts[part]);
+  }
   // What a block holds of the layers after the body.
   FASTMETA_DEVICE View head(int64_t block) const {
     const int size = int(layout.block - layout.body);
@@ -47,6 +55,9 @@ struct Step {
     return network.dual && l == 0 && tensor == kWeight;
   }
   FASTMETA_DEVICE bool is_query(const Examples& set) const { return &set == &layout.query; }
+  FASTMETA_DEVICE int count(const Examples& set) const {
+    return is_query(set) ? network.query : network.support;
+  }
   FASTMETA_DEVICE const Loss& loss(const Examples& set) const {
     return is_query(set) ? network.query_loss : network.loss;
   }
@@ -81,7 +92,7 @@ struct Step {
 
   FASTMETA_DEVICE const Trace* traces(const Examples& set, int k) const {
     const bool kept = &set == &layout.support && layout.traces_kept > 1;
-    return &set.traces[kept ? k * depth : 0];
+    return &set.traces[kept ? (k * network.chunks(network.support) + chunk) * depth : 0];
   }
   FASTMETA_DEVICE View output(const Examples& set, const Trace* trace, int l) const {
     return l >= 0 ? trace[l].value : is_query(set) ? query_x : support_x;

@@ -15,6 +15,9 @@ struct Work {
   double products = 0;
 };
 
+// What a rule of a norm costs, in entries of products.
+constexpr double kNorm = 8;
+
 class Counter {
  public:
   explicit Counter(int width) : width_(width) {}
@@ -29,6 +32,12 @@ class Counter {
   void forward(double times, int examples, const Dense& layer) {
     add(times, examples, layer.in, layer.out);
     add(times, layer.in, examples, layer.out);
+  }
+  // Its norm, if that is of examples: the passes of one of its rules.
+  void norm(double times, int examples, const Dense& layer) {
+    if (!is_of_examples(layer.norm)) return;
+    const int vectors = (layer.out + width_ - 1) / width_;
+    work_.entries += kNorm * times * examples * vectors;
   }
   // Its products back to the layer's input.
   void back(double times, int examples, const Dense& layer) {
@@ -83,6 +92,8 @@ Work head(const Description& network, int width) {
   const double tangent = tangents(network);
   for (int l = network.body; l < int(network.layers.size()); ++l) {
     const Dense& layer = network.layers[l];
+    counter.norm(network.steps * (2 + 2 * tangent), network.support, layer);
+    counter.norm(2, network.query, layer);
     if (!layer.has[kWeight]) continue;
     if (l == 0 && network.dual) {
       counter.dual(network, 1 + tangent);
@@ -115,6 +126,11 @@ double largest_product(const Description& network, int from, int to) {
 constexpr int kFewExamples = 10;
 constexpr int64_t kLargestBlock = 2 << 20, kLeastSpared = 6 << 20;
 
+// Of chunks: how many bytes the widest layer's output takes, and how few examples pay. Into how many
+// parts threads may share those of few tasks.
+constexpr int64_t kChunk = 256 << 10;
+constexpr int kFewestRows = 32, kMostParts = 8, kFewTasks = 3;
+
 // Estimates in seconds on one core, fitted to `python -m bench.engines` (docs/design.md).
 constexpr double kMultiplyAdd = 0.15e-9;
 
@@ -131,7 +147,7 @@ double over_tasks(const Description& network, int64_t tasks, int lanes, int byte
 
 double over_features(const Description& network, int64_t tasks, int width) {
   const auto seconds = [](const Work& one) {
-    return kMultiplyAdd * (one.multiplies + 17 * one.entries + 600 * one.products);
+    return kMultiplyAdd * (one.multiplies + 17 * one.entries + 800 * one.products);
   };
   return tasks * (seconds(body(network, width)) + seconds(head(network, width)));
 }
@@ -186,12 +202,42 @@ bool dual(const std::string& name, const Description& network) {
   return outer * (r + q) + gram + with_grams / first.in < primal;
 }
 
+void cut(const std::string& chunk, Description& network, int64_t tasks, int bytes, bool is_large) {
+  if (network.dual || network.body > 0) return;
+  const bool is_shared = tasks <= kFewTasks;
+  if (chunk.empty() && !is_large && !is_shared) return;
+  int widest = 0;
+  for (const Dense& layer : network.layers) {
+    if (layer.norm == Norm::batch) return;  // of all examples together
+    widest = std::max({widest, layer.in, layer.out});
+  }
+  // Means over labels are by how many of a set's count.
+  for (const Loss* loss : {&network.loss, &network.query_loss}) {
+    if (loss->kind == LossKind::cross_entropy) return;
+  }
+  const int64_t longest = std::max(network.support, network.query);
+  // Every part has storage of its own.
+  const int64_t each = (is_shared ? kChunk / 2 : kChunk) / (int64_t(widest) * std::max(bytes, 1));
+  int64_t rows = std::max<int64_t>(each / 8 * 8, kFewestRows);
+  if (!chunk.empty()) {
+    rows = std::stoi(chunk);
+    if (rows < 0) throw std::invalid_argument("FASTMETA_CHUNK: '" + chunk + "' is no number of examples");
+  } else if (longest < 2 * rows) {
+    return;
+  }
+  if (rows == 0 || longest <= rows) return;
+  // Chunks of one size, as far as they can be.
+  const int64_t chunks = (longest + rows - 1) / rows;
+  network.chunk = int((longest + chunks - 1) / chunks);
+  network.parts = is_shared ? int(std::min(kMostParts / tasks, chunks)) : 1;
+}
+
 bool reversible(const std::string& name, const Description& network, int64_t block_bytes) {
   if (name != "" && name != "saved" && name != "reversible") {
     throw std::invalid_argument("FASTMETA_MEMORY: '" + name +
                                 "', but it must be saved or reversible");
   }
-  if (!sweeps(network) || network.steps < 2 || !is_plain(network.rule)) return false;
+  if (!sweeps(network) || network.steps < 2 || !steps_plainly(network)) return false;
   if (!name.empty()) return name == "reversible";
   // Faster where few examples make products cheap, and all blocks would leave the caches but two
   // do not.

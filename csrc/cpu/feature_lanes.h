@@ -9,6 +9,8 @@
 #include "../network.h"
 #include "dots.h"
 #include "interpreter.h"
+#include "lane_sums.h"
+#include "parts.h"
 #include "strips.h"
 #include "transpose.h"
 
@@ -27,12 +29,22 @@ class FeatureLanes {
   static constexpr bool takes_graphs = true;     // of layers, with norms of examples
 
   // `storage` is aligned to a vector; the sums over tasks are added to `sums`.
-  FeatureLanes(void* storage, const Layout& layout, int64_t task, const Data<T>& data, T* sums)
+  FeatureLanes(void* storage, const LayoutIn<OnHost>& layout, int64_t task, const Data<T>& data, T* sums)
       : storage_(static_cast<T*>(storage)),
         scratch_(storage_ + layout.scratch),
         task_(task),
+        data_(data),
         weight_(data.task_weights[task]),
         sums_(sums) {}
+
+  template <class Use>
+  void share(int parts, Use use) const {
+    cpu::share(parts, use);
+  }
+  // For the chunks that see the storage so.
+  FeatureLanes of_part(const LayoutIn<OnHost>& layout) const {
+    return {storage_, layout, task_, data_, sums_};
+  }
 
   // Inputs [N, D]: a copy in `to`, or where they are if it has no place. There they are read number
   // by number, so that nothing past their end is.
@@ -175,6 +187,19 @@ class FeatureLanes {
       *vector(storage_ + out.offset + i) = sum;
     }
   }
+  // out[i]: the sum of f(in...) along a row.
+  template <class F, class... Views>
+  void sum_cols(View out, F f, View first, Views... in) {
+    for (int i = 0; i < first.rows; i += width) {
+      Num sums[width];
+      for (int r = 0; r < width; ++r) {
+        sums[r] = i + r < first.rows ? row_sum(f, first.cols, Row(storage_, first, i + r),
+                                               Row(storage_, in, i + r)...)
+                                     : Num{};
+      }
+      *vector(storage_ + out.offset + i) = lane_sums(sums);
+    }
+  }
   // out[j]: f(out, in...) down a column.
   template <class F, class... Views>
   void fold_rows(View out, F f, T start, View first, Views... in) {
@@ -210,6 +235,7 @@ class FeatureLanes {
   T* storage_;
   T* scratch_;
   int64_t task_;
+  const Data<T>& data_;
   T weight_;
   T* sums_;
   cpu::Budget& budget_ = cpu::budget();
@@ -264,6 +290,13 @@ class FeatureLanes {
   template <class F, class... Rows>
   static void row(F f, int vectors, Rows&&... rows) {
     for (int j = 0; j < vectors; ++j) f(rows[j]...);
+  }
+  template <class F, class... Rows>
+  static Num row_sum(F f, int cols, Rows&&... rows) {
+    const int whole = cols / width, rest = cols % width;
+    Num sum{};
+    for (int j = 0; j < whole; ++j) sum += f(rows[j]...);
+    return rest > 0 ? sum + select(iota<Num>() < rest, f(rows[whole]...), Num{}) : sum;
   }
   template <class F, class... Rows>
   static void fold_row(F f, Num& sum, int j, Rows&&... rows) {

@@ -9,6 +9,7 @@
 #include "interpreter.h"
 #include "lane_sums.h"
 #include "math.h"
+#include "parts.h"
 #include "product.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
@@ -27,7 +28,7 @@ class Lanes {
 
   // `storage` is this group's, aligned to a vector; its sums over tasks are added to
   // `partial`.
-  Lanes(void* storage, const Layout& layout, int64_t first_task, const Data<T>& data, T* partial)
+  Lanes(void* storage, const LayoutIn<OnHost>& layout, int64_t first_task, const Data<T>& data, T* partial)
       : storage_(static_cast<Num*>(storage)),
         layout_(layout),
         first_(first_task),
@@ -39,6 +40,15 @@ class Lanes {
     for (int lane = 0; lane < count; ++lane) {
       weights_[lane] = lane < live_ ? data.task_weights[first_ + lane] : T(0);
     }
+  }
+
+  template <class Use>
+  void share(int parts, Use use) const {
+    cpu::share(parts, use);
+  }
+  // For the chunks that see the storage so.
+  Lanes of_part(const LayoutIn<OnHost>& layout) const {
+    return {storage_, layout, first_, data_, partial_};
   }
 
   View inputs_together(View to, int, Global<const T> from) { return inputs(to, from); }
@@ -166,6 +176,11 @@ class Lanes {
   void fold_cols(View out, F f, T start, View first, Views... in) {
     fold(f, start, first.rows, first.cols, at(out), at(first), at(in)...);
   }
+  // out[i]: the sum of f(in...) along a row.
+  template <class F, class... Views>
+  void sum_cols(View out, F f, View first, Views... in) {
+    fold_cols(out, [f](auto& sum, auto... values) { sum += f(values...); }, T(0), first, in...);
+  }
   template <class F, class... Views>
   void fold_rows(View out, F f, T start, View first, Views... in) {
     fold(f, start, first.cols, first.rows, transposed(at(out)), transposed(at(first)), transposed(at(in))...);
@@ -188,7 +203,7 @@ class Lanes {
   static constexpr int kNumbersOfA = (24 << 10) / sizeof(Num);  // half of the first cache
 
   Num* storage_;
-  const Layout& layout_;
+  const LayoutIn<OnHost>& layout_;
   int64_t first_;
   const Data<T>& data_;
   T* partial_;

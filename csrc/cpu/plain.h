@@ -6,6 +6,7 @@
 #include "../network.h"
 #include "../scalars.h"
 #include "interpreter.h"
+#include "parts.h"
 #include "spend.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE {
@@ -22,8 +23,16 @@ class Plain {
   static constexpr bool takes_programs = true;   // of expressions
   static constexpr bool takes_graphs = true;     // of layers, with norms of examples
 
-  Plain(void* storage, const Layout&, int64_t task, const Data<T>& data, T* partial)
+  Plain(void* storage, const LayoutIn<OnHost>&, int64_t task, const Data<T>& data, T* partial)
       : storage_(static_cast<T*>(storage)), task_(task), data_(data), partial_(partial) {}
+  template <class Use>
+  void share(int parts, Use use) const {
+    cpu::share(parts, use);
+  }
+  // For the chunks that see the storage so.
+  Plain of_part(const LayoutIn<OnHost>& layout) const {
+    return {storage_, layout, task_, data_, partial_};
+  }
 
   View inputs_together(View to, int, Global<const T> from) { return inputs(to, from); }
   View inputs(View to, Global<const T> from) {
@@ -105,6 +114,11 @@ class Plain {
       for (int j = 0; j < first.cols; ++j) f(sum, at(first, i, j), at(in, i, j)...);
       at(out, i, 0) = sum;
     }
+  }
+  // out[i]: the sum of f(in...) along a row.
+  template <class F, class... Views>
+  void sum_cols(View out, F f, View first, Views... in) {
+    fold_cols(out, [f](auto& sum, auto... values) { sum += f(values...); }, T(0), first, in...);
   }
   template <class F, class... Views>
   void fold_rows(View out, F f, T start, View first, Views... in) {

@@ -8,6 +8,7 @@
 
 #include "arena.h"
 #include "features.h"
+#include "parts.h"
 #include "pool.h"
 #include "program_memory.h"
 
@@ -20,6 +21,7 @@ constexpr int64_t kSlice = 1 << 12;  // of the sums that one thread adds up
 
 thread_local Arena arena, arena_of_sums;
 std::atomic<uint64_t> calls{0};
+thread_local int threads_of_task = 1;  // that the parts of its chunks may take
 thread_local uint64_t loaded_by = 0;  // the call whose parameters lie in this thread's arena
 
 }  // namespace
@@ -111,11 +113,20 @@ void run(const Kernel<T>& kernel, const Description& network, const Layout& layo
   const T* total = groups.template run<T>(
       data.tasks, sums, threads, [&](int64_t first, int64_t last, T* partial) {
         void* const storage = arena.at_least(bytes);
+        threads_of_task = groups.count == 1 ? threads : 1;
         const bool loaded = loaded_by == call;
         loaded_by = call;
         kernel.run(network, layout, data, first, last, loaded, storage, partial);
       });
   if (sums > 0) kernel.unpack(network, layout, total, data.gradient);
+}
+
+void share(int count, void (*run)(void* context, int part), void* context) {
+  if (threads_of_task > 1) {
+    for_each(count, threads_of_task, [=](int64_t part) { run(context, int(part)); });
+  } else {
+    for (int part = 0; part < count; ++part) run(context, part);
+  }
 }
 
 template <class T>

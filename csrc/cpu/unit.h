@@ -13,7 +13,9 @@ void run_group(const Description& network, const Layout& layout,
                bool loaded, void* storage, typename Engine::Scalar* sums) {
   const auto run = [&](int64_t task, int slot) {
     Engine engine(storage, layout, task, data, sums);
-    run_step(Step<Engine>{engine, network, layout, data, slot, loaded || task > first});
+    Step<Engine> step{engine, network, layout, data, slot, loaded || task > first};
+    if (network.chunk > 0) step.parts = layout.parts.data();
+    run_step(step);
   };
   if (!network.dual) {
     for (int64_t task = first; task < last; task += Engine::count) run(task, 0);

@@ -33,13 +33,35 @@ bool agree(const std::string& name, const cpu::Engine& engine, const Problem& pr
   return false;
 }
 
+// Few examples at a time, what they leave kept or computed again, in parts for threads.
+template <class T>
+bool agree_in_chunks(Problem problem, const Inputs<T>& in, const Results<double>& exact) {
+  Description& network = problem.network;
+  network.body = 0;
+  bool good = true;
+  for (const std::string rows : {"2", "3"}) {
+    network.chunk = 0;
+    cpu::cut(rows, network, problem.tasks, 0, true);
+    network.parts = rows == "2" ? 1 : 2;
+    network.keeps_chunks = rows == "2" && sweeps(network);
+    for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+      for (const cpu::Engine& engine : {set.tasks, set.features}) {
+        const std::string name = std::string(set.name) + " over " + engine.name + ", in chunks";
+        if (network.chunk > 0) good = agree(name, engine, problem, in, exact) && good;
+        if (std::string(set.name) == "plain") break;  // it has one
+      }
+    }
+  }
+  return good;
+}
+
 template <class T>
 bool agree(Problem problem) {
   const cpu::Engine plain = cpu::instruction_set("plain").tasks;
   const Results<double> exact = run(plain, problem, inputs<double>(problem), kAlone);
   const Inputs<T> in = inputs<T>(problem);
   connect(problem.network);
-  bool good = true;
+  bool good = agree_in_chunks<T>(problem, in, exact);
   const std::string forms[] = {"primal", "dual"}, memories[] = {"saved", "reversible"};
   for (int choice = 0; choice < 4; ++choice) {
     Description& network = problem.network;

@@ -209,7 +209,8 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   data.step_weights.assign(problem.step_weights.begin(), problem.step_weights.end());
   data.evaluates = problem.evaluates;
   data.task_weights = given(in.task_weights);
-  data.rule_options = given(problem.rule_options);
+  const std::vector<double> none(kRuleOptions);
+  data.rule_options = problem.rule_options.empty() ? none.data() : problem.rule_options.data();
   data.support_x = {given(in.support_x), n * d};
   data.support_y = {given(in.support_y), n * c};
   data.support_labels = {given(in.support_labels), n};
@@ -234,6 +235,13 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
       to.push_back({given(*masks), int64_t(masks->size()) / problem.tasks});
     }
   }
+  std::vector<T> tails[2];
+  for (int set = 0; set < 2; ++set) {
+    const int count = set == 0 ? network.support : network.query;
+    tails[set].assign(network.rows(count), T(1));
+    std::fill_n(tails[set].begin(), network.rows(count) * network.chunks(count) - count, T(0));
+  }
+  data.support_tail = tails[0].data(), data.query_tail = tails[1].data();
   data.support_losses = {out.support_losses.data(), 1};
   data.step_losses = {out.step_losses.data(), 1};
   data.query_outputs = {out.query_outputs.data(), q * c};

@@ -24,7 +24,7 @@ from fastmeta.network.layers import BatchNorm, LayerNorm, RMSNorm
 _NORMS = ("none", "batch", "running", "layer", "rms")
 """In the order of csrc/network.h."""
 
-_ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY")
+_ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY", "CHUNK")
 
 _FLAT, _SMALL = 1.3, 8 << 20
 """The multiple of one step's bytes that counts as flat in K, and the bytes that do in any case."""
@@ -78,9 +78,10 @@ class Kernel:
     def description(self) -> str:
         """The kernel in words."""
         step = self.step
+        chunks = f", {step.chunk} examples at a time" if step.chunk else ""
         return (
             f"{step.instruction_set}, lanes over {step.engine}, first layer {step.form}, "
-            f"inner loop {step.memory}"
+            f"inner loop {step.memory}{chunks}"
         )
 
     @property
@@ -121,7 +122,7 @@ def check_flat(problem: Problem, lowered: Lowered) -> None:
 def _step_arguments(problem: Problem, steps: int, low_memory: bool) -> tuple[Any, ...]:
     inner, tasks = problem.inner, problem.tasks
     elementwise = rates.elementwise(inner)
-    isa, engine, form, memory = environment()[:4]
+    isa, engine, form, memory, chunk = environment()
     return (
         inner.adapted,
         (tasks.support.count, tasks.query.count if tasks.query else 0, steps),
@@ -140,6 +141,7 @@ def _step_arguments(problem: Problem, steps: int, low_memory: bool) -> tuple[Any
         memory or ("reversible" if low_memory else ""),
         update_rule.describe(inner, problem.differentiate).description,
         tasks.per_step is not None,
+        chunk,
     )
 
 
@@ -148,13 +150,14 @@ def _step(
     lowered: Lowered, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
     engine: str, form: str, memory: str, rule: update_rule.Description, per_step_support: bool,
+    chunk: str,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
     return module.FusedStep(
         *described(lowered, adapted, is_double), *sizes, *flags, prox, is_double, tasks, isa,
         engine, form, memory, rule, per_step_support, query_loss(lowered),
-        _programs(module, lowered),
+        _programs(module, lowered), chunk,
     )  # fmt: skip
 
 
