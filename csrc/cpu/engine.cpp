@@ -33,11 +33,12 @@ class Counter {
     add(times, examples, layer.in, layer.out);
     add(times, layer.in, examples, layer.out);
   }
-  // Its norm, if that is of examples: the passes of one of its rules.
-  void norm(double times, int examples, const Dense& layer) {
-    if (!is_of_examples(layer.norm)) return;
+  // What one of its rules does beside a product: a norm of examples, a sum.
+  void beside(double times, int examples, const Dense& layer) {
     const int vectors = (layer.out + width_ - 1) / width_;
-    work_.entries += kNorm * times * examples * vectors;
+    const bool passes = !layer.has[kWeight] || layer.plus != kNone;
+    const double each = (is_of_examples(layer.norm) ? kNorm : 0) + (passes ? 1 : 0);
+    work_.entries += each * times * examples * vectors;
   }
   // Its products back to the layer's input.
   void back(double times, int examples, const Dense& layer) {
@@ -92,8 +93,8 @@ Work head(const Description& network, int width) {
   const double tangent = tangents(network);
   for (int l = network.body; l < int(network.layers.size()); ++l) {
     const Dense& layer = network.layers[l];
-    counter.norm(network.steps * (2 + 2 * tangent), network.support, layer);
-    counter.norm(2, network.query, layer);
+    counter.beside(network.steps * (2 + 2 * tangent), network.support, layer);
+    counter.beside(2, network.query, layer);
     if (!layer.has[kWeight]) continue;
     if (l == 0 && network.dual) {
       counter.dual(network, 1 + tangent);
