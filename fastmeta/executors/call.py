@@ -37,8 +37,8 @@ class Compiled(Protocol):
         ...
 
     @property
-    def outputs(self) -> int:
-        """The number of outputs for an example."""
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of an example's prediction."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class Call:
         self.support_losses = weights.new_empty(inner.steps, count)
         # Nothing is predicted for padding.
         make = weights.new_zeros if query and query.weights is not None else weights.new_empty
-        self.outputs = make(count, query.count if query else 0, kernel.outputs)
+        self.outputs = make(count, query.count if query else 0, *kernel.output_shape)
         self.adapted = {
             name: weights.new_empty(count, *named[name].shape)
             for name in (inner.adapted if problem.keep_adapted else ())

@@ -169,13 +169,13 @@ def check_targets(examples: Examples, dtype: torch.dtype) -> None:
         raise NotSupported(f"targets are {y.dtype}, parameters {dtype}")
 
 
-def check_rows(examples: Examples, loss: KernelLoss, outputs: int) -> None:
-    """**Raises** `NotSupported` where a compiled loss can't read the targets."""
+def check_rows(examples: Examples, loss: KernelLoss, shape: tuple[int, ...]) -> None:
+    """**Raises** `NotSupported` where a compiled loss can't read targets for such predictions."""
     y = examples.targets
     if loss.of_classes and not y.is_floating_point():
         if y.dim() != 2:
             raise NotSupported("labels are not one an example")
     elif not y.is_floating_point():
         raise NotSupported(f"targets are {y.dtype}")
-    elif tuple(y.shape[2:]) != (outputs,):
+    elif tuple(y.shape[2:]) != shape:
         raise NotSupported("targets are not one row an example")

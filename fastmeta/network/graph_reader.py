@@ -19,6 +19,9 @@ from fastmeta.network.foreign import Fact, called
 from fastmeta.network.graph import Layer, Network, Node
 from fastmeta.network.layers.elementwise import ENTRY
 
+_ONLY_COLUMN = ((slice(None), 0), (..., 0), (slice(None), -1), (..., -1))
+"""Indices by which the one column of `[N, 1]` is taken."""
+
 
 class Unreadable(Exception):
     """The module's forward holds something that is no known layer; the message says what."""
@@ -253,6 +256,8 @@ class GraphReader:
             return _SHAPE
         if target is operator.getitem and self._value(node.args[0]) is _SHAPE:
             return _batch_size(node.args[1])
+        if target is operator.getitem and node.args[1] in _ONLY_COLUMN:
+            return self._append(self._without(node.args[0], 1), [node.args[0]], node.name)
         if target in (operator.add, operator.iadd, torch.add):
             if node.kwargs or len(node.args) != 2:
                 raise Unreadable(f"{node.name}: an addition with options")
@@ -338,7 +343,11 @@ class GraphReader:
             return self._append(layer, [source], node.name)
         given = _named(node, words.ARGUMENTS[kind])
         source = given.pop("input")
-        if kind == "flatten":
+        if kind == "squeeze":
+            layer = self._without(source, given.get("dim"))
+        elif kind == "flatten" and not given.get("start_dim") and self._is_column(source):
+            layer = layers.Reshape(())
+        elif kind == "flatten":
             layer = _flatten(given.get("start_dim", 0), given.get("end_dim", -1))
         elif kind == "mean":
             layer = _mean(node, given.get("dim"), given.get("keepdim", False))
@@ -349,6 +358,18 @@ class GraphReader:
             }
             layer = self._functional(kind, given, tensors)
         return self._append(layer, [source], node.name)
+
+    def _is_column(self, source: Any) -> bool:
+        """Return whether a value is one number an example, `[N, 1]`."""
+        return isinstance(source, fx.Node) and self._facts[source].shape == (self._count, 1)
+
+    def _without(self, source: Any, dim: Any) -> Layer:
+        """The view without a dimension of one; **raises** where there is no such."""
+        shape = self._facts[source].shape if isinstance(source, fx.Node) else None
+        dim = dim % len(shape) if shape and isinstance(dim, int) else 0
+        if not shape or dim == 0 or shape[dim] != 1:
+            raise Unreadable("it takes away a dimension that is not one of size 1 behind the first")
+        return layers.Reshape(shape[1:dim] + shape[dim + 1 :])
 
     def _functional(
         self, kind: str, given: dict[str, Any], tensors: dict[str, str | None]

@@ -56,6 +56,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "flatten": ("input", "start_dim", "end_dim"),
+    "squeeze": ("input", "dim"),
     "mean": ("input", "dim", "keepdim"),
 }  # fmt: skip
 FUNCTIONS: dict[Any, str] = {
@@ -68,9 +69,16 @@ FUNCTIONS: dict[Any, str] = {
     F.rms_norm: "rms_norm",
     torch.flatten: "flatten",
     torch.mean: "mean",
+    torch.squeeze: "squeeze",
     torch.reshape: "view",
 }
-METHODS = {"view": "view", "reshape": "view", "flatten": "flatten", "mean": "mean"}
+METHODS = {
+    "view": "view",
+    "reshape": "view",
+    "flatten": "flatten",
+    "mean": "mean",
+    "squeeze": "squeeze",
+}
 PASSING_METHODS = ("contiguous", "clone")
 LEAVING_METHODS = ("item", "tolist", "numpy", "backward", "data_ptr", "register_hook", "storage")
 """Methods whose results torch does not follow."""

@@ -196,7 +196,7 @@ class Request:
     def _traced(self, reading: Reading) -> Reading:
         """The reading with losses of the user's own as expressions, where they are such."""
         prediction = reading.profile.prediction
-        if reading.network is None or prediction is None or len(prediction) != 2:
+        if reading.network is None or prediction is None or len(prediction) > 2:
             return reading
         dtype = self.task_weights.dtype
         traced: list[TracedLoss | None] = []
@@ -207,7 +207,7 @@ class Request:
             if read is None or loss is not None or examples is None:
                 continue
             try:
-                traced[-1] = trace(read, prediction[1], examples.targets, dtype)
+                traced[-1] = trace(read, prediction[1:], examples.targets, dtype)
             except Untraceable as error:
                 why = why or str(error)
         return replace(reading, traced=(traced[0], traced[1]), untraceable=why)

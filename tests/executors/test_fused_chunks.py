@@ -1,4 +1,7 @@
-"""Long sets in chunks, in the fused step: the numbers of whole sets, in storage that stays small."""
+"""Long sets in chunks, in the fused step: the numbers of whole sets, and storage that stays small.
+
+`FASTMETA_CHUNK` says how many examples go at a time; "0" is all.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,7 @@ NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
         nn.Linear(3, 8), Sine(), nn.Linear(8, 8), Sine(), nn.Linear(8, 2)
     ),
     "residual": lambda: nn.Sequential(nn.Linear(3, 8), Block(), Block(), nn.Linear(8, 2)),
-    "dropout": lambda: nn.Sequential(
-        nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 2)
-    ),
+    "dropout": lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 2)),
 }
 
 log_std = torch.tensor([0.2, -0.3], dtype=torch.float64, requires_grad=True)
@@ -73,7 +74,7 @@ def found(
     network: str, support: Any, query: Any, chunk: str, monkeypatch: pytest.MonkeyPatch,
     executor: str = "fused", **options: Any,
 ) -> list[Tensor]:  # fmt: skip
-    """Losses, outputs and gradients, of a model of its own: the environment is read once a model."""
+    """Losses, outputs and gradients of a new model: the environment is read once a model."""
     monkeypatch.setenv("FASTMETA_CHUNK", chunk)
     torch.manual_seed(3)
     model = NETWORKS[network]().double()
@@ -130,7 +131,9 @@ def test_update_rules(rule: Any, per_step: bool, engine: str, monkeypatch) -> No
     for executor, chunk in (("fused", "0"), ("generic", "")):
         compare(
             found("residual", support, query, "7", monkeypatch, inner_lr=0.1, **options),
-            found("residual", support, query, chunk, monkeypatch, executor, inner_lr=0.1, **options),
+            found(
+                "residual", support, query, chunk, monkeypatch, executor, inner_lr=0.1, **options
+            ),
         )
 
 
@@ -166,9 +169,7 @@ def test_ragged_sets(monkeypatch) -> None:
         for (x, y), n in ((support, SUPPORT), (query, QUERY))
     ]
     options = {"inner_steps": 2, "inner_lr": 0.1, "loss_fn": F.mse_loss}
-    whole, chunks = (
-        _gradient(ragged, chunk, monkeypatch, options) for chunk in ("0", "6")
-    )
+    whole, chunks = (_gradient(ragged, chunk, monkeypatch, options) for chunk in ("0", "6"))
     torch.testing.assert_close(chunks, whole, rtol=1e-10, atol=1e-14)
 
 

@@ -297,3 +297,67 @@ def test_adapted_parameters_under_dropout() -> None:
     adapted = fastmeta.adapt(model, support, inner_steps=2, inner_lr=0.1)
     for name, tensor in adapted.parameters.items():
         torch.testing.assert_close(tensor[0], theta[name], rtol=1e-12, atol=1e-14)
+
+
+class Squeezed(nn.Module):
+    """One number an example, by one of the ways in which people write that."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self.layers(x))
+
+
+WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squeeze(-1)": lambda y: y.squeeze(-1),
+    "squeeze(1)": lambda y: y.squeeze(1),
+    "torch.squeeze": lambda y: torch.squeeze(y, dim=1),
+    "[:, 0]": lambda y: y[:, 0],
+    "[..., 0]": lambda y: y[..., 0],
+    "view": lambda y: y.view(-1),
+    "flatten": lambda y: y.flatten(),
+}
+
+
+def asymmetric(prediction: Tensor, target: Tensor) -> Tensor:
+    error = target - prediction
+    return torch.maximum(0.9 * error, -0.1 * error).mean()
+
+
+@pytest.mark.parametrize("loss_fn", [F.mse_loss, asymmetric], ids=["mse", "quantile"])
+@pytest.mark.parametrize("way", WAYS)
+def test_one_number_an_example(way: str, loss_fn: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Squeezed(WAYS[way]).double()
+    (sx, _), (qx, _) = data()
+    support, query = (sx, torch.randn(3, 5).double()), (qx, torch.randn(3, 4).double())
+    found: list[Tensor] = []
+    for executor in ("fused", "generic"):
+        out = fastmeta.maml_step(
+            model, support, query, inner_steps=2, inner_lr=0.1, loss_fn=loss_fn, executor=executor
+        )
+        assert out.query_outputs.shape == (3, 4)
+        found += [out.query_outputs, gradient(model, out.loss)]
+    torch.testing.assert_close(found[0], found[2])
+    assert float((found[1] - found[3]).norm() / found[3].norm()) < 1e-12
+
+
+def test_a_dimension_that_is_more_than_one_is_not_taken_away() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    class Column(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)[:, 0]
+
+    (sx, _), (qx, _) = data()
+    support, query = (sx, torch.randn(3, 5).double()), (qx, torch.randn(3, 4).double())
+    out = fastmeta.maml_step(Column(), support, query, loss_fn=F.mse_loss)
+    assert out.query_outputs.shape == (3, 4)
+    assert "fused" not in out.executor

@@ -245,7 +245,7 @@ def listed() -> nn.Module:
     [
         (nn.Sequential(nn.PReLU(6)), r"layer '0' \(PReLU\) is none"),
         (Reads(OwnLeaf()), "can't trace its forward"),
-        (Reads(nn.Dropout(0.1)), "draw no random numbers"),
+        (Reads(nn.AlphaDropout(0.1)), "draw no random numbers"),
         (Reads(nn.TransformerEncoderLayer(4, 2, 8, 0.1)), "draw no random numbers"),
         (Reads(lambda h: h.mul_(2)), "changes in place"),
         (Reads(lambda h: h.view(4, 2, 2).sin().view(4, 4)), "number of examples"),

@@ -147,8 +147,10 @@ def test_batch_norm_by_mode() -> None:
 def test_dropout_by_mode_and_identity() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Identity())
     assert kinds(model.eval(), ROWS) == ["Linear"]
+    assert kinds(model.train(), ROWS) == ["Linear", "Dropout"]
+    model[1] = nn.AlphaDropout()
     with pytest.raises(Unreadable, match=r"layer '1' .dropout. is in train"):
-        read(model.train(), ROWS)
+        read(model, ROWS)
 
 
 def test_a_subclass_is_read_by_its_own_forward() -> None:

@@ -34,9 +34,9 @@ class Kernel:
     """The batch norm of each block."""
 
     @property
-    def outputs(self) -> int:
-        """How many numbers it predicts for an example."""
-        return self.network.blocks[-1].filters
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of an example's prediction."""
+        return (self.network.blocks[-1].filters,)
 
     @property
     def body_flops(self) -> int:

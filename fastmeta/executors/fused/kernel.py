@@ -70,9 +70,9 @@ class Kernel:
         return packed
 
     @property
-    def outputs(self) -> int:
-        """How many numbers it predicts for an example."""
-        return self.lowered.layers[-1].outputs
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of an example's prediction."""
+        return self.lowered.output_shape
 
     @property
     def description(self) -> str:

@@ -90,6 +90,8 @@ class Lowered:
     layers: tuple[Dense, ...]
     loss: KernelLoss
     query_loss: KernelLoss
+    output_shape: tuple[int, ...]
+    """Of an example's prediction: `(C,)`, or empty for a number."""
 
     def names(self) -> tuple[str | None, ...]:
         """Of the layers' tensors, in order."""
@@ -118,7 +120,8 @@ def lower(reading: Reading, problem: Problem) -> Lowered:
         else:
             width, captured = dense[-1].outputs, problem.captured[i]
             losses.append(own_loss(traced, captured, width, problem.differentiate, i == 1))
-    return Lowered(dense, *losses)
+    shape = network.nodes[network.output].shape
+    return Lowered(dense, losses[0], losses[1], shape)
 
 
 def check_named(lowered: Lowered) -> None:
@@ -154,7 +157,8 @@ class _Gathering:
         self._values = {DATA: DATA}
         """By node, the node whose value it gives: a view gives that of what it views."""
         for i, node in enumerate(nodes):
-            view = isinstance(node.layer, (Flatten, Reshape)) and len(node.shape) == 1
+            is_row = len(node.shape) == 1 or (i == output and not node.shape)
+            view = isinstance(node.layer, (Flatten, Reshape)) and is_row
             self._values[i] = self._values[node.inputs[0]] if view else i
         read = [j for i, node in enumerate(nodes) if self._values[i] == i for j in node.inputs]
         self._readers = Counter(self._values[j] for j in (output, *read))

@@ -44,6 +44,8 @@ class FusedOpen(NetworkExecutor):
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
         whole = lowering.lower(reading)
         layers = dense_layers(whole.nodes, whole.output)
+        if not whole.nodes[whole.output].shape:
+            raise NotSupported("open passes predict rows, not numbers")
         if extension() is None:
             raise NotSupported(
                 "the compiled extension is not there; `python -m fastmeta info` says why"

@@ -38,7 +38,7 @@ def check(problem: Problem, lowered: Lowered) -> None:
         packing.check_targets(examples, dtype)
         if y.device != device:
             raise NotSupported(f"targets are on {y.device}, parameters on {device}")
-        packing.check_rows(examples, loss, outputs)
+        packing.check_rows(examples, loss, lowered.output_shape)
 
 
 def _check_batches(problem: Problem, lowered: Lowered) -> None:

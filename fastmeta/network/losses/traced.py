@@ -42,8 +42,10 @@ class TracedLoss:
         return [reads.values[place] for place, _ in self.captured]
 
 
-def trace(reads: Reads, outputs: int, targets: Tree, dtype: torch.dtype) -> TracedLoss:
-    """Trace a loss on predictions `[N, outputs]` of a dtype, and targets `[T, N, ...]`.
+def trace(reads: Reads, shape: tuple[int, ...], targets: Tree, dtype: torch.dtype) -> TracedLoss:
+    """Trace a loss on predictions `[N, *shape]` of a dtype, and targets `[T, N, ...]`.
+
+    `shape` is `(C,)`, or empty.
 
     **Raises** `Untraceable` with the reason.
     """
@@ -52,6 +54,7 @@ def trace(reads: Reads, outputs: int, targets: Tree, dtype: torch.dtype) -> Trac
     # Numbers are arguments of a step, as tensors are: a plan does not depend on them.
     marked = [i for i, v in enumerate(reads.values) if type(v) is float or isinstance(v, Tensor)]
     made, axes = Trace(dtype), list[Axes]()
+    (outputs,) = shape or (1,)
 
     def target(leaf: Tensor) -> Symbol:
         if leaf.dim() > 3 or leaf.dtype not in (*_INTEGERS, dtype):
@@ -62,7 +65,7 @@ def trace(reads: Reads, outputs: int, targets: Tree, dtype: torch.dtype) -> Trac
 
     with torch.enable_grad():  # whatever the caller's mode: without it symbols are constants
         symbols = {place: _captured(reads.values[place], place, made) for place in marked}
-        prediction = Symbol(variable((PREDICTION,), True, outputs), (EXAMPLES, outputs), made)
+        prediction = Symbol(variable((PREDICTION,), True, outputs), (EXAMPLES, *shape), made)
         given = map_tensors(target, targets)
         try:
             result = reads.with_values(symbols)(prediction, given)
