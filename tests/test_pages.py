@@ -10,7 +10,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["inner_optimizers.md", "linearize.md"]
+PAGES = ["expressions.md", "inner_optimizers.md", "linearize.md", "networks.md"]
 
 
 def _blocks(page: str) -> list[str]:
@@ -20,7 +20,7 @@ def _blocks(page: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_runs(page: str) -> None:
     torch.manual_seed(0)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": page}  # a module of its own, as a reader's script is
     blocks = re.findall(
         r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL
     )
