@@ -35,7 +35,7 @@ class FusedStep {
             bool is_double, int64_t tasks, const std::string& instruction_set,
             const std::string& engine, const std::string& form, const std::string& memory,
             const RuleTuple& rule, bool per_step_support, const std::optional<LossTuple>& query_loss,
-            const Programs& programs, const std::string& chunk)
+            const Programs& programs, const std::string& chunk, bool inputs_flow)
       : programs_(programs),
         set_(cpu::instruction_set(instruction_set)),
         is_double_(is_double),
@@ -43,6 +43,7 @@ class FusedStep {
                            query, steps, differentiate, first_order, elementwise_rates,
                            learned_rates, prox, {rule, per_step_support, query_loss})) {
     give(network_, programs_);
+    network_.inputs_flow = inputs_flow;
     network_.dual = cpu::dual(form, network_);
     network_.together = cpu::together(network_, tasks);
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
@@ -91,7 +92,8 @@ class FusedStep {
            const std::vector<Address>& query, Address support_losses, Address step_losses,
            Address query_outputs, Address gradient, int threads,
            const std::vector<double>& rule_options, const Inputs& support_inputs,
-           const Inputs& query_inputs, const Inputs& support_masks, const Inputs& query_masks) const {
+           const Inputs& query_inputs, const Inputs& support_masks, const Inputs& query_masks,
+           const std::pair<Address, Address>& of_inputs) const {
     static const double kNoOptions[kRuleOptions] = {};
     const double* options = checked_options(network_, rule_options);
     if (options == nullptr) options = kNoOptions;
@@ -103,7 +105,7 @@ class FusedStep {
     const auto of = [&](const auto& kernel) {
       run_as(kernel, tasks, parameters, adapted, statistics, rates, step_weights, evaluates,
              task_weights, support, query, support_losses, step_losses, query_outputs, gradient,
-             threads, options, support_inputs, query_inputs, support_masks, query_masks);
+             threads, options, support_inputs, query_inputs, support_masks, query_masks, of_inputs);
     };
     without_gil([&] { is_double_ ? of(engine_.of_double) : of(engine_.of_float); });
     return true;
@@ -144,7 +146,8 @@ class FusedStep {
               const std::vector<Address>& query, Address support_losses, Address step_losses,
               Address query_outputs, Address gradient, int threads, const double* options,
               const Inputs& support_inputs, const Inputs& query_inputs,
-              const Inputs& support_masks, const Inputs& query_masks) const {
+              const Inputs& support_masks, const Inputs& query_masks,
+              const std::pair<Address, Address>& of_inputs) const {
     const int in = network_.layers.front().in, out = network_.layers.back().out;
     const auto of = [](Address a) { return reinterpret_cast<T*>(a); };
     const auto labels = [](Address a) { return reinterpret_cast<const int64_t*>(a); };
@@ -194,6 +197,8 @@ class FusedStep {
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};
+    data.of_support = {of(of_inputs.first), n * in};
+    data.of_query = {of(of_inputs.second), q * in};
     data.gradient = of(gradient);
     if (can_go_back(network_, layout_, data.rates)) {
       cpu::run(kernel, network_, layout_, data, threads);
@@ -218,12 +223,12 @@ void bind_fused(py::module_& module) {
       .def(py::init<const std::vector<LayerTuple>&, int, double, int64_t, bool, int, int, int,
                     bool, bool, bool, bool, double, bool, int64_t, const std::string&,
                     const std::string&, const std::string&, const std::string&, const RuleTuple&,
-                    bool, const std::optional<LossTuple>&, const Programs&, const std::string&>(),
+                    bool, const std::optional<LossTuple>&, const Programs&, const std::string&, bool>(),
            "layers"_a, "loss"_a, "loss_option"_a, "ignore_index"_a, "weighted"_a, "support"_a,
            "query"_a, "steps"_a, "differentiate"_a, "first_order"_a, "elementwise_rates"_a,
            "learned_rates"_a, "prox"_a, "is_double"_a, "tasks"_a, "instruction_set"_a, "engine"_a,
            "form"_a, "memory"_a, "rule"_a = RuleTuple{}, "per_step_support"_a = false,
-           "query_loss"_a = py::none(), "programs"_a = Programs{}, "chunk"_a = "")
+           "query_loss"_a = py::none(), "programs"_a = Programs{}, "chunk"_a = "", "inputs_flow"_a = false)
       .def_property_readonly("parameters", &FusedStep::parameters)
       .def_property_readonly("gradients", &FusedStep::gradients)
       .def_property_readonly("storage_bytes", &FusedStep::storage_bytes)
@@ -240,7 +245,8 @@ void bind_fused(py::module_& module) {
            "step_weights"_a, "evaluates"_a, "task_weights"_a, "support"_a, "query"_a,
            "support_losses"_a, "step_losses"_a, "query_outputs"_a, "gradient"_a, "threads"_a,
            "rule_options"_a = std::vector<double>{}, "support_inputs"_a = Inputs{},
-           "query_inputs"_a = Inputs{}, "support_masks"_a = Inputs{}, "query_masks"_a = Inputs{});
+           "query_inputs"_a = Inputs{}, "support_masks"_a = Inputs{}, "query_masks"_a = Inputs{},
+           "of_inputs"_a = std::pair<Address, Address>{});
 }
 
 }  // namespace fastmeta

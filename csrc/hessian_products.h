@@ -79,10 +79,10 @@ FASTMETA_ONCE void subtract_hessian_product(Step<E>& s, int k) {
   loss_tangent(s.e, s.network.loss, layout.support, trace[s.depth - 1], last.value, last.delta);
   if constexpr (E::takes_programs) add_captured(s.e, layout.support, S(-1));
   const auto add_input = [&](int read, int l, bool is_plus) {
-    if (read < 0) return;  // the data
-    s.layer(l).tangent_backward_input(Add<S>{S(-1)}, trace[l], layout.tangents[l],
-                                      s.body_cotangent(layout.support), s.blocks(l, k),
-                                      s.vector(k), is_plus);
+    if (read == kData && !s.network.inputs_flow) return;
+    const View out = read == kData ? layout.support.of_inputs : s.body_cotangent(layout.support);
+    s.layer(l).tangent_backward_input(Add<S>{S(-1)}, trace[l], layout.tangents[l], out,
+                                      s.blocks(l, k), s.vector(k), is_plus);
   };
   tangent_backward(s, k, S(-1), layout.lambda, add_input);
 }

@@ -142,11 +142,31 @@ FASTMETA_ONCE void through_step(Step<E>& s, int k) {
     if (in_chunks) return subtract_hessian_product_of_chunks(s, k);
   }
   subtract_hessian_product(s, k);
+  if constexpr (E::takes_graphs) {
+    if (!s.network.inputs_flow || !s.network.per_step_support) return;
+    const auto& support = s.layout.support;
+    store_of_inputs(s, support, s.data.of_support.at(int64_t(k) * support.of_inputs.rows * support.of_inputs.cols));
+  }
+}
+
+// The derivative by a set's inputs, as it counts in the meta-loss; its sum begins anew.
+template <class E>
+FASTMETA_ONCE void store_of_inputs(Step<E>& s, const ExamplesOf<E>& set,
+                                   Global<typename E::Scalar> to) {
+  using Num = typename E::Num;
+  const Num weight = s.e.weight();
+  s.e.map([weight](Num& d) { d = d * weight; }, set.of_inputs);
+  s.e.store(to, set.of_inputs);
+  s.clear(set.of_inputs);
 }
 
 template <class E>
 FASTMETA_ONCE void start_cotangent(Step<E>& s) {
   const auto& layout = s.layout;
+  if (s.network.inputs_flow) {
+    s.clear(layout.support.of_inputs);
+    s.clear(layout.query.of_inputs);
+  }
   s.clear({layout.lambda, 1, int(layout.block), int(layout.block), 1});
   if (s.network.prox != 0) s.clear(s.head(layout.anchor));
   if constexpr (E::takes_programs) {
@@ -232,6 +252,13 @@ FASTMETA_DEVICE void run_step(Step<E> s) {
   if (network.prox != 0 && !network.first_order) add_anchor(s);
   backward_body(s, layout.query);
   if (network.steps > 0 && !network.first_order) backward_body(s, layout.support);
+  if constexpr (E::takes_graphs) {
+    if (network.inputs_flow) {
+      store_of_inputs(s, layout.query, s.data.of_query);
+      const bool is_shared = network.steps > 0 && !network.per_step_support;
+      if (is_shared) store_of_inputs(s, layout.support, s.data.of_support);
+    }
+  }
   if (network.dual) s.dual().finish();
   sum_tasks(s, 0, 0, layout.lambda);
   if constexpr (E::takes_programs) sum_captured(s);

@@ -99,7 +99,7 @@ struct Options {
   int together = 1;   // how many tasks share that form's products with the weight
   int body = 0;       // how many layers in front are run once, because nothing in them adapts
   bool open = false;  // whether losses and updates are the caller's; then `steps` counts the slots
-  bool inputs_flow = false;  // whether derivatives by the inputs are asked for in that case
+  bool inputs_flow = false;  // whether derivatives by the inputs are asked for
   // How many examples go through all layers at a time; 0 is all. In how many parts those go, each with
   // gradients of its own, so that threads can share them; and whether what the inner steps' passes
   // leave stays for the Hessian products, or is computed again there.
@@ -347,6 +347,8 @@ struct Data {
   Global<Scalar> support_losses;  // [K, T]
   Global<Scalar> step_losses;     // [K + 1, T]
   Global<Scalar> query_outputs;   // [T, Q, C]
+  // The gradients by the inputs, where they are asked for: [T, N, D] or [T, K, N, D], and [T, Q, D].
+  Global<Scalar> of_support, of_query;
   Scalar* gradient;  // [P], [K, tensors] or [K, P] of learned rates, learned options, of losses
 };
 

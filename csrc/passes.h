@@ -76,11 +76,31 @@ FASTMETA_ONCE void add_gradient(Step<E>& s, typename E::Scalar w, const Examples
   }
 }
 
+// use(layer, whether it is added to its product, where its share is added) of every read of layers from
+// `from` to `to` that crosses the border before them: of the body's output or of the data, where
+// derivatives by those are asked for.
+template <class E, class Use>
+FASTMETA_DEVICE void for_each_outside(Step<E>& s, const ExamplesOf<E>& set, int from, int to, Use use) {
+  for (int l = from; l < to; ++l) {
+    for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool) {
+      if (read >= from) return;
+      if (read != kData) return use(l, is_plus, s.body_cotangent(set));
+      if constexpr (E::takes_graphs) {
+        if (s.network.inputs_flow) use(l, is_plus, set.of_inputs);
+      }
+    });
+  }
+}
+
 // lambda += the body's gradient, of what the steps have summed after it.
 template <class E>
 FASTMETA_ONCE void backward_body(Step<E>& s, const ExamplesOf<E>& set) {
+  using S = typename E::Scalar;
   const Trace* trace = s.traces(set, 0);
   backward(s, trace, 0, 0, s.network.body);
+  for_each_outside(s, set, 0, s.network.body, [&](int l, bool is_plus, View out) {
+    s.layer(l).backward_input(Add<S>{1}, trace[l], out, s.blocks(l, 0), is_plus);
+  });
   for (int l = 0; l < s.network.body; ++l) add_gradient(s, typename E::Scalar(1), set, trace, l);
 }
 
@@ -110,12 +130,9 @@ FASTMETA_ONCE void add_query(Step<E>& s, int k) {
   backward_head(s, query, trace, k);
   if constexpr (E::takes_programs) add_captured(s.e, query, w);
   for (int l = body; l < s.depth; ++l) add_gradient(s, w, query, trace, l);
-  for (int l = body; l < s.depth && body > 0; ++l) {
-    for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool) {
-      if (read != body - 1) return;
-      s.layer(l).backward_input(Add<S>{w}, trace[l], s.body_cotangent(query), s.blocks(l, k), is_plus);
-    });
-  }
+  for_each_outside(s, query, body, s.depth, [&](int l, bool is_plus, View out) {
+    s.layer(l).backward_input(Add<S>{w}, trace[l], out, s.blocks(l, k), is_plus);
+  });
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -185,7 +185,7 @@ bool dual(const std::string& name, const Description& network) {
   if (!frozen && (network.elementwise_rates || network.prox != 0)) return false;
   if (!frozen && !steps_in_dual_form(network)) return false;
   if (network.per_step_support && network.steps == 0) return false;
-  if (network.query == 0) return false;
+  if (network.query == 0 || network.inputs_flow) return false;
   if (!network.layers.front().has[kWeight] || reads_data_again(network)) return false;
   if (!name.empty()) return name == "dual";
   const Dense& first = network.layers.front();
@@ -204,7 +204,7 @@ bool dual(const std::string& name, const Description& network) {
 }
 
 void cut(const std::string& chunk, Description& network, int64_t tasks, int bytes, bool is_large) {
-  if (network.dual || network.body > 0) return;
+  if (network.dual || network.body > 0 || network.inputs_flow) return;
   const bool is_shared = tasks <= kFewTasks;
   if (chunk.empty() && !is_large && !is_shared) return;
   int widest = 0;

@@ -139,6 +139,7 @@ inline Problem draw(int number) {
   }
   if (random.coin()) draw_rule(random, problem);
   network.per_step_support = random.below(4) == 0;
+  network.inputs_flow = network.differentiate && random.below(3) == 0;
   if (random.below(3) == 0) {
     const LossKind kind =
         random.of<LossKind>({LossKind::cross_entropy, LossKind::bce_with_logits, LossKind::l1});
@@ -173,6 +174,7 @@ inline std::string describe(const Problem& problem) {
   if (network.learned_rates) text += ", learned rates";
   if (network.prox != 0) text += ", prox";
   if (network.dual) text += ", dual";
+  if (network.inputs_flow) text += ", by inputs";
   if (network.body > 0) text += ", body of " + std::to_string(network.body);
   if (network.reversible) text += ", reversible";
   const UpdateRule& rule = network.rule;

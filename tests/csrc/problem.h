@@ -56,7 +56,7 @@ struct Inputs {
 
 template <class T>
 struct Results {
-  std::vector<T> support_losses, step_losses, query_outputs, gradient;
+  std::vector<T> support_losses, step_losses, query_outputs, gradient, of_support, of_query;
   std::vector<std::vector<T>> adapted;
 };
 
@@ -185,6 +185,9 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   out.support_losses.assign(network.steps * problem.tasks, nothing);
   out.step_losses.assign((network.steps + 1) * problem.tasks, nothing);
   out.query_outputs.assign(problem.tasks * q * c, nothing);
+  // Inputs of the support set have none of first order.
+  if (network.inputs_flow) out.of_support.assign(problem.tasks * n * d, T(0));
+  if (network.inputs_flow) out.of_query.assign(problem.tasks * q * d, nothing);
   out.gradient.assign(network.differentiate ? gradient_size(network, layout) : 0, nothing);
 
   const auto given = [](const auto& values) {
@@ -246,6 +249,7 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   data.step_losses = {out.step_losses.data(), 1};
   data.query_outputs = {out.query_outputs.data(), q * c};
   data.gradient = out.gradient.data();
+  data.of_support = {out.of_support.data(), n * d}, data.of_query = {out.of_query.data(), q * d};
   if (threads == kAlone) {
     run_alone(chosen, network, layout, data);
   } else {
@@ -272,7 +276,8 @@ std::vector<double> widened(const std::vector<T>& values) {
 template <class T>
 Results<double> widened(const Results<T>& from) {
   Results<double> to{widened(from.support_losses), widened(from.step_losses),
-                     widened(from.query_outputs), widened(from.gradient), {}};
+                     widened(from.query_outputs), widened(from.gradient), widened(from.of_support),
+                     widened(from.of_query), {}};
   for (const auto& values : from.adapted) to.adapted.push_back(widened(values));
   return to;
 }
@@ -295,7 +300,8 @@ double distance(const Results<T>& a, const Results<T>& b) {
   double most = std::max({distance(a.support_losses, b.support_losses),
                           distance(a.step_losses, b.step_losses),
                           distance(a.query_outputs, b.query_outputs),
-                          distance(a.gradient, b.gradient)});
+                          distance(a.gradient, b.gradient), distance(a.of_support, b.of_support),
+                          distance(a.of_query, b.of_query)});
   for (std::size_t i = 0; i < a.adapted.size(); ++i) {
     most = std::max(most, distance(a.adapted[i], b.adapted[i]));
   }
@@ -314,7 +320,8 @@ bool same(const Results<T>& a, const Results<T>& b) {
     if (!same(a.adapted[i], b.adapted[i])) return false;
   }
   return same(a.support_losses, b.support_losses) && same(a.step_losses, b.step_losses) &&
-         same(a.query_outputs, b.query_outputs) && same(a.gradient, b.gradient);
+         same(a.query_outputs, b.query_outputs) && same(a.gradient, b.gradient) &&
+         same(a.of_support, b.of_support) && same(a.of_query, b.of_query);
 }
 
 }  // namespace fastmeta::tests
