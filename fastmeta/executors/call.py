@@ -117,10 +117,12 @@ def run(
     rule_options: Sequence[float] = (),
     own: OwnInputs | None = None,
     masks: tuple[Given, Given] = ([], []),
+    flows: Sequence[Tensor] = (),
 ) -> Outcome:
     """Computes the step on the CPU; `support` and `query` are as the compiled step takes them.
 
-    `rule_options` are the numbers of an update rule that has any; `masks` those of dropout.
+    `rule_options` are the numbers of an update rule that has any; `masks` those of dropout. The
+    derivatives by the inputs of each set are written to `flows`.
 
     **Raises** `WrongLabel`, before anything is computed.
     """
@@ -140,7 +142,7 @@ def run(
         gradient.data_ptr(),
         torch.get_num_threads(),
         list(rule_options),
-        *_read_besides(own, masks),
+        *_besides(own, masks, flows),
     )
     if not computed:
         raise WrongLabel
@@ -153,12 +155,15 @@ def run(
     return outcome
 
 
-def _read_besides(own: OwnInputs | None, masks: tuple[Given, Given]) -> list[Any]:
-    """What some networks and losses read besides, if anything."""
-    if own is None and not masks[0]:
+def _besides(
+    own: OwnInputs | None, masks: tuple[Given, Given], flows: Sequence[Tensor]
+) -> list[Any]:
+    """What some networks and losses read and write besides, if anything."""
+    if own is None and not masks[0] and not flows:
         return []
     losses = ([], []) if own is None else (own.support, own.query)
-    return [_addresses(given) for given in (*losses, *masks)]
+    written = [flow.data_ptr() for flow in flows] + [0, 0]
+    return [*(_addresses(given) for given in (*losses, *masks)), tuple(written[:2])]
 
 
 def _addresses(given: Given) -> list[tuple[int, int]]:

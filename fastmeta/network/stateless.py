@@ -68,6 +68,10 @@ class StatelessModel:
         """The parameters by name, frozen ones too."""
         return self._slots.parameters
 
+    def writing(self, written: tuple[str, ...]) -> StatelessModel:
+        """The same model, whose passes write these buffers."""
+        return StatelessModel(self.module, written, self._slots)
+
     def scratch(self) -> dict[str, Tensor]:
         """The buffers that a pass writes, cut off from autograd."""
         return {name: self.module.get_buffer(name).detach() for name in self.written}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from fastmeta.executors import base
 from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer
 from fastmeta.executors.extension import extension
+from fastmeta.executors.fused import front as fronts
 from fastmeta.executors.fused import kernel, step, support
 from fastmeta.executors.fused.lowering import lower
 from fastmeta.executors.problem import Problem
@@ -25,24 +27,30 @@ class FusedCpu(NetworkExecutor):
         return device.type == "cpu"
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
-        lowered = lower(reading, problem)
+        front, network = fronts.split(base.layers(reading), problem)
+        lowered = lower(reading, problem, network)
         if extension() is None:
             raise NotSupported(
                 "the compiled extension is not there; `python -m fastmeta info` says why"
             )
-        support.check(problem, lowered)
+        given = problem if front is None else front.shaped(problem)
+        support.check(given, lowered)
         if problem.low_memory:
-            kernel.check_flat(problem, lowered)
-        made = kernel.kernel(problem, lowered, problem.low_memory)
+            kernel.check_flat(given, lowered)
+        flows = front is not None and problem.differentiate
+        made = kernel.kernel(given, lowered, problem.low_memory, flows)
+        before = 0.0 if front is None else front.seconds(problem)
+        behind = "" if front is None or not front.nodes else ", behind layers that torch runs once"
         return Offer(
             executor=self.name,
             form="fused",
-            seconds=CALL + made.step.seconds,
+            seconds=CALL + made.step.seconds + before,
             workspace_bytes=made.step.storage_bytes,
-            description=made.description,
-            run=lambda given: step.run(given, made),
+            description=made.description + behind,
+            run=lambda problem: step.run(problem, made, front),
             at_a_time=made.step.tasks,
             body_flops=made.body_flops,
             checks_labels=True,
+            timeable=bool(behind),
             unrecordable="it runs on the processor",
         )

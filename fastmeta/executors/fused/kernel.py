@@ -92,11 +92,13 @@ class Kernel:
         )
 
 
-def kernel(problem: Problem, lowered: Lowered, low_memory: bool = False) -> Kernel:
-    """The kernel for this problem's sizes and options."""
+def kernel(
+    problem: Problem, lowered: Lowered, low_memory: bool = False, inputs_flow: bool = False
+) -> Kernel:
+    """The kernel for this problem's sizes and options; `inputs_flow`: with gradients by inputs."""
     inner = problem.inner
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
-    step = _step(lowered, *_step_arguments(problem, inner.steps, low_memory))
+    step = _step(lowered, *_step_arguments(problem, inner.steps, low_memory), inputs_flow)
     return Kernel(lowered, step, lowered.names(), evaluates, lowered.norms())
 
 
@@ -107,7 +109,7 @@ def check_flat(problem: Problem, lowered: Lowered) -> None:
     those of an update rule do, with its state.
     """
     first, whole = (
-        _step(lowered, *_step_arguments(problem, steps, True))
+        _step(lowered, *_step_arguments(problem, steps, True), False)
         for steps in (1, max(1, problem.inner.steps))
     )
     sets = problem.inner.steps * whole.parameters * problem.task_weights.element_size()
@@ -150,14 +152,14 @@ def _step(
     lowered: Lowered, adapted: tuple[str, ...], sizes: tuple[int, int, int],
     flags: tuple[bool, bool, bool, bool], prox: float, is_double: bool, tasks: int, isa: str,
     engine: str, form: str, memory: str, rule: update_rule.Description, per_step_support: bool,
-    chunk: str,
+    chunk: str, inputs_flow: bool,
 ) -> Any:  # fmt: skip
     module = extension()
     assert module is not None
     return module.FusedStep(
         *described(lowered, adapted, is_double), *sizes, *flags, prox, is_double, tasks, isa,
         engine, form, memory, rule, per_step_support, query_loss(lowered),
-        _programs(module, lowered), chunk,
+        _programs(module, lowered), chunk, inputs_flow,
     )  # fmt: skip
 
 

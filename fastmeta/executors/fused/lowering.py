@@ -12,7 +12,7 @@ from fastmeta.executors.fused.own_loss import OwnLoss, own_loss
 from fastmeta.executors.kernel_loss import KernelLoss, kernel_loss
 from fastmeta.executors.problem import Problem
 from fastmeta.network.expressions.expression import Expression
-from fastmeta.network.graph import Node
+from fastmeta.network.graph import Network, Node
 from fastmeta.network.layers import (
     Activation,
     Add,
@@ -102,9 +102,9 @@ class Lowered:
         return tuple(layer.batch_norm for layer in self.layers)
 
 
-def lower(reading: Reading, problem: Problem) -> Lowered:
-    """The network in the kernels' terms; **raises** `NotSupported`."""
-    network = base.layers(reading)
+def lower(reading: Reading, problem: Problem, network: Network | None = None) -> Lowered:
+    """The network, or another in its place, in the kernels' terms; **raises** `NotSupported`."""
+    network = network or base.layers(reading)
     needed = network.needed()
     if any(isinstance(n.layer, Dropout) for i, n in enumerate(network.nodes) if i not in needed):
         raise NotSupported("it draws random numbers that nothing reads")

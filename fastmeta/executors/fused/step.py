@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from fastmeta.executors import call, rates, update_rule
+from fastmeta.executors.fused.front import Front, Passed, by_values
 from fastmeta.executors.fused.kernel import Kernel
 from fastmeta.executors.fused.lowering import Lowered
 from fastmeta.executors.fused.own_loss import OwnLoss
@@ -13,11 +16,22 @@ from fastmeta.executors.problem import Outcome, Problem
 from fastmeta.tasks import Examples
 
 
-def run(problem: Problem, kernel: Kernel) -> Outcome:
+def run(problem: Problem, kernel: Kernel, front: Front | None = None) -> Outcome:
     """Computes the step; an offer was made for its sizes.
 
     **Raises** `WrongLabel`, before anything is computed.
     """
+    if front is None:
+        return _run(problem, kernel)
+    passed = Passed.over(front, problem)
+    behind = passed.behind()
+    flows = by_values(behind) if problem.differentiate else []
+    outcome = _run(behind, kernel, flows)
+    return passed.complete(outcome, flows) if flows else outcome
+
+
+def _run(problem: Problem, kernel: Kernel, flows: Sequence[Tensor] = ()) -> Outcome:
+    """Computes the step; the derivatives by the inputs of each set go into `flows`."""
     tasks, lowered = problem.tasks, kernel.lowered
     support, query = tasks.per_step or tasks.support, tasks.query
     return call.run(
@@ -29,6 +43,7 @@ def run(problem: Problem, kernel: Kernel) -> Outcome:
         update_rule.describe(problem.inner, problem.differentiate).options,
         own_inputs(problem, lowered, (support, query)),
         masks(problem, kernel),
+        flows,
     )
 
 
