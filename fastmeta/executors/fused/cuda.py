@@ -140,7 +140,7 @@ def kernel(
     )
     # The network at hand, not the one that the step was first made for: the loss's weights differ.
     return CudaKernel(
-        lowered, step, lowered.names(), evaluates, lowered.norms(), device=device,
+        lowered, step, lowered.names(), evaluates, lowered.norms(), draws=False, device=device,
         dtype=problem.task_weights.dtype, image=image,
     )  # fmt: skip
 

@@ -48,6 +48,8 @@ class Kernel:
     """By number of steps, True where the query loss after them is asked for."""
     norms: tuple[BatchNorm | None, ...]
     """The batch norm of each layer."""
+    draws: bool
+    """Whether a pass draws masks of dropout."""
     _rates: list[tuple[Hashable, Tensor]] = field(default_factory=list)
 
     def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
@@ -99,7 +101,8 @@ def kernel(
     inner = problem.inner
     evaluates = tuple(problem.evaluates(k) for k in range(inner.steps + 1))
     step = _step(lowered, *_step_arguments(problem, inner.steps, low_memory), inputs_flow)
-    return Kernel(lowered, step, lowered.names(), evaluates, lowered.norms())
+    draws = any(layer.dropout for layer in lowered.layers)
+    return Kernel(lowered, step, lowered.names(), evaluates, lowered.norms(), draws)
 
 
 def check_flat(problem: Problem, lowered: Lowered) -> None:

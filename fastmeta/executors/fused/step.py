@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -70,34 +70,44 @@ def masks(problem: Problem, kernel: Kernel) -> tuple[call.Given, call.Given]:
 
     They are drawn task by task and pass by pass, in the order of the loop over tasks.
     """
-    layers = kernel.lowered.layers
-    if not any(layer.dropout for layer in layers):
+    if not kernel.draws:
         return [], []
-    tasks, like = problem.tasks, problem.task_weights
-    counts = tasks.support.count, tasks.query.count if tasks.query else 0
-    passes = problem.inner.steps, sum(kernel.evaluates)
-    drawn = [
-        [
-            like.new_empty(tasks.tasks, number, count, layer.outputs if layer.dropout else 0)
-            for layer in layers
-        ]
-        for number, count in zip(passes, counts, strict=True)
-    ]
-    slices = [[mask.flatten(0, 1).unbind(0) for mask in each] for each in drawn]
-    following = [0, 0]
+    tasks, steps = problem.tasks, problem.inner.steps
+    support = _room_for_masks(problem, kernel, steps, tasks.support.count)
+    query = _room_for_masks(
+        problem, kernel, sum(kernel.evaluates), tasks.query.count if tasks.query else 0
+    )
+    of_support, of_query = _by_pass(support), _by_pass(query)
     for _ in range(tasks.tasks):
         for step, evaluates in enumerate(kernel.evaluates):
-            for i in ((1,) if evaluates else ()) + ((0,) if step < problem.inner.steps else ()):
-                for layer, mask in zip(layers, slices[i], strict=True):
-                    if layer.dropout:
-                        layer.dropout.draw(mask[following[i]])
-                following[i] += 1
-    for each in drawn:
-        for layer, mask in zip(layers, each, strict=True):
+            if evaluates:
+                _draw(kernel, next(of_query))
+            if step < steps:
+                _draw(kernel, next(of_support))
+    for masks in (support, query):
+        for layer, mask in zip(kernel.lowered.layers, masks, strict=True):
             if layer.dropout:
                 mask.div_(1 - layer.dropout.p)
-    support, query = ([(mask, mask[0].numel()) for mask in each] for each in drawn)
-    return support, query
+    given = ([(mask, mask[0].numel()) for mask in masks] for masks in (support, query))
+    return next(given), next(given)
+
+
+def _room_for_masks(problem: Problem, kernel: Kernel, passes: int, count: int) -> list[Tensor]:
+    """`[T, passes, N, H]` of each layer; of one without dropout H is 0."""
+    make, tasks = problem.task_weights.new_empty, problem.tasks.tasks
+    layers = kernel.lowered.layers
+    return [make(tasks, passes, count, layer.outputs if layer.dropout else 0) for layer in layers]
+
+
+def _by_pass(masks: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The masks `[N, H]` of all layers in each pass of each task."""
+    return zip(*(mask.flatten(0, 1).unbind(0) for mask in masks), strict=True)
+
+
+def _draw(kernel: Kernel, masks: tuple[Tensor, ...]) -> None:
+    for layer, mask in zip(kernel.lowered.layers, masks, strict=True):
+        if layer.dropout:
+            layer.dropout.draw(mask)
 
 
 def packed_rates(problem: Problem, kernel: Kernel) -> Tensor:
