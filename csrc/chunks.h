@@ -106,7 +106,11 @@ FASTMETA_ONCE void add_query_in_chunks(Step<E>& s, int k) {
   over_chunks(s, true, k, [&](Step<E>& own, const ExamplesOf<E>& set, const Trace* trace, int start) {
     pass_chunk(own, set, trace, k, backward);
     const View value = trace[own.depth - 1].value;
-    if (k == own.network.steps) own.e.store(own.data.query_outputs.at(int64_t(start) * value.cols), value);
+    if (k == own.network.steps) {  // of rows that come twice by the chunk that counts them
+      const int first = own.chunk * value.rows - start;
+      const View rows = rows_from(value, first, value.rows - first);
+      own.e.store(own.data.query_outputs.at(int64_t(start + first) * value.cols), rows);
+    }
     if (!backward) return;
     add_captured(own.e, set, w);
     for (int l = 0; l < own.depth; ++l) add_gradient(own, w, set, trace, l);

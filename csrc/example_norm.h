@@ -1,6 +1,6 @@
 // Layer norm between a layer's product and its activation, also that by root mean square: the four rules.
 //
-// Of an example's product u [H], with m the mean over its numbers and s = (m((u - m(u))^2) + eps)^(-1/2):
+// Of an example's product u [H], with m the mean over its entries and s = (m((u - m(u))^2) + eps)^(-1/2):
 //   forward              n = s (u - m(u)),  z = g n + b
 //   backward             du = s e,  e = d - m(d) - n m(n d),  d = g dz
 //   tangent of forward   n' = s (u' - m(u') - n m(n u')),  z' = g' n + g n' + b'
@@ -40,7 +40,7 @@ class ExampleNorm : NormViews {
   // `r.value` from u' to z'.
   FASTMETA_DEVICE void tangent_forward(const Trace& t, const Tangent& r, const Blocks& at,
                                        int64_t v) {
-    e.sum_cols(r.value_sums.plain, [](Num u) { return u; }, r.value);
+    if (centres()) e.sum_cols(r.value_sums.plain, [](Num u) { return u; }, r.value);
     e.sum_cols(r.value_sums.along, [](Num n, Num u) { return n * u; }, t.product, r.value);
     e.map(
         [share = share](Num& u, Num& rn, Num n, Num s, Num g, Num rg, Num rb, Num sum, Num along) {
@@ -56,14 +56,18 @@ class ExampleNorm : NormViews {
   FASTMETA_DEVICE void tangent_backward(const Trace& t, const Tangent& r, const Blocks& at,
                                         int64_t v, bool moved) {
     if (!moved) return backward(t, at, r.delta, r.delta, r.delta_sums, r.of_rows);
-    find_sums(t, r.delta, r.delta_sums);
-    e.fold_rows(
-        r.delta_sums.along,
-        [](Num& sum, Num n, Num rd, Num rn, Num d) { sum += n * rd + rn * d; }, S(0), t.product,
-        r.delta, r.normalised, t.delta);
+    if (layer.has[kShift]) e.sum_rows(Keep{}, r.delta_sums.plain, r.delta);
+    if (layer.has[kScale]) {
+      e.fold_rows(
+          r.delta_sums.along,
+          [](Num& sum, Num n, Num rd, Num rn, Num d) { sum += n * rd + rn * d; }, S(0), t.product,
+          r.delta, r.normalised, t.delta);
+    }
     const View g = scale(at.of[kScale]), rg = tangent_scale(v);
-    e.sum_cols(r.of_rows.plain, [](Num rd, Num d, Num g, Num rg) { return rg * d + g * rd; },
-               r.delta, t.delta, g, rg);
+    if (centres()) {
+      e.sum_cols(r.of_rows.plain, [](Num rd, Num d, Num g, Num rg) { return rg * d + g * rd; },
+                 r.delta, t.delta, g, rg);
+    }
     e.sum_cols(
         r.of_rows.along,
         [](Num rd, Num d, Num n, Num rn, Num g, Num rg) {
@@ -86,16 +90,17 @@ class ExampleNorm : NormViews {
   E& e;
   const S share;
 
+  FASTMETA_DEVICE bool centres() const { return layer.norm == Norm::layer; }
   // Sums that are taken away, as a matrix.
   FASTMETA_DEVICE View centre(View sums) const {
-    return layer.norm == Norm::layer ? View{sums.offset, rows, layer.out, sums.row_stride, 0}
+    return centres() ? View{sums.offset, rows, layer.out, sums.row_stride, 0}
                                      : zero();
   }
 
   // The mean first: a variance by the sum of squares loses what the mean is larger by.
   FASTMETA_DEVICE void find_statistics(const Trace& t) {
     const S eps = S(layer.eps);
-    if (layer.norm == Norm::layer) {
+    if (centres()) {
       e.sum_cols(t.mean, [](Num u) { return u; }, t.product);
       e.map([share = share](Num& mean) { mean = share * mean; }, t.mean);
     }
@@ -115,7 +120,7 @@ class ExampleNorm : NormViews {
                                 const Sums& sums, const Sums& of_rows) {
     find_sums(t, after, sums);
     const View g = scale(at.of[kScale]);
-    e.sum_cols(of_rows.plain, [](Num d, Num g) { return g * d; }, after, g);
+    if (centres()) e.sum_cols(of_rows.plain, [](Num d, Num g) { return g * d; }, after, g);
     e.sum_cols(of_rows.along, [](Num n, Num d, Num g) { return n * g * d; }, t.product, after, g);
     e.map(
         [share = share](Num& du, Num dz, Num n, Num s, Num g, Num sum, Num along) {

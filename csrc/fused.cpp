@@ -24,8 +24,9 @@ using Address = uintptr_t;
 // What losses that are expressions read, or the layers' masks: addresses, and how far apart the tasks' are.
 using Inputs = std::vector<std::pair<Address, int64_t>>;
 
-// Bytes of a task's storage up to which what chunks leave stays for the Hessian products.
-constexpr int64_t kMostKept = 64 << 20;
+// Bytes of the storage of tasks that go together above which sets are cut into chunks, and above which
+// what chunks leave does not stay for the Hessian products.
+constexpr int64_t kLarge = 64 << 20;
 
 class FusedStep {
  public:
@@ -49,15 +50,19 @@ class FusedStep {
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
     const int width = is_double ? engine_.of_double.width : engine_.of_float.width;
-    const bool is_large = bytes(lay_out(network_, width).size) > kMostKept;
-    cpu::cut(chunk, network_, tasks, int(bytes(1)), is_large);
+    const bool is_large = bytes(lay_out(network_, width).size) > kLarge;
+    const int together = this->tasks();
+    cpu::cut(chunk, network_, (tasks + together - 1) / together, int(bytes(1)), is_large);
     if (network_.chunk > 0 && sweeps(network_) && memory != "reversible") {
       network_.keeps_chunks = true;
-      network_.keeps_chunks = memory == "saved" || bytes(lay_out(network_, width).size) <= kMostKept;
+      network_.keeps_chunks = memory == "saved" || bytes(lay_out(network_, width).size) <= kLarge;
     }
-    saved_ = network_;
-    saved_layout_ = lay_out(saved_, width);
-    network_.reversible = cpu::reversible(memory, network_, bytes(saved_layout_.block));
+    network_.reversible = cpu::reversible(memory, network_, bytes(lay_out(network_, width).block));
+    if (network_.reversible) {
+      saved_ = network_;
+      saved_.reversible = false;
+      saved_layout_ = lay_out(saved_, width);
+    }
     layout_ = lay_out(network_, width);
   }
 

@@ -127,6 +127,17 @@ FASTMETA_DEVICE void pull_back_sgd(Step<E>& s, int k) {
           s.head(s.layout.lambda), s.head(s.layout.anchor), s.head(s.vector(k)));
 }
 
+// The derivative by a set's inputs, as it counts in the meta-loss; its sum begins anew.
+template <class E>
+FASTMETA_ONCE void store_of_inputs(Step<E>& s, const ExamplesOf<E>& set,
+                                   Global<typename E::Scalar> to) {
+  using Num = typename E::Num;
+  const Num weight = s.e.weight();
+  s.e.map([weight](Num& d) { d = d * weight; }, set.of_inputs);
+  s.e.store(to, set.of_inputs);
+  s.clear(set.of_inputs);
+}
+
 template <class E>
 FASTMETA_ONCE void through_step(Step<E>& s, int k) {
   const bool in_chunks = s.network.chunk > 0;
@@ -144,20 +155,10 @@ FASTMETA_ONCE void through_step(Step<E>& s, int k) {
   subtract_hessian_product(s, k);
   if constexpr (E::takes_graphs) {
     if (!s.network.inputs_flow || !s.network.per_step_support) return;
-    const auto& support = s.layout.support;
-    store_of_inputs(s, support, s.data.of_support.at(int64_t(k) * support.of_inputs.rows * support.of_inputs.cols));
+    const View& found = s.layout.support.of_inputs;
+    const int64_t size = int64_t(found.rows) * found.cols;
+    store_of_inputs(s, s.layout.support, s.data.of_support.at(k * size));
   }
-}
-
-// The derivative by a set's inputs, as it counts in the meta-loss; its sum begins anew.
-template <class E>
-FASTMETA_ONCE void store_of_inputs(Step<E>& s, const ExamplesOf<E>& set,
-                                   Global<typename E::Scalar> to) {
-  using Num = typename E::Num;
-  const Num weight = s.e.weight();
-  s.e.map([weight](Num& d) { d = d * weight; }, set.of_inputs);
-  s.e.store(to, set.of_inputs);
-  s.clear(set.of_inputs);
 }
 
 template <class E>

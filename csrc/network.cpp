@@ -69,6 +69,11 @@ void add_norm(Allocator& allocate, const Dense& layer, const LayerPlace& place, 
     trace.of_rows = column_sums(allocate, count);
     return;
   }
+  if (layer.norm == Norm::columns) {
+    trace.mean = {place.zero.offset, 1, layer.out, 0, 0};
+    trace.inverse = {place.one.offset, 1, layer.out, 0, 0};
+    return;
+  }
   const bool given = layer.norm == Norm::running;
   trace.mean = given ? place.mean : allocate.matrix(1, layer.out);
   trace.inverse = given ? place.inverse : allocate.matrix(1, layer.out);
@@ -246,10 +251,6 @@ void add_dual(Allocator& allocate, const Description& network, const LayerPlace&
   if (!on_gpu) dual.along = allocate.matrix(r, h);
 }
 
-}  // namespace
-
-namespace {
-
 // Whether layers from there on read nothing before it but the last one and the data.
 bool can_begin_at(const Description& network, int body) {
   for (std::size_t l = body; l < network.layers.size(); ++l) {
@@ -334,7 +335,7 @@ Layout lay_out(const Description& network, int width, Rows rows) {
       const int64_t panel = int64_t(layer.in) * block.padded(network.all_support());
       layout.scratch = std::max(layout.scratch, panel);
     }
-    if (transposed && (layout.layers.size() > 1 || network.inputs_flow)) {
+    if (transposed && layer.has[kWeight] && (layout.layers.size() > 1 || network.inputs_flow)) {
       const int64_t panel = int64_t(layer.out) * block.padded(layer.in);
       layout.scratch = std::max(layout.scratch, 2 * panel);
     }

@@ -30,9 +30,10 @@ struct OnHost {
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, elu, softplus, silu, gelu, gelu_tanh, expression };
 enum class LossKind { cross_entropy, mse, bce_with_logits, huber, smooth_l1, l1, expression };
-// Batch norm by the statistics of the set at hand, or by given ones; layer norm, and that by root mean
-// square, by those of each example.
-enum class Norm { none, batch, running, layer, rms };
+// Batch norm by the statistics of the set at hand, or by given ones; by mean 0 and deviation 1, which
+// leaves scale and shift of each column; layer norm, and that by root mean square, by the statistics
+// of each example.
+enum class Norm { none, batch, running, columns, layer, rms };
 FASTMETA_DEVICE constexpr bool is_of_examples(Norm norm) { return norm >= Norm::layer; }
 
 // A layer's tensors, in the order in which they lie and are passed.
@@ -97,7 +98,7 @@ struct Options {
   bool dual = false;  // whether the first layer's product is in dual form
   bool reversible = false;  // whether the reverse sweep rebuilds the weights, or finds all K + 1 kept
   int together = 1;   // how many tasks share that form's products with the weight
-  int body = 0;       // how many layers in front are run once, because nothing in them adapts
+  int body = 0;       // how many of the first layers are run once, because nothing in them adapts
   bool open = false;  // whether losses and updates are the caller's; then `steps` counts the slots
   bool inputs_flow = false;  // whether derivatives by the inputs are asked for
   // How many examples go through all layers at a time; 0 is all. In how many parts those go, each with
@@ -201,7 +202,7 @@ struct Trace {
   View mean, inverse;
   Sums sums;     // of the norm: of `delta`
   Sums of_rows;  // of a norm of examples: the same over each example [N, 1], by scale
-  View mask;     // [N, H]
+  View mask;     // of a masked layer [N, H]
   View softmax;        // of the last layer, where `value` lies if no activation needs that
 };
 

@@ -1,7 +1,9 @@
 // Which engine takes a step: lanes over tasks, or over features.
 
 #include <algorithm>
+#include <charconv>
 #include <stdexcept>
+#include <system_error>
 
 #include "step.h"
 
@@ -118,6 +120,7 @@ double largest_product(const Description& network, int from, int to) {
   double most = 0;
   for (int l = from; l < to; ++l) {
     const Dense& d = network.layers[l];
+    if (!d.has[kWeight]) continue;
     most = std::max(most, examples * (d.in + d.out) + double(d.in) * d.out);
   }
   return most;
@@ -127,10 +130,9 @@ double largest_product(const Description& network, int from, int to) {
 constexpr int kFewExamples = 10;
 constexpr int64_t kLargestBlock = 2 << 20, kLeastSpared = 6 << 20;
 
-// Of chunks: how many bytes the widest layer's output takes, and how few examples pay. Into how many
-// parts threads may share those of few tasks.
-constexpr int64_t kChunk = 256 << 10;
-constexpr int kFewestRows = 32, kMostParts = 8, kFewTasks = 3;
+// Of chunks: how many bytes the widest layer's output takes, and how few examples pay. In how many parts
+// threads may share those of tasks that are computed together.
+constexpr int64_t kChunk = 256 << 10, kFewestRows = 32, kMostParts = 8;
 
 // Estimates in seconds on one core, fitted to `python -m bench.engines` (docs/design.md).
 constexpr double kMultiplyAdd = 0.15e-9;
@@ -203,10 +205,17 @@ bool dual(const std::string& name, const Description& network) {
   return outer * (r + q) + gram + with_grams / first.in < primal;
 }
 
-void cut(const std::string& chunk, Description& network, int64_t tasks, int bytes, bool is_large) {
+void cut(const std::string& chunk, Description& network, int64_t groups, int bytes, bool is_large) {
+  int64_t rows = 0;
+  const char* const end = chunk.data() + chunk.size();
+  const auto parsed = std::from_chars(chunk.data(), end, rows);
+  if (!chunk.empty() && (parsed.ec != std::errc() || parsed.ptr != end || rows < 0)) {
+    throw std::invalid_argument("FASTMETA_CHUNK: '" + chunk +
+                                "', but it must be a number of examples or unset");
+  }
+  const bool is_alone = groups == 1;
+  if (chunk.empty() ? !is_large && !is_alone : rows == 0) return;
   if (network.dual || network.body > 0 || network.inputs_flow) return;
-  const bool is_shared = tasks <= kFewTasks;
-  if (chunk.empty() && !is_large && !is_shared) return;
   int widest = 0;
   for (const Dense& layer : network.layers) {
     if (layer.norm == Norm::batch) return;  // of all examples together
@@ -217,20 +226,17 @@ void cut(const std::string& chunk, Description& network, int64_t tasks, int byte
     if (loss->kind == LossKind::cross_entropy) return;
   }
   const int64_t longest = std::max(network.support, network.query);
-  // Every part has storage of its own.
-  const int64_t each = (is_shared ? kChunk / 2 : kChunk) / (int64_t(widest) * std::max(bytes, 1));
-  int64_t rows = std::max<int64_t>(each / 8 * 8, kFewestRows);
-  if (!chunk.empty()) {
-    rows = std::stoi(chunk);
-    if (rows < 0) throw std::invalid_argument("FASTMETA_CHUNK: '" + chunk + "' is no number of examples");
-  } else if (longest < 2 * rows) {
-    return;
+  if (chunk.empty()) {
+    // Every part has storage of its own.
+    const int64_t each = (is_alone ? kChunk / 2 : kChunk) / (int64_t(widest) * bytes);
+    rows = std::max<int64_t>(each / 8 * 8, kFewestRows);
+    if (longest < 2 * rows) return;
   }
-  if (rows == 0 || longest <= rows) return;
+  if (longest <= rows) return;
   // Chunks of one size, as far as they can be.
   const int64_t chunks = (longest + rows - 1) / rows;
   network.chunk = int((longest + chunks - 1) / chunks);
-  network.parts = is_shared ? int(std::min(kMostParts / tasks, chunks)) : 1;
+  network.parts = is_alone ? int(std::min(kMostParts, chunks)) : 1;
 }
 
 bool reversible(const std::string& name, const Description& network, int64_t block_bytes) {

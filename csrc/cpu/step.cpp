@@ -21,8 +21,17 @@ constexpr int64_t kSlice = 1 << 12;  // of the sums that one thread adds up
 
 thread_local Arena arena, arena_of_sums;
 std::atomic<uint64_t> calls{0};
-thread_local int threads_of_task = 1;  // that the parts of its chunks may take
+thread_local int threads_of_parts = 1;
 thread_local uint64_t loaded_by = 0;  // the call whose parameters lie in this thread's arena
+
+// Lends threads to the parts of the chunks that this thread computes meanwhile.
+class LentThreads {
+ public:
+  explicit LentThreads(int threads) { threads_of_parts = threads; }
+  LentThreads(const LentThreads&) = delete;
+  LentThreads& operator=(const LentThreads&) = delete;
+  ~LentThreads() { threads_of_parts = 1; }
+};
 
 }  // namespace
 
@@ -113,17 +122,17 @@ void run(const Kernel<T>& kernel, const Description& network, const Layout& layo
   const T* total = groups.template run<T>(
       data.tasks, sums, threads, [&](int64_t first, int64_t last, T* partial) {
         void* const storage = arena.at_least(bytes);
-        threads_of_task = groups.count == 1 ? threads : 1;
         const bool loaded = loaded_by == call;
         loaded_by = call;
+        const LentThreads lent(groups.count == 1 ? threads : 1);
         kernel.run(network, layout, data, first, last, loaded, storage, partial);
       });
   if (sums > 0) kernel.unpack(network, layout, total, data.gradient);
 }
 
 void share(int count, void (*run)(void* context, int part), void* context) {
-  if (threads_of_task > 1) {
-    for_each(count, threads_of_task, [=](int64_t part) { run(context, int(part)); });
+  if (threads_of_parts > 1) {
+    for_each(count, threads_of_parts, [=](int64_t part) { run(context, int(part)); });
   } else {
     for (int part = 0; part < count; ++part) run(context, part);
   }

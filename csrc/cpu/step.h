@@ -45,9 +45,9 @@ bool dual(const std::string& name, const Description&);
 bool reversible(const std::string& name, const Description&, int64_t block_bytes);
 
 // Cuts long sets into chunks that go through the layers one after another, where the storage would be
-// large, or where tasks are so few that threads had better share their chunks. A number of examples
+// large, or where all tasks are one group, whose chunks threads had better share. A number of examples
 // forces them, where they can serve, and "0" forbids them.
-void cut(const std::string& chunk, Description&, int64_t tasks, int bytes, bool is_large);
+void cut(const std::string& chunk, Description&, int64_t groups, int bytes, bool is_large);
 
 // How many tasks share the dual form's products with the weight: enough rows for it, and still
 // work for several threads. From the sizes alone, so that it changes no bit.

@@ -48,8 +48,10 @@ class KernelLoss:
             positive, factors = positive * weight, factors * weight
         return positive, factors.contiguous()
 
-    def check(self, problem: Problem, examples: Examples, outputs: int, dtype: torch.dtype) -> None:
-        """**Raises** `NotSupported` where predictions of so many outputs don't fit its weights."""
+    def check(
+        self, problem: Problem, examples: Examples, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        """**Raises** `NotSupported` where predictions `[N, *shape]` don't fit its weights."""
         for weight in (self.weight, self.pos_weight):
             if weight is None:
                 continue
@@ -59,7 +61,7 @@ class KernelLoss:
                 )
             if self.of_classes:
                 continue  # torch has refused what is not one number a class
-            row = (examples.count, outputs)
+            row = (examples.count, *shape)
             try:
                 fits = torch.broadcast_shapes(weight.shape, row) == row
             except RuntimeError:

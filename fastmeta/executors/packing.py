@@ -178,4 +178,4 @@ def check_rows(examples: Examples, loss: KernelLoss, shape: tuple[int, ...]) -> 
     elif not y.is_floating_point():
         raise NotSupported(f"targets are {y.dtype}")
     elif tuple(y.shape[2:]) != shape:
-        raise NotSupported("targets are not one row an example")
+        raise NotSupported(f"targets are not {list(shape)} an example, as predictions are")

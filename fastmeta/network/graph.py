@@ -25,13 +25,15 @@ from fastmeta.network.layers import (
     Pool2d,
     Reshape,
     RMSNorm,
+    Scale,
+    Shift,
     Tensors,
 )
 
 __all__ = [
     "Activation", "Add", "BatchNorm", "Conv2d", "Dropout", "Elementwise", "Flatten", "Foreign",
     "GroupNorm", "Identity", "Layer", "LayerNorm", "Linear", "Mean", "Network", "Node", "Pool2d",
-    "RMSNorm", "Reshape",
+    "RMSNorm", "Reshape", "Scale", "Shift",
 ]  # fmt: skip
 
 
@@ -110,7 +112,7 @@ class Network:
         return Network(tuple(_at(node, constants) for node in self.nodes), self.output)
 
     def draws(self) -> bool:
-        """Whether a pass draws random numbers."""
+        """Return whether a pass draws random numbers."""
         return any(isinstance(node.layer, Dropout) for node in self.nodes)
 
     def examples_independent(self) -> bool:

@@ -19,6 +19,8 @@ from fastmeta.network.foreign import Fact, called
 from fastmeta.network.graph import Layer, Network, Node
 from fastmeta.network.layers.elementwise import ENTRY
 
+_SUMS = (operator.add, operator.iadd, torch.add)
+_PRODUCTS = (operator.mul, operator.imul, torch.mul)
 _ONLY_COLUMN = ((slice(None), 0), (..., 0), (slice(None), -1), (..., -1))
 """Indices by which the one column of `[N, 1]` is taken."""
 
@@ -256,13 +258,21 @@ class GraphReader:
             return _SHAPE
         if target is operator.getitem and self._value(node.args[0]) is _SHAPE:
             return _batch_size(node.args[1])
-        if target is operator.getitem and node.args[1] in _ONLY_COLUMN:
+        if (
+            target is operator.getitem
+            and node.args[1] in _ONLY_COLUMN
+            and self._is_column(node.args[0])
+        ):
             return self._append(self._without(node.args[0], 1), [node.args[0]], node.name)
-        if target in (operator.add, operator.iadd, torch.add):
+        if target in _PRODUCTS + _SUMS:
             if node.kwargs or len(node.args) != 2:
-                raise Unreadable(f"{node.name}: an addition with options")
-            if target is operator.iadd:
+                raise Unreadable(f"{node.name}: a sum or product with options")
+            if target in (operator.iadd, operator.imul):
                 self._check_sole_reader(node)
+            by_column = self._by_column(node)
+            if by_column is not None:
+                return by_column
+        if target in _SUMS:
             self._check_same_shape(node)
             return self._append(layers.Add(), list(node.args), node.name)
         if target is F.dropout:
@@ -279,14 +289,31 @@ class GraphReader:
         raise Unreadable(f"its forward calls {name}, which the kernels do not know")
 
     def _dropout(self, node: fx.Node, p: float, training: bool, inplace: bool) -> int:
-        source = node.args[0] if node.args else node.kwargs["input"]
+        if not node.args:
+            raise Unreadable(f"{node.name} names its input")
+        source = node.args[0]
         if inplace:
             self._check_sole_reader(node)
         if not training or p == 0:
             return self._input(source)
         if p == 1:
             raise Refused(f"{node.name} leaves out everything")
-        return self._append(layers.Dropout(float(p)), [source], str(node.target))
+        return self._append(layers.Dropout(float(p)), [source], node.name)
+
+    def _by_column(self, node: fx.Node) -> int | None:
+        """The layer of a sum or product with a parameter of a number a column, if it is one."""
+        names = [arg for arg in node.args if self._value(arg) in self._parameters]
+        others = [arg for arg in node.args if arg not in names]
+        if len(names) != 1 or len(others) != 1 or not isinstance(others[0], fx.Node):
+            return None
+        name = self._parameter(names[0])
+        shape = self._facts[node].shape
+        if shape is None or len(shape) < 2 or self._sizes[name] != shape[-1:]:
+            return None
+        if self._facts[others[0]].shape != shape:
+            return None
+        layer = layers.Shift(name) if node.target in _SUMS else layers.Scale(name)
+        return self._append(layer, others, node.name)
 
     def _check_same_shape(self, node: fx.Node) -> None:
         """**Raises** for a sum that broadcasts, or that may as well be a part of other calls."""
@@ -345,7 +372,7 @@ class GraphReader:
         source = given.pop("input")
         if kind == "squeeze":
             layer = self._without(source, given.get("dim"))
-        elif kind == "flatten" and not given.get("start_dim") and self._is_column(source):
+        elif kind == "flatten" and self._joins_column(source, given):
             layer = layers.Reshape(())
         elif kind == "flatten":
             layer = _flatten(given.get("start_dim", 0), given.get("end_dim", -1))
@@ -362,6 +389,11 @@ class GraphReader:
     def _is_column(self, source: Any) -> bool:
         """Return whether a value is one number an example, `[N, 1]`."""
         return isinstance(source, fx.Node) and self._facts[source].shape == (self._count, 1)
+
+    def _joins_column(self, source: Any, given: dict[str, Any]) -> bool:
+        """Return whether a call of flatten makes `[N]` of `[N, 1]`."""
+        dims = given.get("start_dim", 0), given.get("end_dim", -1)
+        return dims in ((0, -1), (0, 1)) and self._is_column(source)
 
     def _without(self, source: Any, dim: Any) -> Layer:
         """The view without a dimension of one; **raises** where there is no such."""

@@ -49,7 +49,7 @@ inline Dense dense(Random& random, int in, int out, Activation activation, bool 
   // Large, or a norm over two examples that are nearly alike would magnify every rounding error.
   layer.eps = 0.1;
   if (random.below(3) == 0) {
-    layer.norm = may_take_sets ? Norm(random.below(5)) : random.of<Norm>({Norm::layer, Norm::rms});
+    layer.norm = may_take_sets ? Norm(random.below(6)) : random.of<Norm>({Norm::layer, Norm::rms});
   }
   layer.has[kWeight] = true;
   layer.has[kBias] = random.below(4) > 0;

@@ -195,3 +195,30 @@ def test_it_is_told() -> None:
     support, query = data(words)
     told = fastmeta.explain(Words(True).double(), support, query, adapt=head)
     assert "behind layers that torch runs once" in told
+
+
+def test_inputs_that_lie_otherwise_in_memory() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    (_, sy), (_, qy) = data(rows)
+    sx = torch.randn(3, 4, 5).double().requires_grad_().transpose(1, 2)
+    qx = torch.randn(3, 4, 4).double().requires_grad_().transpose(1, 2)
+    compare(model, (sx, sy), (qx, qy), [*model.parameters(), sx, qx])
+
+
+def test_a_front_that_learns_nothing_asks_for_no_derivatives() -> None:
+    model = Words(True).double()
+    model.embedding.requires_grad_(False)
+    compare(model, *data(words), [p for p in model.parameters() if p.requires_grad], adapt=head)
+
+
+def test_a_parameter_of_the_front_that_the_loss_reads_too() -> None:
+    torch.manual_seed(0)
+    model = Beside().double()
+    context = model.context
+
+    def loss_fn(prediction: Tensor, target: Tensor) -> Tensor:
+        scaled = prediction * context.exp()
+        return (scaled.logsumexp(-1) - scaled.gather(1, target[:, None]).squeeze(1)).mean()
+
+    compare(model, *data(rows), [*model.parameters()], adapt=head, loss_fn=loss_fn)

@@ -56,6 +56,22 @@ class Functional(nn.Module):
         return self.last(F.rms_norm(F.dropout(h, 0.25, self.training), (8,), eps=0.1))
 
 
+class Columns(nn.Module):
+    """A number a column, multiplied, added, both, before and behind layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8, bias=False), nn.Linear(8, 3)
+        self.before = nn.Parameter(torch.randn(6))
+        self.gain, self.shift = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+        self.other, self.end = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.gain * self.first(x * self.before) + self.shift)
+        h = torch.mul(h, self.other)
+        return self.last(h) + self.end
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "pre-norm": lambda: nn.Sequential(
         nn.Linear(6, 8), Block(8, True), Block(8, True), nn.Linear(8, 3)
@@ -73,6 +89,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         nn.Linear(8, 3),
     ),
     "functional": Functional,
+    "columns": Columns,
 }  # fmt: skip
 
 
@@ -134,6 +151,19 @@ def test_a_step_gives_the_numbers_of_a_plain_loop(name: str, engine: str, monkey
     torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=0)
     ours, theirs = gradient(model, out.loss), gradient(model, expected)
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-13
+
+
+@pytest.mark.parametrize("name", ["columns", "pre-norm", "reused"])
+def test_the_layers_rules_give_the_same(name: str) -> None:
+    model = made(name)
+    support, query = data()
+    found: list[Tensor] = []
+    for executor in ("layered", "fused"):
+        out = fastmeta.maml_step(
+            model, support, query, inner_steps=2, inner_lr=0.1, executor=executor
+        )
+        found.append(gradient(model, out.loss))
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-13
 
 
 def test_masks_of_query_losses_after_every_step() -> None:
@@ -361,3 +391,84 @@ def test_a_dimension_that_is_more_than_one_is_not_taken_away() -> None:
     out = fastmeta.maml_step(Column(), support, query, loss_fn=F.mse_loss)
     assert out.query_outputs.shape == (3, 4)
     assert "fused" not in out.executor
+
+
+class Auxiliary(nn.Module):
+    """A second head that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+        self.other, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        self.norm(self.other(h)) + h
+        return self.last(h)
+
+
+def test_what_nobody_reads_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = Auxiliary().double()
+    support, query = data()
+    expected = of_general_path(model, support, query)
+    for _ in range(3):
+        out = fastmeta.maml_step(model, support, query, inner_steps=2, inner_lr=0.1)
+        assert out.executor == "fused-cpu"
+        found = torch.autograd.grad(out.loss, [*model.parameters()], allow_unused=True)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
+
+
+def of_general_path(
+    model: nn.Module, support: tuple[Tensor, Tensor], query: tuple[Tensor, Tensor]
+) -> list[Tensor | None]:
+    out = fastmeta.maml_step(model, support, query, inner_steps=2, inner_lr=0.1, executor="generic")
+    return [*torch.autograd.grad(out.loss, [*model.parameters()], allow_unused=True)]
+
+
+def test_a_norm_over_examples_is_none_of_the_kernels() -> None:
+    class Over(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.last(F.layer_norm(h, (5, 8)))
+
+    (sx, sy), _ = data()
+    out = fastmeta.maml_step(Over().double(), (sx, sy), (sx, sy), inner_lr=0.1)
+    assert "fused" not in out.executor
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,)])
+def test_weights_of_one_number_an_example(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = Squeezed(WAYS["squeeze(-1)"]).double()
+    (sx, _), (qx, _) = data(4)
+    sx, qx = sx[:, :4], qx[:, :4]
+    y = torch.rand(4, 4).double()
+    loss_fn = nn.BCEWithLogitsLoss(pos_weight=torch.rand(shape).double())
+    found: list[Tensor] = []
+    for executor in ("auto", "generic"):
+        out = fastmeta.maml_step(
+            model, (sx, y), (qx, y), inner_lr=0.1, loss_fn=loss_fn, executor=executor
+        )
+        found.append(gradient(model, out.loss))
+    torch.testing.assert_close(*found)
+
+
+def test_masks_of_inputs_lie_as_these_do() -> None:
+    """Where inputs are no rows in memory torch fills a mask in their order: it is left to torch."""
+    model = made("dropout")
+    (sx, sy), (qx, qy) = data()
+    fastmeta.maml_step(model, (sx, sy), (qx, qy), inner_steps=3, inner_lr=0.1)
+    sx, qx = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (sx, qx))
+    torch.manual_seed(7)
+    expected = plain_loop(model, (sx, sy), (qx, qy))
+    torch.manual_seed(7)
+    out = fastmeta.maml_step(model, (sx, sy), (qx, qy), inner_steps=3, inner_lr=0.1)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=0)

@@ -52,7 +52,7 @@ class ConvolutionalCpu(NetworkExecutor):
             if tuple(examples.inputs.shape[2:]) != network.blocks[0].image:
                 raise NotSupported("inputs are not one image an example")
             loss = network.loss if examples is tasks.support else network.query_loss
-            loss.check(problem, examples, last, problem.task_weights.dtype)
+            loss.check(problem, examples, (last,), problem.task_weights.dtype)
             packing.check_rows(examples, loss, (last,))
         made = kernel.kernel(problem, network)
         step = made.step

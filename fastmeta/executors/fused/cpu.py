@@ -37,7 +37,7 @@ class FusedCpu(NetworkExecutor):
         support.check(given, lowered)
         if problem.low_memory:
             kernel.check_flat(given, lowered)
-        flows = front is not None and problem.differentiate
+        flows = front is not None and front.flows(problem)
         made = kernel.kernel(given, lowered, problem.low_memory, flows)
         before = 0.0 if front is None else front.seconds(problem)
         behind = "" if front is None or not front.nodes else ", behind layers that torch runs once"

@@ -1,4 +1,4 @@
-"""What stands in front of the layers of the fused step: torch runs it once, on all sets.
+"""The front: layers before those of the fused step, which torch runs once, on all sets.
 
 It is embeddings, concatenated constants, a body of another kind; nothing in it adapts. The fused
 step gives the derivatives by what it gives, and autograd takes those back through it. An empty one
@@ -7,6 +7,7 @@ serves inputs that require grad.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.fused.lowering import dense_layers
-from fastmeta.executors.problem import Outcome, Problem
-from fastmeta.network.graph import Dropout, Foreign, Network, Node
+from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
+from fastmeta.network.graph import BatchNorm, Dropout, Foreign, Network, Node
 from fastmeta.network.layers.operations import ModuleCall
 from fastmeta.tasks import TaskBatch, per_step_batch
 
@@ -32,9 +33,28 @@ class Front:
 
     nodes: tuple[Node, ...]
 
-    def names(self) -> set[str]:
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
         """The parameters that it reads."""
-        return {name for node in self.nodes for name in node.layer.parameters()}
+        return frozenset(name for node in self.nodes for name in node.layer.parameters())
+
+    @functools.cached_property
+    def buffers(self) -> frozenset[str]:
+        """The buffers that its layers may read."""
+        read: set[str] = set()
+        for layer in (node.layer for node in self.nodes):
+            if isinstance(layer, Foreign):
+                read.update(layer.buffers)
+            elif isinstance(layer, BatchNorm):
+                read.update(name for name in (layer.mean, layer.variance) if name)
+        return frozenset(read)
+
+    def flows(self, problem: Problem) -> bool:
+        """Return whether the derivatives by its values are asked for."""
+        if not problem.differentiate:
+            return False
+        learns = not self.names.isdisjoint(problem.model.parameters())
+        return learns or any(e.inputs.requires_grad for e in problem.tasks.given())
 
     def width(self, example: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of an example behind it."""
@@ -44,7 +64,7 @@ class Front:
         """An estimate of its passes over all sets."""
         sets = problem.tasks.given()
         examples = sum(each.tasks * each.count for each in sets)
-        calls = 2 * sum(1 if self._is_by_example() else each.tasks for each in sets)
+        calls = 2 * sum(1 if self._is_by_example else each.tasks for each in sets)
         flops = 3 * sum(node.flops for node in self.nodes) * examples
         return flops / FLOPS + OPERATOR * len(self.nodes) * calls
 
@@ -70,27 +90,31 @@ class Front:
         """The same problem, from values that nobody has computed."""
         values: list[Tensor] = []
         for examples in problem.tasks.given():
-            front = 3 if examples is problem.tasks.per_step else 2
-            example = self.width(tuple(examples.inputs.shape[front:]))
-            values.append(problem.task_weights.new_empty(*examples.inputs.shape[:front], *example))
+            leading = 3 if examples is problem.tasks.per_step else 2
+            shape = tuple(examples.inputs.shape)
+            example = self.width(shape[leading:])
+            values.append(problem.task_weights.new_empty(*shape[:leading], *example))
         return self.behind(problem, values)
 
     def values(self, problem: Problem, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Its value on each set, on autograd's tape."""
-        module = problem.model.module
-        tensors = {**problem.model.all_parameters(), **dict(module.named_buffers())}
+        tensors = dict(problem.model.all_parameters())
+        tensors.update((name, problem.model.module.get_buffer(name)) for name in self.buffers)
         network = Network(self.nodes, len(self.nodes) - 1)
         found: list[Tensor] = []
         for examples, x in zip(problem.tasks.given(), inputs, strict=True):
-            front = 2 if examples is problem.tasks.per_step else 1
-            sets = x.flatten(0, front - 1)
-            if self._is_by_example():
+            leading = 2 if examples is problem.tasks.per_step else 1
+            sets = x.flatten(0, leading - 1)
+            if self._is_by_example:
                 y = network.forward(tensors, sets.flatten(0, 1)).unflatten(0, sets.shape[:2])
             else:
                 y = torch.stack([network.forward(tensors, each) for each in sets.unbind(0)])
-            found.append(y.unflatten(0, x.shape[:front]).contiguous())
+            if y.dtype != problem.task_weights.dtype or y.shape[2:] != self.nodes[-1].shape:
+                raise FormUnavailable("what stands in front of the layers gives something else")
+            found.append(y.unflatten(0, x.shape[:leading]).contiguous())
         return found
 
+    @functools.cached_property
     def _is_by_example(self) -> bool:
         """Return whether an example's value is sure to depend on that example alone."""
         return not any(node.layer.mixes_examples and not _embeds(node) for node in self.nodes)
@@ -181,7 +205,7 @@ class Passed:
     def complete(self, outcome: Outcome, by_values: Sequence[Tensor]) -> Outcome:
         """The outcome with the gradients of what the front reads, from those by its values."""
         named = self.problem.model.parameters()
-        trainable = [n for n in self.front.names() if n in named and named[n].requires_grad]
+        trainable = [name for name in self.front.names if name in named]
         given = [examples.inputs for examples in self.problem.tasks.given()]
         moving = [i for i, x in enumerate(self.inputs) if x.requires_grad]
         leaves = [*(named[name] for name in trainable), *(self.inputs[i] for i in moving)]
@@ -191,16 +215,12 @@ class Passed:
             return outcome
         roots, cotangents = zip(*used, strict=True)
         found = torch.autograd.grad(roots, leaves, cotangents, allow_unused=True)
-        by_name = {id(named[n]): g for n, g in zip(trainable, found, strict=False)}
-        outcome.gradients = [
-            (leaf, by_name.get(id(leaf), gradient)) for leaf, gradient in outcome.gradients
-        ]
-        outcome.gradients += [
-            (given[i], g) for i, g in zip(moving, found[len(trainable) :], strict=True)
-        ]
+        owners = [*(named[name] for name in trainable), *(given[i] for i in moving)]
+        outcome.gradients += zip(owners, found, strict=True)
         return outcome
 
 
 def by_values(problem: Problem) -> list[Tensor]:
     """Room for the derivatives by the inputs of each set; a support set of first order has none."""
-    return [torch.zeros_like(examples.inputs) for examples in problem.tasks.given()]
+    like = torch.contiguous_format
+    return [torch.zeros_like(e.inputs, memory_format=like) for e in problem.tasks.given()]

@@ -11,7 +11,7 @@ import torch
 from fastmeta.executors.base import NetworkExecutor, NotSupported, Offer
 from fastmeta.executors.fused import cuda, cuda_step, support
 from fastmeta.executors.fused.cpu import CALL
-from fastmeta.executors.fused.lowering import check_named, lower
+from fastmeta.executors.fused.lowering import check_chain, lower
 from fastmeta.executors.problem import Problem
 from fastmeta.network.reading import Reading
 
@@ -34,7 +34,7 @@ class FusedCuda(NetworkExecutor):
 
     def make_offer(self, reading: Reading, problem: Problem) -> Offer:
         lowered = lower(reading, problem)
-        check_named(lowered)
+        check_chain(lowered)
         support.check(problem, lowered)
         module, device = self.module(), problem.task_weights.device
         if module is None:

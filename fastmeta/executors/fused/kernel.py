@@ -19,9 +19,9 @@ from fastmeta.executors.fused.lowering import Dense, Lowered
 from fastmeta.executors.fused.own_loss import OwnLoss
 from fastmeta.executors.problem import Problem
 from fastmeta.inner_loop import SHARED, InnerLoop
-from fastmeta.network.layers import BatchNorm, LayerNorm, RMSNorm
+from fastmeta.network.layers import BatchNorm, LayerNorm, RMSNorm, Scale, Shift
 
-_NORMS = ("none", "batch", "running", "layer", "rms")
+_NORMS = ("none", "batch", "running", "columns", "layer", "rms")
 """In the order of csrc/network.h."""
 
 _ENVIRONMENT = ("ISA", "ENGINE", "FORM", "MEMORY", "CHUNK")
@@ -216,6 +216,8 @@ def _norm(layer: Dense, dtype: torch.dtype) -> tuple[int, float]:
     norm = layer.norm
     if norm is None:
         return 0, 0.0
+    if isinstance(norm, (Scale, Shift)):
+        return _NORMS.index("columns"), 0.0
     if isinstance(norm, RMSNorm):
         return _NORMS.index("rms"), norm.eps_in(dtype)
     if isinstance(norm, LayerNorm):

@@ -24,6 +24,8 @@ from fastmeta.network.layers import (
     Linear,
     Reshape,
     RMSNorm,
+    Scale,
+    Shift,
 )
 from fastmeta.network.reading import Reading
 
@@ -34,7 +36,8 @@ _ACTIVATIONS = (
 )  # fmt: skip
 
 
-Norm = BatchNorm | LayerNorm | RMSNorm
+Norm = BatchNorm | LayerNorm | RMSNorm | Scale | Shift
+"""What may follow a product: statistics, and a number a column, or the latter alone."""
 
 DATA, NONE = -1, -2
 """In place of a layer that is read: the network's input; nothing."""
@@ -69,7 +72,7 @@ class Dense:
         return (self.weight, self.bias, norm and norm.weight, norm and norm.bias)
 
     def is_product(self) -> bool:
-        """Whether it is a product and nothing behind it."""
+        """Return whether it is a product and nothing behind it."""
         behind = self.plus != NONE or self.norm is not None or self.activation is not None
         return self.weight is not None and not behind
 
@@ -124,13 +127,15 @@ def lower(reading: Reading, problem: Problem, network: Network | None = None) ->
     return Lowered(dense, losses[0], losses[1], shape)
 
 
-def check_named(lowered: Lowered) -> None:
+def check_chain(lowered: Lowered) -> None:
     """**Raises** `NotSupported` for what the kernels of a GPU do not compute yet."""
     for i, layer in enumerate(lowered.layers):
         if layer.source != i - 1 or layer.plus != NONE or layer.weight is None:
             raise NotSupported("the CUDA kernels take chains of linear layers alone")
         if layer.norm is not layer.batch_norm:
-            raise NotSupported(f"the CUDA kernels know no layer norm (behind {layer.weight})")
+            raise NotSupported(
+                f"the CUDA kernels know no norm but batch norm (behind {layer.weight})"
+            )
         if layer.expression is not None:
             raise NotSupported(f"the CUDA kernels know no activation by formula ({layer.weight})")
     if any(isinstance(loss, OwnLoss) for loss in (lowered.loss, lowered.query_loss)):
@@ -139,7 +144,7 @@ def check_named(lowered: Lowered) -> None:
 
 def dense_layers(nodes: Sequence[Node], output: int) -> tuple[Dense, ...]:
     """A network's layers in the kernels' terms; **raises** `NotSupported`."""
-    check_known(nodes)
+    check_known([nodes[i] for i in Network(tuple(nodes), output).needed()])
     layers = _Gathering(nodes, output).layers()
     if not any(layer.weight for layer in layers):
         raise NotSupported("it has no linear layer")
@@ -156,18 +161,20 @@ class _Gathering:
         self._nodes, self._output = nodes, output
         self._values = {DATA: DATA}
         """By node, the node whose value it gives: a view gives that of what it views."""
+        self._needed = Network(tuple(nodes), output).needed()
         for i, node in enumerate(nodes):
             is_row = len(node.shape) == 1 or (i == output and not node.shape)
             view = isinstance(node.layer, (Flatten, Reshape)) and is_row
             self._values[i] = self._values[node.inputs[0]] if view else i
-        read = [j for i, node in enumerate(nodes) if self._values[i] == i for j in node.inputs]
+        read = [j for i in self._needed if self._values[i] == i for j in nodes[i].inputs]
         self._readers = Counter(self._values[j] for j in (output, *read))
         self._places = {DATA: DATA}
         """By value, its layer."""
         self._made: list[Dense] = []
 
     def layers(self) -> list[Dense]:
-        for i, node in enumerate(self._nodes):
+        for i in self._needed:
+            node = self._nodes[i]
             if self._values[i] == i:
                 self._add(i, node, [self._values[j] for j in node.inputs])
         last = self._values[self._output]
@@ -180,7 +187,7 @@ class _Gathering:
             raise NotSupported(f"{node.name} gives {list(node.shape)} an example, not a row")
         layer, width, source = node.layer, node.shape[0], self._places[read[0]]
         passing = Dense(None, None, width, width, source=source)
-        is_norm = isinstance(layer, (BatchNorm, LayerNorm, RMSNorm))
+        is_norm = isinstance(layer, (BatchNorm, LayerNorm, RMSNorm, Scale, Shift))
         before = self._sole(read[0])  # which it may become a part of
         if before is None or before.activation is not None or (before.norm and is_norm):
             before = passing
@@ -195,7 +202,9 @@ class _Gathering:
             self._push(i, replace(passing, dropout=layer))
         elif isinstance(layer, Add):
             self._add_sum(i, read, passing)
-        elif isinstance(layer, (BatchNorm, LayerNorm, RMSNorm)):
+        elif isinstance(layer, (LayerNorm, RMSNorm)) and layer.shape != node.shape:
+            raise NotSupported(f"{node.name} takes statistics over more than one example")
+        elif isinstance(layer, (BatchNorm, LayerNorm, RMSNorm, Scale, Shift)):
             self._put(i, place, replace(before, norm=layer))
         elif isinstance(layer, (Activation, Elementwise)):
             self._put(i, place, _with_activation(before, layer))

@@ -57,7 +57,7 @@ class FusedOpen(NetworkExecutor):
         losses = (reading.loss, reading.query_loss)
         for loss, examples in zip(losses, problem.tasks.sets(), strict=False):
             if loss is not None:
-                kernel_loss(loss).check(problem, examples, last, dtype)
+                kernel_loss(loss).check(problem, examples, (last,), dtype)
             if math.prod(examples.inputs.shape[2:]) != layers[0].inputs:
                 raise NotSupported("inputs are not one row an example")
         together = joint(problem, tuple(n for layer in layers for n in layer.tensors() if n))

@@ -40,7 +40,9 @@ class OwnLoss(KernelLoss):
         """The kernels' programs; **raises** `NotSupported` where they would be too long."""
         return programs.loss(self.traced, self.learning, self.is_query)
 
-    def check(self, problem: Problem, examples: Examples, outputs: int, dtype: torch.dtype) -> None:
+    def check(
+        self, problem: Problem, examples: Examples, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
         """**Raises** `NotSupported` where targets are none that its programs read."""
         self.programs  # noqa: B018 (made here, so that one that is too long is refused here)
         if problem.differentiate and any(leaf.requires_grad for leaf in _targets(examples)):

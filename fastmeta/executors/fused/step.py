@@ -12,7 +12,8 @@ from fastmeta.executors.fused.kernel import Kernel
 from fastmeta.executors.fused.lowering import Lowered
 from fastmeta.executors.fused.own_loss import OwnLoss
 from fastmeta.executors.kernel_loss import KernelLoss
-from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
+from fastmeta.network.layers import Dropout
 from fastmeta.tasks import Examples
 
 
@@ -25,7 +26,7 @@ def run(problem: Problem, kernel: Kernel, front: Front | None = None) -> Outcome
         return _run(problem, kernel)
     passed = Passed.over(front, problem)
     behind = passed.behind()
-    flows = by_values(behind) if problem.differentiate else []
+    flows = by_values(behind) if front.flows(problem) else []
     outcome = _run(behind, kernel, flows)
     return passed.complete(outcome, flows) if flows else outcome
 
@@ -73,41 +74,57 @@ def masks(problem: Problem, kernel: Kernel) -> tuple[call.Given, call.Given]:
     if not kernel.draws:
         return [], []
     tasks, steps = problem.tasks, problem.inner.steps
-    support = _room_for_masks(problem, kernel, steps, tasks.support.count)
-    query = _room_for_masks(
+    for examples in tasks.sets():
+        if not examples.inputs[0].is_contiguous():
+            raise FormUnavailable("dropout fills a mask in the order of inputs that are no rows")
+    support = _undrawn(problem, kernel, steps, tasks.support.count)
+    query = _undrawn(
         problem, kernel, sum(kernel.evaluates), tasks.query.count if tasks.query else 0
     )
     of_support, of_query = _by_pass(support), _by_pass(query)
     for _ in range(tasks.tasks):
         for step, evaluates in enumerate(kernel.evaluates):
             if evaluates:
-                _draw(kernel, next(of_query))
+                _draw(next(of_query))
             if step < steps:
-                _draw(kernel, next(of_support))
+                _draw(next(of_support))
     for masks in (support, query):
-        for layer, mask in zip(kernel.lowered.layers, masks, strict=True):
-            if layer.dropout:
-                mask.div_(1 - layer.dropout.p)
-    given = ([(mask, mask[0].numel()) for mask in masks] for masks in (support, query))
-    return next(given), next(given)
+        for dropout, mask in masks.values():
+            mask.div_(1 - dropout.p)
+    return _by_layer(kernel, support), _by_layer(kernel, query)
 
 
-def _room_for_masks(problem: Problem, kernel: Kernel, passes: int, count: int) -> list[Tensor]:
-    """`[T, passes, N, H]` of each layer; of one without dropout H is 0."""
+_Masks = dict[int, tuple[Dropout, Tensor]]
+"""By layer, its dropout and the masks `[T, passes, N, H]`."""
+
+
+def _undrawn(problem: Problem, kernel: Kernel, passes: int, count: int) -> _Masks:
     make, tasks = problem.task_weights.new_empty, problem.tasks.tasks
-    layers = kernel.lowered.layers
-    return [make(tasks, passes, count, layer.outputs if layer.dropout else 0) for layer in layers]
+    return {
+        i: (layer.dropout, make(tasks, passes, count, layer.outputs))
+        for i, layer in enumerate(kernel.lowered.layers)
+        if layer.dropout
+    }
 
 
-def _by_pass(masks: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+def _by_pass(masks: _Masks) -> Iterator[list[tuple[Dropout, Tensor]]]:
     """The masks `[N, H]` of all layers in each pass of each task."""
-    return zip(*(mask.flatten(0, 1).unbind(0) for mask in masks), strict=True)
+    each = [mask.flatten(0, 1).unbind(0) for _, mask in masks.values()]
+    drawing = [dropout for dropout, _ in masks.values()]
+    for of_layers in zip(*each, strict=True):
+        yield [*zip(drawing, of_layers, strict=True)]
 
 
-def _draw(kernel: Kernel, masks: tuple[Tensor, ...]) -> None:
-    for layer, mask in zip(kernel.lowered.layers, masks, strict=True):
-        if layer.dropout:
-            layer.dropout.draw(mask)
+def _draw(masks: list[tuple[Dropout, Tensor]]) -> None:
+    for dropout, mask in masks:
+        dropout.draw(mask)
+
+
+def _by_layer(kernel: Kernel, masks: _Masks) -> call.Given:
+    """The masks of each layer, with the distance between two tasks' own; of some there are none."""
+    nothing = next(iter(masks.values()))[1]
+    found = [masks[i][1] if i in masks else nothing for i in range(len(kernel.lowered.layers))]
+    return [(mask, mask[0].numel()) for mask in found]
 
 
 def packed_rates(problem: Problem, kernel: Kernel) -> Tensor:

@@ -18,7 +18,6 @@ def check(problem: Problem, lowered: Lowered) -> None:
     device = problem.task_weights.device
     dtype = packing.check(problem, [name for name in lowered.names() if name])
     packing.check_buffers(problem, lowered.norms(), dtype)
-    outputs = lowered.layers[-1].outputs
     if problem.tasks.support.weights is not None and any(
         norm is not None and norm.batch_statistics for norm in lowered.norms()
     ):
@@ -32,7 +31,7 @@ def check(problem: Problem, lowered: Lowered) -> None:
             raise NotSupported(f"inputs are on {x.device}, parameters on {device}")
         if math.prod(x.shape[2:]) != lowered.layers[0].inputs:
             raise NotSupported("inputs are not one row an example")
-        loss.check(problem, examples, outputs, dtype)
+        loss.check(problem, examples, lowered.output_shape, dtype)
         if isinstance(loss, OwnLoss):
             continue
         packing.check_targets(examples, dtype)

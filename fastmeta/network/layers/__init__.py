@@ -3,6 +3,7 @@
 from fastmeta.network.layers.activation import Activation
 from fastmeta.network.layers.add import Add
 from fastmeta.network.layers.batch_norm import BatchNorm
+from fastmeta.network.layers.columns import Scale, Shift
 from fastmeta.network.layers.conv2d import Conv2d
 from fastmeta.network.layers.dropout import Dropout
 from fastmeta.network.layers.elementwise import Elementwise
@@ -18,5 +19,5 @@ from fastmeta.network.layers.shapes import Flatten, Identity, Reshape
 __all__ = [
     "Activation", "Add", "Batch", "BatchNorm", "Conv2d", "Dropout", "Elementwise", "Flatten",
     "Foreign", "GroupNorm", "Identity", "Layer", "LayerNorm", "Linear", "Mean", "Pool2d", "RMSNorm",
-    "Reshape", "State", "Tensors", "Wanted",
+    "Reshape", "Scale", "Shift", "State", "Tensors", "Wanted",
 ]  # fmt: skip

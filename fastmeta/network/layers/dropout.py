@@ -1,4 +1,4 @@
-"""Numbers that are left out at random."""
+"""Dropout: each pass draws a mask of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastmeta.network.layers.layer import Layer, Tensors
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """`F.dropout` in training, of a share p in (0, 1): each pass draws a mask of its own.
+    """`F.dropout` in training, of a share p in (0, 1).
 
     It has no rules: an executor that takes it draws the masks, in the order in which plain autograd
     does.
