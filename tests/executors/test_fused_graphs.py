@@ -472,3 +472,13 @@ def test_masks_of_inputs_lie_as_these_do() -> None:
     torch.manual_seed(7)
     out = fastmeta.maml_step(model, (sx, sy), (qx, qy), inner_steps=3, inner_lr=0.1)
     torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=0)
+
+
+def test_a_step_that_is_refused_draws_nothing() -> None:
+    model = made("dropout")
+    support, (qx, qy) = data()
+    fastmeta.maml_step(model, support, (qx, qy), inner_lr=0.1)
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="query_y"):
+        fastmeta.maml_step(model, support, (qx, qy + 5), inner_lr=0.1)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from fastmeta.executors import call, rates, update_rule
@@ -12,7 +13,7 @@ from fastmeta.executors.fused.kernel import Kernel
 from fastmeta.executors.fused.lowering import Lowered
 from fastmeta.executors.fused.own_loss import OwnLoss
 from fastmeta.executors.kernel_loss import KernelLoss
-from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
+from fastmeta.executors.problem import FormUnavailable, Outcome, Problem, WrongLabel
 from fastmeta.network.layers import Dropout
 from fastmeta.tasks import Examples
 
@@ -35,17 +36,24 @@ def _run(problem: Problem, kernel: Kernel, flows: Sequence[Tensor] = ()) -> Outc
     """Computes the step; the derivatives by the inputs of each set go into `flows`."""
     tasks, lowered = problem.tasks, kernel.lowered
     support, query = tasks.per_step or tasks.support, tasks.query
-    return call.run(
-        problem,
-        kernel,
-        packed_rates(problem, kernel),
-        arrays(support, lowered.loss),
-        arrays(query, lowered.query_loss),
-        update_rule.describe(problem.inner, problem.differentiate).options,
-        own_inputs(problem, lowered, (support, query)),
-        masks(problem, kernel),
-        flows,
-    )
+    own = own_inputs(problem, lowered, (support, query))
+    before = torch.get_rng_state() if kernel.draws else None
+    try:
+        return call.run(
+            problem,
+            kernel,
+            packed_rates(problem, kernel),
+            arrays(support, lowered.loss),
+            arrays(query, lowered.query_loss),
+            update_rule.describe(problem.inner, problem.differentiate).options,
+            own,
+            masks(problem, kernel),
+            flows,
+        )
+    except WrongLabel:
+        if before is not None:  # nothing has been computed, so nothing is drawn
+            torch.set_rng_state(before)
+        raise
 
 
 def own_inputs(
