@@ -20,6 +20,10 @@ from fastmeta.inner import SGD, Adam, RMSprop
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
+from fused_kernels import cpu_only
+
+pytestmark = cpu_only
+
 Batch = tuple[Tensor, Tensor]
 
 

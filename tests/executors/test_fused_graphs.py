@@ -17,6 +17,10 @@ from fastmeta.network import reader
 
 pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
+from fused_kernels import cpu_only
+
+pytestmark = cpu_only
+
 
 class Block(nn.Module):
     """`x + f(norm(x))`, as in a transformer, or `norm(x + f(x))`, as in its first form."""
