@@ -54,8 +54,10 @@ class FusedStep {
     const int together = this->tasks();
     cpu::cut(chunk, network_, (tasks + together - 1) / together, int(bytes(1)), is_large);
     if (network_.chunk > 0 && sweeps(network_) && memory != "reversible") {
-      network_.keeps_chunks = true;
-      network_.keeps_chunks = memory == "saved" || bytes(lay_out(network_, width).size) <= kLarge;
+      network_.keeps_chunks = memory == "saved" || bytes(least_kept()) <= kLarge;
+      if (network_.keeps_chunks && memory != "saved") {
+        network_.keeps_chunks = bytes(lay_out(network_, width).size) <= kLarge;
+      }
     }
     network_.reversible = cpu::reversible(memory, network_, bytes(lay_out(network_, width).block));
     if (network_.reversible) {
@@ -130,6 +132,13 @@ class FusedStep {
   // The same with the weights of all steps, for rates with which the inner loop can't go back.
   Description saved_{};
   Layout saved_layout_;
+
+  // Outputs and derivatives of all chunks: of very many a layout would be long itself.
+  int64_t least_kept() const {
+    int64_t values = 0;
+    for (const Dense& layer : network_.layers) values += 2 * layer.out;
+    return values * network_.steps * network_.chunks(network_.support) * network_.chunk;
+  }
 
   bool are_classes(Address address, int64_t count, const Loss& loss) const {
     if (address == 0) return true;
