@@ -18,7 +18,7 @@ FASTMETA_ONCE int load_chunk(Step<E>& s, const ExamplesOf<E>& set, int k, int c)
   using Num = typename E::Num;
   const int rows = set.weights.rows, past = (c + 1) * rows - s.count(set);
   const int start = c * rows - (past > 0 ? past : 0);
-  s.chunk = c;
+  s.at_hand.chunk = c;
   s.is_query(set) ? load_query(s, start) : load_support(s, s.network.per_step_support ? k : 0, start);
   load_masks(s, set, s.traces(set, k), k, start);
   if (past > 0) {
@@ -32,7 +32,7 @@ FASTMETA_ONCE int load_chunk(Step<E>& s, const ExamplesOf<E>& set, int k, int c)
 template <class E, class Pass>
 FASTMETA_ONCE void over_chunks(Step<E>& s, bool of_query, int k, Pass pass) {
   s.e.share(s.network.parts, [&](int part) {
-    const auto& layout = s.parts[part];
+    const auto& layout = s.at_hand.parts[part];
     const auto& set = of_query ? layout.query : layout.support;
     E e = s.e.of_part(layout);
     Step<E> own{e, s.network, layout, s.data, s.slot, true};
@@ -51,7 +51,7 @@ template <class E>
 FASTMETA_ONCE void add_parts(Step<E>& s, int64_t block) {
   using Num = typename E::Num;
   for (int part = 0; part < s.network.parts; ++part) {
-    s.e.map([](Num& out, Num one) { out = out + one; }, s.head(block), s.head(s.parts[part].lambda));
+    s.e.map([](Num& out, Num one) { out = out + one; }, s.head(block), s.head(s.at_hand.parts[part].lambda));
   }
 }
 template <class E>
@@ -59,7 +59,7 @@ FASTMETA_ONCE void store_loss(Step<E>& s, Global<typename E::Scalar> to) {
   using Num = typename E::Num;
   s.clear(s.layout.scalar);
   for (int part = 0; part < s.network.parts; ++part) {
-    s.e.map([](Num& out, Num one) { out = out + one; }, s.layout.scalar, s.parts[part].loss);
+    s.e.map([](Num& out, Num one) { out = out + one; }, s.layout.scalar, s.at_hand.parts[part].loss);
   }
   s.e.store(to, s.layout.scalar);
 }
@@ -107,7 +107,7 @@ FASTMETA_ONCE void add_query_in_chunks(Step<E>& s, int k) {
     pass_chunk(own, set, trace, k, backward);
     const View value = trace[own.depth - 1].value;
     if (k == own.network.steps) {  // of rows that come twice by the chunk that counts them
-      const int first = own.chunk * value.rows - start;
+      const int first = own.at_hand.chunk * value.rows - start;
       const View rows = rows_from(value, first, value.rows - first);
       own.e.store(own.data.query_outputs.at(int64_t(start + first) * value.cols), rows);
     }

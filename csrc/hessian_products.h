@@ -58,7 +58,7 @@ FASTMETA_ONCE void tangent_backward(Step<E>& s, int k, typename E::Scalar sign, 
                                        tangent_of(s, network.layers[l].from), trace[l], r, out);
     }
     s.layer(l).add_hessian_of_rows(add, r, out);
-    for_each_read(network.layers[l], [&](int read, bool is_plus, bool adds) {
+    for_each_read<E>(network.layers[l], [&](int read, bool is_plus, bool adds) {
       if (read < network.body) return add_input(read, l, is_plus);
       const View to = layout.tangents[read].delta;
       adds ? s.layer(l).tangent_backward_input(Add<S>{1}, trace[l], r, to, at, v, is_plus)

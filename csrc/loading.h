@@ -103,7 +103,7 @@ FASTMETA_ONCE void load_query(Step<E>& s, int start = 0) {
 template <class E>
 FASTMETA_ONCE void load(Step<E>& s) {
   if (!s.loaded) load_parameters(s);
-  if (s.network.chunk > 0) return;  // which load their examples
+  if (s.in_chunks()) return;  // which load their examples
   if (s.network.steps > 0 || !s.network.per_step_support) load_support(s, 0);
   if (s.network.query > 0) load_query(s);
   if (!s.network.dual) return;

@@ -13,7 +13,7 @@ namespace fastmeta::FASTMETA_NAMESPACE {
 template <class E>
 FASTMETA_ONCE void inner_step(Step<E>& s, int k) {  // (1)
   if constexpr (E::takes_graphs) {
-    if (s.network.chunk > 0) {
+    if (s.in_chunks()) {
       find_gradient_of_chunks(s, k);
       if (s.network.elementwise_rates) load_rates(s, k);
       return step_by_rule(s, k);
@@ -140,17 +140,16 @@ FASTMETA_ONCE void store_of_inputs(Step<E>& s, const ExamplesOf<E>& set,
 
 template <class E>
 FASTMETA_ONCE void through_step(Step<E>& s, int k) {
-  const bool in_chunks = s.network.chunk > 0;
-  if (s.network.per_step_support && k < s.network.steps - 1 && !in_chunks) load_support(s, k);
+  if (s.network.per_step_support && k < s.network.steps - 1 && !s.in_chunks()) load_support(s, k);
   if (s.network.elementwise_rates) load_rates(s, k);
-  if (steps_plainly(s.network)) {
+  if (s.steps_plainly()) {
     pull_back_sgd(s, k);
   } else {
     pull_back_rule(s, k);
   }
   if (s.network.first_order) return;
   if constexpr (E::takes_graphs) {
-    if (in_chunks) return subtract_hessian_product_of_chunks(s, k);
+    if (s.in_chunks()) return subtract_hessian_product_of_chunks(s, k);
   }
   subtract_hessian_product(s, k);
   if constexpr (E::takes_graphs) {
@@ -181,7 +180,7 @@ FASTMETA_ONCE void start_cotangent(Step<E>& s) {
     s.clear(s.body_cotangent(layout.query));
     s.clear(s.body_cotangent(layout.support));
   }
-  if (steps_plainly(s.network) || !sweeps(s.network)) return;
+  if (s.steps_plainly() || !sweeps(s.network)) return;
   for (int j = 0; j < states_of(s.network.rule); ++j) s.clear(s.head(layout.cotangents[j]));
   if (!learns_hyperparameters(s.network)) return;
   using Num = typename E::Num;
@@ -221,7 +220,7 @@ FASTMETA_ONCE void sum_captured(Step<E>& s) {
 template <class E>
 FASTMETA_DEVICE void query(Step<E>& s, int k) {
   if constexpr (E::takes_graphs) {
-    if (s.network.chunk > 0) {
+    if (s.in_chunks()) {
       if (s.data.evaluates[k]) add_query_in_chunks(s, k);
       return;
     }

@@ -66,7 +66,7 @@ class OpenStep {
     if (!call.of_input.given()) return;
     s.clear(set.of_inputs);
     for (int l = 0; l < s.depth; ++l) {
-      for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool) {
+      for_each_read<E>(s.network.layers[l], [&](int read, bool is_plus, bool) {
         if (read != kData) return;
         s.layer(l).backward_input(Add<S>{1}, trace[l], set.of_inputs, s.blocks(l, k), is_plus);
       });

@@ -41,7 +41,7 @@ FASTMETA_ONCE void backward(Step<E>& s, const Trace* trace, int k, int from, int
     const Blocks at = s.blocks(l, k);
     DenseLayer<E> layer = s.layer(l);
     layer.backward(trace[l], at);
-    for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool adds) {
+    for_each_read<E>(s.network.layers[l], [&](int read, bool is_plus, bool adds) {
       if (read < from) return;
       const View out = trace[read].delta;
       adds ? layer.backward_input(Add<S>{1}, trace[l], out, at, is_plus)
@@ -82,7 +82,7 @@ FASTMETA_ONCE void add_gradient(Step<E>& s, typename E::Scalar w, const Examples
 template <class E, class Use>
 FASTMETA_DEVICE void for_each_outside(Step<E>& s, const ExamplesOf<E>& set, int from, int to, Use use) {
   for (int l = from; l < to; ++l) {
-    for_each_read(s.network.layers[l], [&](int read, bool is_plus, bool) {
+    for_each_read<E>(s.network.layers[l], [&](int read, bool is_plus, bool) {
       if (read >= from) return;
       if (read != kData) return use(l, is_plus, s.body_cotangent(set));
       if constexpr (E::takes_graphs) {

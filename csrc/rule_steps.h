@@ -103,7 +103,7 @@ FASTMETA_DEVICE bool dual_adapts(const Step<E>& s) {
 template <class E>
 FASTMETA_ONCE void step_by_rule(Step<E>& s, int k) {  // (1)
   const UpdateRule& rule = s.network.rule;
-  const bool at_hand = s.network.chunk > 0;
+  const bool at_hand = s.in_chunks();
   if (rule.clips) {
     if (!at_hand) s.adapting([&](int l, int i) { find_ruled_gradient(s, k, l, i); });
     clip_gradient(s, k);

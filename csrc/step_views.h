@@ -8,12 +8,31 @@
 namespace fastmeta::FASTMETA_NAMESPACE {
 
 // use(layer whose output it reads, whether that is added to its product, whether the derivative is
-// added to that of other readers).
-template <class Use>
+// added to that of other readers). In a chain it is the layer before alone.
+template <class E, class Use>
 FASTMETA_DEVICE void for_each_read(const Dense& layer, Use use) {
-  use(layer.from, false, layer.adds_from);
-  if (layer.plus != kNone) use(layer.plus, true, layer.adds_plus);
+  use(layer.from, false, E::takes_graphs && layer.adds_from);
+  if constexpr (E::takes_graphs) {
+    if (layer.plus != kNone) use(layer.plus, true, layer.adds_plus);
+  }
 }
+
+// Of sets that go in chunks: the same storage as each part of the chunks sees it, and which chunk is at
+// hand. An engine that knows none holds nothing of it.
+template <class Layout, bool is_known>
+struct Chunked {
+  const Layout* parts = nullptr;
+  int chunk = 0;
+  FASTMETA_DEVICE static int chunks(const Options& network) {
+    return network.chunks(network.support);
+  }
+};
+template <class Layout>
+struct Chunked<Layout, false> {
+  static constexpr const Layout* parts = nullptr;
+  static constexpr int chunk = 0;
+  FASTMETA_DEVICE static constexpr int chunks(const Options&) { return 1; }
+};
 
 template <class E>
 struct Step {
@@ -32,14 +51,13 @@ struct Step {
   const bool loaded;  // whether an earlier task left the parameters here
   const int depth = int(network.layers.size());
   View support_x = {}, query_x = {};  // where the inputs lie
-  const Layout* parts = nullptr;  // the same storage as each part of the chunks sees it
-  int chunk = 0;                  // which of a set's chunks is at hand
+  Chunked<Layout, E::takes_graphs> at_hand = {};
 
   // use(layout) of each part of the chunks, or of the one where there are none
   template <class Use>
   FASTMETA_DEVICE void each_part(Use use) const {
-    if (parts == nullptr) return use(layout);
-    for (int part = 0; part < network.parts; ++part) use(parts[part]);
+    if (at_hand.parts == nullptr) return use(layout);
+    for (int part = 0; part < network.parts; ++part) use(at_hand.parts[part]);
   }
   // What a block holds of the layers after the body.
   FASTMETA_DEVICE View head(int64_t block) const {
@@ -61,6 +79,10 @@ struct Step {
   FASTMETA_DEVICE const Loss& loss(const Examples& set) const {
     return is_query(set) ? network.query_loss : network.loss;
   }
+
+  FASTMETA_DEVICE bool in_chunks() const { return E::takes_graphs && network.chunk > 0; }
+  // Whether steps move the weights where the gradient's product is made.
+  FASTMETA_DEVICE bool steps_plainly() const { return is_plain(network.rule) && !in_chunks(); }
 
   // The block of theta_k. Those of all steps share one, where they are not kept.
   FASTMETA_DEVICE int64_t theta(int k) const {
@@ -92,7 +114,7 @@ struct Step {
 
   FASTMETA_DEVICE const Trace* traces(const Examples& set, int k) const {
     const bool kept = &set == &layout.support && layout.traces_kept > 1;
-    return &set.traces[kept ? (k * network.chunks(network.support) + chunk) * depth : 0];
+    return &set.traces[kept ? (k * at_hand.chunks(network) + at_hand.chunk) * depth : 0];
   }
   FASTMETA_DEVICE View output(const Examples& set, const Trace* trace, int l) const {
     return l >= 0 ? trace[l].value : is_query(set) ? query_x : support_x;

@@ -16,7 +16,7 @@ import fastmeta
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.AlphaDropout(0.5), nn.Linear(4, 2))
 
 
 def examples(tasks: int = 3, count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

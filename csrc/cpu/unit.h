@@ -14,7 +14,7 @@ void run_group(const Description& network, const Layout& layout,
   const auto run = [&](int64_t task, int slot) {
     Engine engine(storage, layout, task, data, sums);
     Step<Engine> step{engine, network, layout, data, slot, loaded || task > first};
-    if (network.chunk > 0) step.parts = layout.parts.data();
+    if (network.chunk > 0) step.at_hand.parts = layout.parts.data();
     run_step(step);
   };
   if (!network.dual) {

@@ -49,7 +49,7 @@ def _data(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "layer": (lambda: _mlp(nn.PReLU()), {}, r"layer '1' \(PReLU\) is none that the kernels know"),
-    "dropout": (lambda: _mlp(nn.Dropout(0.5)), {}, "draws random numbers"),
+    "dropout": (lambda: _mlp(nn.AlphaDropout(0.5)), {}, "draw no random numbers"),
     "own-code": (Doubled, {}, "settings"),
     "image-layer": (lambda: _image(nn.PReLU()), {}, r"layer '1' \(PReLU\)"),
 }
