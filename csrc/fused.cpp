@@ -55,9 +55,7 @@ class FusedStep {
     cpu::cut(chunk, network_, (tasks + together - 1) / together, int(bytes(1)), is_large);
     if (network_.chunk > 0 && sweeps(network_) && memory != "reversible") {
       network_.keeps_chunks = memory == "saved" || bytes(least_kept()) <= kLarge;
-      if (network_.keeps_chunks && memory != "saved") {
-        network_.keeps_chunks = bytes(lay_out(network_, width).size) <= kLarge;
-      }
+      if (memory != "saved") keep_if_it_fits(width);
     }
     network_.reversible = cpu::reversible(memory, network_, bytes(lay_out(network_, width).block));
     if (network_.reversible) {
@@ -138,6 +136,15 @@ class FusedStep {
     int64_t values = 0;
     for (const Dense& layer : network_.layers) values += 2 * layer.out;
     return values * network_.steps * network_.chunks(network_.support) * network_.chunk;
+  }
+
+  // In as many parts as there is room for: what stays is worth more than a thread of many.
+  void keep_if_it_fits(int width) {
+    const int most = network_.parts;
+    while (network_.keeps_chunks && bytes(lay_out(network_, width).size) > kLarge) {
+      network_.keeps_chunks = network_.parts > 2;
+      network_.parts = network_.keeps_chunks ? network_.parts / 2 : most;
+    }
   }
 
   bool are_classes(Address address, int64_t count, const Loss& loss) const {
