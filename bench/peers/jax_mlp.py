@@ -41,7 +41,7 @@ def _of_chain(model: nn.Module) -> Layers:
 
 
 def forward(parameters: Layers, x: Any) -> Any:
-    """Of such a chain, or of its end."""
+    """The output of such a chain, or of its end."""
     for i, (weight, bias) in enumerate(parameters):
         x = (jax.nn.relu(x) if i else x) @ weight + bias
     return x

@@ -158,7 +158,7 @@ def run(
 def _besides(
     own: OwnInputs | None, masks: tuple[Given, Given], flows: Sequence[Tensor]
 ) -> list[Any]:
-    """What some networks and losses read and write besides, if anything."""
+    """The further arguments of steps whose networks or losses need any."""
     if own is None and not masks[0] and not flows:
         return []
     losses = ([], []) if own is None else (own.support, own.query)

@@ -21,15 +21,15 @@ from fastmeta.tasks import Examples
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """What is the same in every call for a network, sizes and options."""
+    """The part of a call that network, sizes and options decide."""
 
     network: Blocks
     step: Any
     """The compiled step."""
     names: tuple[str | None, ...]
-    """Of its tensors: weight, bias, scale and shift of each block."""
+    """The names of its tensors: weight, bias, scale and shift of each block."""
     evaluates: tuple[bool, ...]
-    """Whether the query loss after each number of steps is asked for."""
+    """By number of steps, True where the query loss after them is asked for."""
     norms: tuple[BatchNorm | None, ...]
     """The batch norm of each block."""
 
@@ -40,7 +40,7 @@ class Kernel:
 
     @property
     def body_flops(self) -> int:
-        """Of an example's forward pass through the blocks that are run once."""
+        """The FLOP of an example's forward pass through the blocks that are run once."""
         return sum(block.flops for block in self.network.blocks[: self.step.body])
 
 

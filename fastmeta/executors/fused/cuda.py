@@ -36,7 +36,7 @@ def stream(device: torch.device) -> int:
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether torch's current stream there is being recorded."""
+    """Return whether torch's current stream there is being recorded."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
@@ -46,7 +46,7 @@ def index(device: torch.device) -> int:
 
 
 def rounds(dtype: torch.dtype) -> bool:
-    """Whether the kernels' products of this type are in TF32, as torch's switches are now."""
+    """Return whether products of this type are in TF32, as torch's switches are now."""
     return of_products(dtype) != "ieee"
 
 
@@ -80,7 +80,7 @@ class CudaKernel(Kernel):
     def _kept(
         self, last: list[tuple[Hashable, Tensor]], key: Hashable, make: Callable[[], Tensor]
     ) -> Tensor:
-        """Of this stream, because another would not wait for it; a graph makes its own."""
+        """The tensor of this stream, as another would not wait for it; a graph makes its own."""
         if capturing(self.device):
             _in_graphs.add(self)
             return make()

@@ -22,7 +22,7 @@ from fastmeta.network.layers.operations import ModuleCall
 from fastmeta.tasks import TaskBatch, per_step_batch
 
 FLOPS = 2e10
-"""Of torch's operators in a second, roughly."""
+"""FLOP of torch's operators in a second, roughly."""
 OPERATOR = 2e-5
 """Seconds that torch takes for an operator, forward and back."""
 

@@ -49,7 +49,7 @@ class Kernel:
     norms: tuple[BatchNorm | None, ...]
     """The batch norm of each layer."""
     draws: bool
-    """Whether a pass draws masks of dropout."""
+    """True where a pass draws masks of dropout."""
     _rates: list[tuple[Hashable, Tensor]] = field(default_factory=list)
 
     def one_rate(self, inner: InnerLoop, like: Tensor) -> Tensor | None:
@@ -88,7 +88,7 @@ class Kernel:
 
     @property
     def body_flops(self) -> int:
-        """Of an example's forward pass through the layers that are run once."""
+        """The FLOP of an example's forward pass through the layers that are run once."""
         return sum(
             2 * d.inputs * d.outputs for d in self.lowered.layers[: self.step.body] if d.weight
         )

@@ -37,7 +37,7 @@ _ACTIVATIONS = (
 
 
 Norm = BatchNorm | LayerNorm | RMSNorm | Scale | Shift
-"""What may follow a product: statistics, and a number a column, or the latter alone."""
+"""Layers that may follow a product: statistics and a number a column, or that alone."""
 
 DATA, NONE = -1, -2
 """In place of a layer that is read: the network's input; nothing."""
@@ -64,7 +64,7 @@ class Dense:
     plus: int = NONE
     """The layer whose output is added to its product."""
     dropout: Dropout | None = None
-    """Of its input, where it has no weight."""
+    """The dropout of its input, where it has no weight."""
 
     def tensors(self) -> tuple[str | None, ...]:
         """The names of weight, bias, scale and shift, as the kernels order them."""
@@ -94,7 +94,7 @@ class Lowered:
     loss: KernelLoss
     query_loss: KernelLoss
     output_shape: tuple[int, ...]
-    """Of an example's prediction: `(C,)`, or empty for a number."""
+    """The shape of an example's prediction: `(C,)`, or empty for a number."""
 
     def names(self) -> tuple[str | None, ...]:
         """Of the layers' tensors, in order."""
