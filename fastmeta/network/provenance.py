@@ -21,7 +21,7 @@ _PLAIN = (
 MODULES = ("torch", "math", "operator", "typing")
 _BUILTINS = frozenset([
     abs, all, any, bool, enumerate, float, int, isinstance, iter, len, list, map, max, min, next,
-    print, range, reversed, round, sorted, str, sum, super, tuple, zip,
+    pow, print, range, reversed, round, sorted, str, sum, super, tuple, zip,
 ])  # fmt: skip
 
 

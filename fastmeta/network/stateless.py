@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -71,6 +72,14 @@ class StatelessModel:
     def writing(self, written: tuple[str, ...]) -> StatelessModel:
         """The same model, whose passes write these buffers."""
         return StatelessModel(self.module, written, self._slots)
+
+    def with_parameters(self, more: Mapping[str, Tensor]) -> StatelessModel:
+        """The same model beside further parameters, which no pass of the module reads."""
+        slots = copy.copy(self._slots)
+        slots.parameters = {**slots.parameters, **more}
+        learning = {name: tensor for name, tensor in more.items() if tensor.requires_grad}
+        slots.trainable = {**slots.trainable, **learning}
+        return StatelessModel(self.module, self.written, slots)
 
     def scratch(self) -> dict[str, Tensor]:
         """The buffers that a pass writes, cut off from autograd."""

@@ -1,9 +1,8 @@
-"""Results about a model, the least recently used forgotten first, bounded by memory."""
+"""Results about a model, those not used for longest forgotten first, bounded by memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -16,55 +15,31 @@ _ENTRY = 4 << 10
 T = TypeVar("T")
 
 
-@dataclass(eq=False)
-class Entry:
-    """Something kept, with its bytes and the time when it was last asked for."""
-
-    value: Any
-    size: int
-    used: int
-
-
 class Cache:
-    """A dictionary whose least recently used entries go when it has grown too large."""
+    """Two generations: the entries used since the young one began, and the others used before.
+
+    When the young generation fills half of the memory, it becomes the old one and the old one goes.
+    """
 
     def __init__(self, most: int = _MOST) -> None:
-        self._entries: dict[Hashable, Entry] = {}
         self._most = most
-        self._bytes = self._now = 0
+        self._bytes = 0
+        self._young: dict[Hashable, tuple[Any, int]] = {}
+        self._old: dict[Hashable, tuple[Any, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
-
-    def token(self, key: Hashable) -> Entry:
-        """A short key in place of a long one, which lasts as long as something is found by it."""
-        self.find(key, lambda: None)
-        return self._entries[key]
-
-    def find_for(self, token: Entry, key: Hashable, make: Callable[[], T]) -> T:
-        """The result that belongs to a token, made if there is none."""
-        token.used = self._now
-        return self.find((token, key), make)
+        return len({**self._young, **self._old})
 
     def find(self, key: Hashable, make: Callable[[], T]) -> T:
         """The result that belongs to `key`, made if there is none."""
-        self._now += 1
-        entry = self._entries.get(key)
-        if entry is not None:  # a key is hashed once: it may be a deep tuple
-            entry.used = self._now
-            return entry.value
-        value = make()
-        size = _ENTRY + (value.nbytes if isinstance(value, Tensor) else 0)
-        self._bytes += size
-        if self._bytes > self._most:
-            self._forget()
-        self._entries[key] = Entry(value, size, self._now)
-        return value
-
-    def _forget(self) -> None:
-        """Drops the entries that were used least recently, down to half of the memory."""
-        for key, entry in sorted(self._entries.items(), key=lambda item: item[1].used):
-            if self._bytes <= self._most // 2:
-                break
-            del self._entries[key]
-            self._bytes -= entry.size
+        entry = self._young.get(key)
+        if entry is None:
+            entry = self._old.get(key)
+            if entry is None:
+                value = make()
+                entry = value, _ENTRY + (value.nbytes if isinstance(value, Tensor) else 0)
+            self._bytes += entry[1]
+            if self._bytes > self._most // 2:
+                self._old, self._young, self._bytes = self._young, {}, entry[1]
+            self._young[key] = entry
+        return entry[0]

@@ -13,8 +13,8 @@ import dis
 import functools
 import types
 from collections.abc import Callable, Hashable
-from itertools import chain
-from operator import attrgetter, is_
+from itertools import product
+from operator import is_
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ ENTRIES = ("__call__", "_call_impl", "__getattr__", "__getattribute__", "__iter_
 """Methods that run before a `forward`, or find what it reads."""
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of a module that torch never binds anew."""
-
-_inside = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+INSIDE = ("__code__", "__defaults__", "__kwdefaults__")
+"""Attributes of a function that change what it computes."""
 
 
 class Guards:
@@ -45,13 +45,11 @@ class Guards:
         """The first attribute or global that it binds; empty where there is none."""
         self._owners: dict[types.ModuleType | types.FunctionType, None] = {}
         self._places: dict[tuple[int, str], tuple[Callable[[str], Any], str]] = {}
-        self._insides: dict[types.FunctionType, None] = {}
-        self._cells: dict[int, types.CellType] = {}
-        self._kinds: list[type] = []
+        self._attributes: dict[tuple[int, str], tuple[Any, str]] = {}
         self._read([*model.modules()])
         del self._owners
         if self.unseen:  # what was found may hold the model, which must not hold itself
-            self._places, self._insides, self._cells = {}, {}, {}
+            self._places, self._attributes = {}, {}
         self._expected = self._values()
 
     def hold(self) -> bool:
@@ -67,20 +65,20 @@ class Guards:
 
     def _values(self) -> list[Any]:
         values = [find(name) for find, name in self._places.values()]
-        values += chain.from_iterable(map(_inside, self._insides))
-        values += [kind.__mro__ for kind in self._kinds]
-        return values + [cell.cell_contents for cell in self._cells.values()]
+        return values + [getattr(owner, name) for owner, name in self._attributes.values()]
 
     def _read(self, parts: list[nn.Module]) -> None:
         kinds = [*dict.fromkeys(map(type, parts))]
-        self._kinds = [kind for kind in kinds if not is_torchs(kind)]
+        own = [kind for kind in kinds if not is_torchs(kind)]
+        for kind in own:
+            self._attribute(kind, "__mro__")
         for name in ENTRIES[:3]:
             self._watch(nn.Module, name)
         for kind in kinds:
             for name in ENTRIES:
                 if hasattr(kind, name) and not is_torchs(getattr(kind, name)):
                     self._refuse(f"{kind.__name__} has a {name} of its own")
-                if kind in self._kinds or name == "__call__":
+                if kind in own or name == "__call__":
                     self._watch(kind, name)
             if is_torchs(kind):
                 self._torchs_own(kind)
@@ -97,7 +95,7 @@ class Guards:
                             self._watch(owner, name)
                     elif name in dir(type(owner)) and isinstance(owner, types.ModuleType):
                         self._refuse(f"its forward reads {name} of a module, a property")
-                for kind in self._kinds:
+                for kind in own:
                     self._member(name, kind)
                 if not any(hasattr(each, name) for each in (Tensor, *parts, *self._owners)):
                     self._refuse(f"its forward reads {name}, which was not found")
@@ -112,8 +110,7 @@ class Guards:
         for name in names:
             for base in own:
                 if isinstance(value := vars(base).get(name), types.FunctionType):
-                    self._watch(base, name)
-                    self._check_torchs(base, name)
+                    self._watch(base, name, torchs=True)
                     names += _reads(value.__code__)[1].difference(names)
 
     def _member(self, name: str, kind: type) -> None:
@@ -131,7 +128,7 @@ class Guards:
                     return
 
     def _function(self, function: types.FunctionType) -> None:
-        self._insides[function] = None
+        self._attribute(function, *INSIDE)
         code, keywords = function.__code__, function.__kwdefaults__ or {}
         if not all(map(is_plain, (function.__defaults__, *keywords.values()))):
             self._refuse(f"a default argument of {function.__name__} may change unseen")
@@ -139,11 +136,10 @@ class Guards:
             self._watch(keywords, name)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             if name != "__class__":
-                self._cells[id(cell)] = cell
+                self._attribute(cell, "cell_contents")
                 self._value(name, cell.cell_contents)
-        bound = _binds(code)
+        loaded, names, bound = _reads(code)
         self.writes = self.writes or (bound and f"{function.__qualname__} writes {bound}")
-        loaded, names = _reads(code)
         for name in loaded:
             self._watch(function.__globals__, name)
             self._value(name, function.__globals__.get(name, vars(builtins).get(name)))
@@ -152,26 +148,27 @@ class Guards:
                 self._refuse(f"its forward reads {name}, through which anything can be read")
             self.names.add(name)
 
-    def _watch(self, owner: Any, name: str) -> None:
-        """Guard an entry of a dictionary, or that there is none; a function's inside too."""
-        if (id(owner), name) in self._places:
-            return
-        find = (owner if isinstance(owner, dict) else vars(owner)).get
-        self._places[id(owner), name] = find, name
-        if isinstance(value := find(name), types.FunctionType):
-            self._insides[value] = None
-            if is_torchs(value):  # which finds by name what it calls to compute
-                for called in _reads(value.__code__)[1]:
-                    for place in (F, torch):
-                        if called in vars(place):
-                            self._watch(place, called)
-                            self._check_torchs(place, called)
+    def _watch(self, owner: Any, name: str, torchs: bool = False) -> None:
+        """Guard an entry of a dictionary, or that there is none; a function's inside too.
 
-    def _check_torchs(self, owner: Any, name: str) -> None:
-        """Refuse a function in the place of one that torch's layers call: it may compute by any."""
-        value = vars(owner)[name]
-        if isinstance(value, types.FunctionType) and not is_torchs(value):
-            self._refuse(f"{owner.__name__}.{name} was replaced")
+        A user's function in the place of one that torch's layers call may compute by anything.
+        """
+        find = (owner if isinstance(owner, dict) else vars(owner)).get
+        if not isinstance(value := find(name), types.FunctionType):
+            self._places[id(owner), name] = find, name
+            return
+        if torchs and not is_torchs(value):
+            self._refuse(f"torch's {name} was replaced")
+        if (id(owner), name) not in self._places:
+            self._places[id(owner), name] = find, name
+            self._attribute(value, *INSIDE)
+            if is_torchs(value):  # which finds by name what it calls to compute
+                for place, called in product((F, torch), _reads(value.__code__)[1]):
+                    if called in vars(place):
+                        self._watch(place, called, torchs=True)
+
+    def _attribute(self, owner: Any, *names: str) -> None:
+        self._attributes.update({(id(owner), name): (owner, name) for name in names})
 
     def _refuse(self, reason: str) -> None:
         self.unseen = self.unseen or reason
@@ -193,23 +190,18 @@ class Guards:
 
 
 @functools.lru_cache(maxsize=1024)
-def _reads(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """The names that the code and functions inside it load, and these with attributes' names."""
-    steps = [step for step in dis.get_instructions(code) if step.opcode in dis.hasname]
-    loaded = {s.argval for s in steps if not s.opname.endswith(("_ATTR", "_METHOD"))}
-    inner = [_reads(each) for each in code.co_consts if isinstance(each, types.CodeType)]
-    names = {step.argval for step in steps}.union(*[names for _, names in inner])
-    return loaded.union(*[loaded for loaded, _ in inner]), names
-
-
-@functools.lru_cache(maxsize=1024)
-def _binds(code: types.CodeType) -> str:
-    """The name of the first attribute or global that the code binds; empty where none."""
+def _reads(code: types.CodeType) -> tuple[set[str], set[str], str]:
+    """The names that code loads, these with attributes' names, and the first name that it binds."""
+    loaded, names, bound = set[str](), set[str](), ""
     for step in dis.get_instructions(code):
-        if step.opname in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR"):
-            return step.argval
-    return next(filter(None, map(_binds, filter(_is_code, code.co_consts))), "")
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, types.CodeType)
+        if step.opcode in dis.hasname:
+            names.add(step.argval)
+            if not step.opname.endswith(("_ATTR", "_METHOD")):
+                loaded.add(step.argval)
+            if step.opname in ("STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR"):
+                bound = bound or step.argval
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            inner = _reads(each)
+            loaded, names, bound = loaded | inner[0], names | inner[1], bound or inner[2]
+    return loaded, names, bound

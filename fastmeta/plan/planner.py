@@ -343,14 +343,11 @@ def _read(
     why = ""
     inputs = tasks.support.inputs
     example = inputs.detach()[0] if isinstance(inputs, Tensor) else inputs
-    if seen.unwatched:
-        why = seen.unwatched
-    else:
-        with same_random_numbers(tasks.support.leaves()[0].device):
-            try:
-                network = reader.read(model, example)
-            except reader.Unreadable as reason:
-                why = str(reason)
+    with same_random_numbers(tasks.support.leaves()[0].device):
+        try:
+            network = reader.read(model, example)
+        except reader.Unreadable as reason:
+            why = str(reason)
     if network is not None and measured.draws_random and not network.draws():
         network, why = None, "a forward pass draws random numbers"
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -33,6 +33,8 @@ _tables = itemgetter(
     "_parameters", "_buffers", "_modules",
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
+_LEFT_OUT = object()
+"""In the place of a value that may hold the model, which would then live for ever."""
 _state = attrgetter("shape", "dtype", "requires_grad", "device")
 
 
@@ -45,19 +47,16 @@ class Snapshot:
         """The first thing that its Python reads and no guard can watch; empty if none."""
         self.writes = guards.writes
         """The first thing that its Python writes; empty if none."""
-        self.unwatched = ""
-        """The first option of a layer of torch's that can't be watched; empty if none."""
         # The model's own life must not depend on what is kept of it.
-        self._parts: list[tuple[weakref.ref[nn.Module], list[str]]] = []
+        self._parts: list[tuple[weakref.ref[nn.Module], list[str], list[str]]] = []
+        """Each module, its attributes that code reads, and those whose values may not be kept."""
         self._constants: list[tuple[weakref.ref[nn.Module], str, str]] = []
-        self._left_out: list[tuple[weakref.ref[nn.Module], str, str]] = []
-        """Attributes that code reads and whose values may not be kept."""
         self.constants: dict[str, Any] = {}
         """Options of activations by name, as they are now: arguments of a step, not of its plan."""
         for name, module in model.named_modules():
             refuse_unready(module, name)
-            part, own = weakref.ref(module), vars(module)
-            _, options = ACTIVATION_MODULES.get(kind := type(module), ("", ()))
+            part, own, kind = weakref.ref(module), vars(module), type(module)
+            _, options = ACTIVATION_MODULES.get(kind, ("", ()))
             # One that the model's own code reads too may be in other layers as well.
             options = [o for o in options if type(own.get(o)) is float and o not in guards.names]
             self._constants += [(part, f"{name}.{each}".lstrip("."), each) for each in options]
@@ -66,12 +65,11 @@ class Snapshot:
             if kind in guards.of_torchs:
                 read = {n for n in guards.of_torchs[kind] if n in own or hasattr(kind, n)}
             read = read - INTERNAL - {*options}
-            kept = {n for n in read if _is_kept(own.get(n), guards)}
-            self._parts.append((part, sorted(kept)))
-            self._left_out += [(part, name, each) for each in sorted(read - kept)]
-            if kind in guards.of_torchs and not self.unwatched:
-                self.unwatched = _unwatched(name, own, read - kept)
-        self._expected, self._children = self._values()
+            kept = {n for n in read if self._kept(own.get(n)) is not _LEFT_OUT}
+            self._parts.append((part, sorted(kept), sorted(read - kept)))
+            if kind in guards.of_torchs:
+                self.unseen = self.unseen or _unwatched(name, own, read - kept)
+        self._expected = self._values()
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.devices = {p.device.type for p in self.parameters.values()}
         self._tensors: list[Tensor] = [*self.parameters.values(), *model.buffers()]
@@ -81,19 +79,21 @@ class Snapshot:
         self.compiled = any(
             m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()
         )
-        values = [by_value(value) for value in self._expected if not isinstance(value, Tensor)]
+        references = (Tensor, weakref.ref)
+        values = [by_value(v) for v in self._expected if not isinstance(v, references)]
         # Models that are alike by value share what was found.
-        left_out = tuple(place[1:] for place in self._left_out)
+        left_out = tuple(tuple(names) for _, _, names in self._parts)
         key = (
             tuple(values), left_out, _places(model), tuple(self._states), guards.key(), self.unseen,
         )  # fmt: skip
-        self._cache, self._token = cache, cache.token(key)
+        self.cache = cache
+        self._token = cache.find(key, object)
         self._read_constants()
 
     def holds(self) -> bool:
         """Return whether the model is still the one that was looked at."""
         try:
-            values, children = self._values()
+            values = self._values()
         except AttributeError:  # a part is gone
             return False
         if len(values) != len(self._expected):
@@ -103,37 +103,36 @@ class Snapshot:
                 return False
             self._expected = values
         return (
-            children == self._children
-            and not any(map(self._may_be_kept, self._left_out))
-            and self._read_constants()
+            self._read_constants()
             and self._guards.hold()
             and [*map(_state, self._tensors)] == self._states
         )
 
-    def _values(self) -> tuple[list[Any], list[int]]:
-        """The class, attributes, tensors and hooks of every part; the addresses of its children."""
+    def _values(self) -> list[Any]:
+        """The class, attributes, tensors, children and hooks of every part."""
         values: list[Any] = [*map(len, GLOBAL_HOOKS)]
-        children: list[int] = []
-        for part, names in self._parts:
+        for part, kept, left_out in self._parts:
             module: Any = part()
             own = module.__dict__
             parameters, buffers, modules, *hooks = _tables(own)  # most of them empty
             values.append(type(module))
-            values += map(own.get, names)
+            values += map(own.get, kept)
+            if left_out:
+                values += map(self._kept, map(own.get, left_out))
             if parameters:
                 values += parameters.values()
             if buffers:
                 values += buffers.values()
-            if modules:
-                children += map(id, modules.values())
+            if modules:  # a module has one such reference while it lives
+                values += map(_reference, modules.values())
             if any(hooks):
                 values += map(len, hooks)
-        return values, children
+        return values
 
-    def _may_be_kept(self, place: tuple[weakref.ref[nn.Module], str, str]) -> bool:
-        """Return whether a value that may be kept now stands at a place that was left out."""
-        part, _, attribute = place
-        return _is_kept(vars(part()).get(attribute), self._guards)
+    def _kept(self, value: Any) -> Any:
+        """The value where it holds no module: a constant or a function."""
+        own = isinstance(value, FunctionType) and not self._guards.unseen
+        return value if own or is_plain(value) or is_torchs(value) else _LEFT_OUT
 
     def _read_constants(self) -> bool:
         self.constants = {name: vars(part()).get(each) for part, name, each in self._constants}
@@ -145,13 +144,11 @@ class Snapshot:
 
     def known(self, key: Hashable, find: Callable[[], T]) -> T:
         """The result of `find` for `key`, found once."""
-        return self._cache.find_for(self._token, key, find)
+        return self.cache.find((self._token, key), find)
 
 
-def _is_kept(value: Any, guards: Guards) -> bool:
-    """Return whether an attribute may be kept: a constant or a function, which holds no module."""
-    own = isinstance(value, FunctionType) and not guards.unseen
-    return own or is_plain(value) or is_torchs(value)
+def _reference(module: nn.Module | None) -> weakref.ref[nn.Module] | None:
+    return None if module is None else weakref.ref(module)
 
 
 def _unwatched(layer: str, attributes: Mapping[str, Any], names: Set[str]) -> str:
@@ -176,19 +173,15 @@ def _places(model: nn.Module) -> Hashable:
     return tuple((name, order.setdefault(id(each), len(order))) for name, each in found)
 
 
-_snapshots: weakref.WeakKeyDictionary[nn.Module, tuple[Snapshot, Cache]] = (
-    weakref.WeakKeyDictionary()
-)
+_snapshots: weakref.WeakKeyDictionary[nn.Module, Snapshot] = weakref.WeakKeyDictionary()
 
 
 def snapshot(model: nn.Module) -> Snapshot:
     """The model's snapshot, taken anew where it no longer holds; one thread a model at a time."""
     kept = _snapshots.get(model)
-    if kept is not None and kept[0].holds():
-        return kept[0]
-    cache = Cache() if kept is None else kept[1]
-    taken = Snapshot(model, cache)
-    _snapshots[model] = taken, cache
+    if kept is not None and kept.holds():
+        return kept
+    taken = _snapshots[model] = Snapshot(model, Cache() if kept is None else kept.cache)
     return taken
 
 
