@@ -1,6 +1,6 @@
 # The few commands of this house; CI calls the same ones. Each runs in the active environment.
 
-.PHONY: operations install test check format sanitize aarch64 fuzz demo peers clean
+.PHONY: operations install test check format sanitize aarch64 kernels fuzz demo peers clean
 
 install:  ## editable, with what the tests, the checks and the demo need
 	python -m pip install -c constraints.txt -e ".[test,demo]"
@@ -22,6 +22,9 @@ sanitize:  ## the steps in C++ under address, undefined-behaviour and thread san
 
 aarch64:  ## the steps in C++, cross-compiled and run in qemu's emulator; skipped where either is missing
 	CXX=aarch64-linux-gnu-g++ python tests/aarch64.py
+
+kernels:  ## the Triton kernels compiled ahead for three generations of GPUs: nothing is spilt
+	python tests/compile_kernels.py
 
 SEED ?= $(shell date +%s)
 

@@ -40,18 +40,34 @@ def compile_unit(source: Path, folder: Path, *flags: str) -> Path:
     return result
 
 
-def compile_units(folder: Path, *flags: str) -> list[Path]:
-    """All of csrc/ but its Python face and csrc/cuda, several at a time."""
-    # Read before threads start: CPython 3.11 can't make two syntax trees at a time.
-    known = instruction_flags()
-    left_out = {*PYTHON_FACE, *(() if _X86 else known)}
-    sources = [
+def sources() -> list[Path]:
+    """All of csrc/ but its Python face and csrc/cuda."""
+    left_out = {*PYTHON_FACE, *(() if _X86 else instruction_flags())}
+    return [
         source
         for source in sorted(CSRC.rglob("*.cpp"))
         if source.stem not in left_out and source.parent.name != "cuda"
     ]
+
+
+def units_of_the_build() -> list[Path]:
+    """The extension's own object files, where its build left them; empty where one is not as new.
+
+    `pip install .` builds in the checkout, an editable install elsewhere.
+    """
+    newest = max(f.stat().st_mtime for f in (*CSRC.rglob("*.*"), ROOT / "setup.py"))
+    for folder in (ROOT / "build").glob("temp.*"):
+        units = [folder / source.relative_to(ROOT).with_suffix(".o") for source in sources()]
+        if all(unit.exists() and unit.stat().st_mtime > newest for unit in units):
+            return units
+    return []
+
+
+def compile_units(folder: Path, *flags: str) -> list[Path]:
+    """The object files of `sources`, several at a time."""
+    units = sources()  # reads setup.py: CPython 3.11 can't make two syntax trees at a time
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda source: compile_unit(source, folder, *flags), sources))
+        return list(pool.map(lambda source: compile_unit(source, folder, *flags), units))
 
 
 def link_program(name: str, objects: Iterable[Path], folder: Path, *flags: str) -> Path:
