@@ -16,7 +16,10 @@
   ONE(sqrt, sqrt(a)) \
   ONE(absolute, absolute(a)) \
   ONE(sign, select(a > S(0), Num{} + S(1), select(a < S(0), Num{} - S(1), Num{}))) \
-  ONE(erf, erf(a))
+  ONE(erf, erf(a)) \
+  ONE(log_gamma, log_gamma<S>(a)) \
+  ONE(digamma, digamma<S>(a)) \
+  ONE(trigamma, trigamma<S>(a))
 
 #define FASTMETA_BINARY(ONE) \
   ONE(add, a + b) \

@@ -10,6 +10,7 @@
 #else
 #include "scalars.h"
 #endif
+#include "cpu/gamma.h"
 
 namespace {
 
@@ -95,3 +96,15 @@ FUNCTION(sigmoid)
 FUNCTION(softplus)
 FUNCTION(erf)
 #endif
+
+#define FUNCTION_OF_ALL(name)                                                     \
+  extern "C" void name##_float32(const float* in, float* out, int64_t count) {    \
+    over([](Floats x) { return name<float>(x); }, in, out, count);                \
+  }                                                                               \
+  extern "C" void name##_float64(const double* in, double* out, int64_t count) {  \
+    over([](Doubles x) { return name<double>(x); }, in, out, count);              \
+  }
+
+FUNCTION_OF_ALL(log_gamma)
+FUNCTION_OF_ALL(digamma)
+FUNCTION_OF_ALL(trigamma)

@@ -8,27 +8,32 @@
 
 namespace fastmeta::tests {
 
-// z s with s = sigmoid(1.7 z): value, slope and, where asked for, curvature.
-inline Program steep(bool curved) {
+// z s with s = sigmoid(1.7 z): the first of value, slope and curvature.
+inline Program steep(int count) {
   Program program;
   program.each = {
       {Op::multiply_number, 1, 0, 0, 0, 1.7, 0},  // 1.7 z
       {Op::sigmoid, 2, 1, 0, 0, 0, 0},            // s
       {Op::multiply, 3, 0, 2, 0, 0, 0},           // z s
+  };
+  if (count > 1) {
+    program.each.insert(program.each.end(), {
       {Op::affine, 4, 2, 0, 0, -1, 1},            // 1 - s
       {Op::multiply, 5, 2, 4, 0, 0, 0},           // d = s (1 - s)
       {Op::multiply_number, 6, 5, 0, 0, 1.7, 0},
       {Op::multiply_add, 7, 0, 6, 2, 0, 0},       // s + 1.7 z d
-  };
-  program.outputs = {{1, 0, 3, false}, {2, 0, 7, false}};
-  if (curved) {
+    });
+  }
+  program.outputs = {{1, 0, 3, false}};
+  if (count > 1) program.outputs.push_back({2, 0, 7, false});
+  if (count > 2) {
     program.each.push_back({Op::multiply_number, 8, 5, 0, 0, 3.4, 0});
     program.each.push_back({Op::affine, 9, 2, 0, 0, -3.4, 1.7});
     program.each.push_back({Op::multiply, 10, 6, 9, 0, 0, 0});  // 1.7^2 d (1 - 2 s)
     program.each.push_back({Op::multiply_add, 11, 0, 10, 8, 0, 0});
     program.outputs.push_back({3, 0, 11, false});
   }
-  for (int i = 0; i < (curved ? 12 : 8); ++i) program.registers.push_back({true, 1, i});
+  for (int i = 0; i < 4 * count; ++i) program.registers.push_back({true, 1, i});
   program.inputs = {{0, 0, 0, false}};
   program.slots = int(program.registers.size());
   return program;
@@ -86,7 +91,7 @@ inline LossPrograms scaled_squares(int columns, bool is_query) {
 // Puts programs in the place of smooth activations and of mean squares; they live for ever.
 inline void give_programs(Description& network) {
   static std::deque<LossPrograms> losses;
-  static const Program whole = steep(true), brief = steep(false);
+  static const Program whole = steep(3), brief = steep(2);
   for (Dense& layer : network.layers) {
     if (layer.activation < Activation::silu) continue;
     layer.activation = Activation::expression;

@@ -1,4 +1,4 @@
-"""csrc/cpu/math.h on every instruction set, against long double: errors in ulp, special values."""
+"""csrc/cpu/math.h, gamma.h on every instruction set, by long double: errors, special values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import compiling
+import mpmath
 import numpy as np
 import pytest
+import torch
 
 extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
@@ -225,3 +227,36 @@ def test_one_lane_does_not_disturb_another(library) -> None:
             together = call(library, name, x, dtype)
             alone = np.array([call(library, name, x[i : i + 1], dtype)[0] for i in range(x.size)])
             np.testing.assert_array_equal(together, alone)
+
+
+GAMMA = {
+    "log_gamma": mpmath.loggamma,
+    "digamma": mpmath.digamma,
+    "trigamma": lambda x: mpmath.psi(1, x),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", GAMMA)
+def test_the_gamma_function_and_its_derivatives(name, dtype, sines) -> None:
+    """Errors in eps of `1 + |exact|`; four times that below 0, where large terms cancel."""
+    draw = np.random.default_rng(2)
+    parts = [np.exp2(draw.uniform(-40, 60, 300)), draw.uniform(0, 12, 300), np.arange(1, 30)]
+    parts += [-draw.integers(0, 20, 300) - draw.uniform(0.05, 0.95, 300)]
+    x = np.concatenate(parts).astype(dtype)
+    got = call(sines, name, x, DTYPES[dtype]).astype(np.float64)
+    exact = np.array([float(mpmath.re(GAMMA[name](mpmath.mpf(float(each))))) for each in x])
+    error = np.abs(got - exact) / (1 + np.abs(exact)) / np.finfo(dtype).eps
+    error = np.where(x > 0, error, error / 4)  # where large terms cancel
+    assert error.max() <= 24, f"{name}({x[error.argmax()]!r}) = {got[error.argmax()]!r}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gamma_function_at_poles_and_past_all_numbers(dtype, sines) -> None:
+    x = np.array([0.0, -0.0, -1.0, -7.0, INF, NAN, np.finfo(dtype).max], dtype)
+    found = {name: call(sines, name, x, DTYPES[dtype]) for name in GAMMA}
+    for name, by_torch in {"log_gamma": torch.lgamma, "digamma": torch.digamma}.items():
+        np.testing.assert_allclose(found[name], by_torch(torch.from_numpy(x)).numpy(), rtol=1e-5)
+    assert np.isinf(found["trigamma"][:4]).all()
+    assert found["trigamma"][4] == 0
+    assert np.isnan(found["trigamma"][5])

@@ -1,4 +1,4 @@
-"""Expressions as the fused kernels' programs: of activations, and of losses."""
+"""Losses as the fused kernels' programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
-from fastmeta.network.expressions.derivatives import gradients, jet, tangents
+from fastmeta.executors.programs import compiled
+from fastmeta.network.expressions.derivatives import gradients, tangents
 from fastmeta.network.expressions.expression import (
     Expression,
     constant,
@@ -18,7 +19,7 @@ from fastmeta.network.expressions.expression import (
     spread,
     variable,
 )
-from fastmeta.network.expressions.program import Matrix, Program, TooLong, program
+from fastmeta.network.expressions.program import Matrix
 from fastmeta.network.losses.traced import CAPTURED, PREDICTION, TARGET, TracedLoss, base, inputs
 
 # In the order of csrc/expression.h.
@@ -26,27 +27,9 @@ _PREDICTION, _DIRECTION, _WEIGHTS, _VALUE, _RESULT, _INPUTS = range(6)
 _MOST_INPUTS = 8
 
 
-@functools.lru_cache(maxsize=64)
-def activation(expression: Expression) -> tuple[Any, Any]:
-    """The kernels' programs of an elementwise function of one input.
-
-    The first gives value, slope and curvature, the second value and slope. **Raises**
-    `NotSupported` where they are too long.
-    """
-    (z,) = inputs(expression)
-    # The argument is matrix 0.
-    results = [
-        (spread(each, True, 1), Matrix(place)) for place, each in enumerate(jet(expression, z), 1)
-    ]
-    whole, short = (
-        _made(functools.partial(program, results[:count], {z: Matrix(0)})) for count in (3, 2)
-    )
-    return whole, short
-
-
 @dataclass(frozen=True)
 class LossInput:
-    """What a loss reads beside the prediction."""
+    """A tensor that a loss reads beside the prediction."""
 
     key: tuple[Any, ...]
     """`(TARGET, leaf)` or `(CAPTURED, place)`."""
@@ -111,9 +94,9 @@ def _loss(traced: TracedLoss, learning: frozenset[int], is_query: bool) -> LossP
     module = extension()
     assert module is not None
     programs = (
-        _made(functools.partial(program, [(value, Matrix(_VALUE))], matrices)),
-        _made(functools.partial(program, gradient, matrices)),
-        _made(functools.partial(program, tangent, along)),
+        compiled([(value, Matrix(_VALUE))], matrices),
+        compiled(gradient, matrices),
+        compiled(tangent, along),
     )
     described = [(each.of_examples, each.columns, each.learns) for each in given]
     return LossPrograms(given, module.LossPrograms(*programs, described))
@@ -181,12 +164,3 @@ def _of_learned(
             if gradient is not None
         ]
     return results
-
-
-def _made(compile_it: functools.partial[Program]) -> Any:
-    module = extension()
-    assert module is not None
-    try:
-        return module.Program(*compile_it().arguments)
-    except TooLong as error:
-        raise NotSupported(str(error)) from error

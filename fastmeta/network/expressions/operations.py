@@ -61,11 +61,18 @@ def _apply(name: str, *arguments: Any) -> Any:
     return arguments[0].apply(name, *arguments)
 
 
+def _unknown(y: Any, a: Any) -> Any:
+    raise NotImplementedError("the third derivative of log_gamma")
+
+
 _LIST = (
     Operation("add", torch.add, "a + b", (lambda y, a, b: 1.0, lambda y, a, b: 1.0)),
     Operation("subtract", torch.sub, "a - b", (lambda y, a, b: 1.0, lambda y, a, b: -1.0)),
     Operation("multiply", torch.mul, "a * b", (lambda y, a, b: b, lambda y, a, b: a)),
-    Operation("divide", torch.div, "a / b", (lambda y, a, b: 1.0 / b, lambda y, a, b: -y / b)),
+    # Both share 1 / b: division is the slowest of the simple operations.
+    Operation(
+        "divide", torch.div, "a / b", (lambda y, a, b: 1.0 / b, lambda y, a, b: -y * (1.0 / b))
+    ),
     Operation(
         "power",
         torch.pow,
@@ -157,6 +164,10 @@ _LIST = (
         "erf(a)",
         (lambda y, a: (2.0 / math.sqrt(math.pi)) * _apply("exp", -(a * a)),),
     ),
+    Operation("log_gamma", torch.lgamma, "log_gamma<S>(a)", (lambda y, a: _apply("digamma", a),)),
+    # These two are derivatives alone: no function that a user calls reaches the third.
+    Operation("digamma", torch.digamma, "digamma<S>(a)", (lambda y, a: _apply("trigamma", a),)),
+    Operation("trigamma", lambda a: torch.polygamma(1, a), "trigamma<S>(a)", (_unknown,)),
 )
 
 OPERATIONS = {operation.name: operation for operation in _LIST}

@@ -1,4 +1,4 @@
-"""What a loss's Python reads beside its arguments, and the loss with other values in its places."""
+"""Values that a loss reads beside its arguments, and the loss with others in their places."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reads:
         modules = [value for value in mine if isinstance(value, types.ModuleType)]
         self.called = [vars(m)[n] for m in modules for n in code.co_names if n in vars(m)]
         """Functions of torch, which may be replaced."""
-        bare = set(code.co_names) - named.keys()
+        bare = _loaded(code) - named.keys()  # `x.pow` is no builtin
         builtin = [vars(builtins)[name] for name in bare & vars(builtins).keys()]
         self.unknown = ""
         """The reason why not all of it is known; empty where it is."""
@@ -163,7 +163,7 @@ def _loaded(code: types.CodeType) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _binds(code: types.CodeType) -> str:
-    """What code changes outside itself: the first name; empty where nothing."""
+    """The first name that code changes outside itself; empty where there is none."""
     for step in dis.get_instructions(code):
         kind, _, place = step.opname.partition("_")
         if kind in ("STORE", "DELETE") and place in ("ATTR", "GLOBAL", "SUBSCR"):
@@ -177,7 +177,7 @@ _GETTERS = (object.__getattribute__,)
 
 
 def reads(loss_fn: Callable[..., Any]) -> Reads | None:
-    """What a loss reads; None where it is no Python function."""
+    """All that a loss reads; None where it is no Python function."""
     if isinstance(loss_fn, functools.partial):
         return None
     found = function_of(loss_fn)

@@ -100,7 +100,8 @@ def _check_labels(each: Expression) -> None:
     """**Raises** where labels are computed, so that nothing can check that they are classes."""
     for node in in_order([each]):
         compared = node.name == "equal" and any(map(_is_index, node.arguments))
-        if compared and not any(map(_is_label, node.arguments)):
+        columns = node.columns
+        if compared and not any(_is_label(a) or _is_place(a, columns) for a in node.arguments):
             raise Untraceable("it computes labels")
 
 
@@ -110,6 +111,13 @@ def _is_index(side: Expression) -> bool:
 
 def _is_label(side: Expression) -> bool:
     return side.name == "input" and side.value[0] == TARGET and side.columns == 1
+
+
+def _is_place(side: Expression, columns: int) -> bool:
+    """Return whether it is the place of the largest of no more columns than there are."""
+    if side.name != "negate" or side.arguments[0].name != "peak":
+        return False
+    return side.arguments[0].arguments[0].columns <= columns
 
 
 def base(key: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -156,7 +156,11 @@ def test_equal_expressions_are_one() -> None:
     assert traced(lambda z: torch.sin(31 * z) * z) is not first
 
 
-@pytest.mark.parametrize("name", [n for n, o in OPERATIONS.items() if any(o.derivatives)])
+# trigamma is itself a second derivative, which no user's formula has.
+DERIVED = [n for n, o in OPERATIONS.items() if any(o.derivatives) and n != "trigamma"]
+
+
+@pytest.mark.parametrize("name", DERIVED)
 def test_derivatives_of_the_table_by_differences(name: str) -> None:
     operation = OPERATIONS[name]
     point = torch.tensor([0.3, 0.8, 1.7][: operation.arguments], dtype=torch.float64)

@@ -33,7 +33,7 @@ for _operation, _names in {
     "exp": ("exp",), "expm1": ("expm1",), "log": ("log",), "log1p": ("log1p",), "tanh": ("tanh",),
     "sigmoid": ("sigmoid", "expit"), "sine": ("sin",), "cosine": ("cos",), "sqrt": ("sqrt",),
     "absolute": ("abs", "absolute"), "sign": ("sign", "sgn"), "erf": ("erf",),
-    "negate": ("neg", "negative"),
+    "negate": ("neg", "negative"), "log_gamma": ("lgamma", "special_gammaln"),
 }.items():  # fmt: skip
     for _name in _names:
         ANSWERS[_name] = _of_table(_operation, 1)
@@ -102,7 +102,8 @@ def _ge(input: Any, other: Any) -> Symbol:
 
 
 @answers("ne", "not_equal")
-def _ne(input: Any, other: Any) -> Symbol:
+def not_equal(input: Any, other: Any) -> Symbol:
+    """The comparison a != b."""
     return 1 - elementwise("equal", input, other)
 
 
@@ -146,12 +147,12 @@ def _invert(input: Any) -> Symbol:
 
 @answers("logical_and")
 def _logical_and(input: Any, other: Any) -> Symbol:
-    return both(_ne(input, 0), _ne(other, 0))
+    return both(not_equal(input, 0), not_equal(other, 0))
 
 
 @answers("logical_or")
 def _logical_or(input: Any, other: Any) -> Symbol:
-    return _or(_ne(input, 0), _ne(other, 0))
+    return _or(not_equal(input, 0), not_equal(other, 0))
 
 
 @answers("logical_not")
@@ -191,26 +192,17 @@ def detach(input: Symbol) -> Symbol:
     return input.like(held(input.expression), input.axes, input.is_mean)
 
 
-@answers("min")
-def _min(input: Any, other: Any) -> Symbol:
-    return _of_two("minimum", input, other)
-
-
-@answers("max")
-def _max(input: Any, other: Any) -> Symbol:
-    return _of_two("maximum", input, other)
-
-
-def _of_two(name: str, input: Any, other: Any) -> Symbol:
-    if not isinstance(other, (Symbol, Tensor)):
-        raise Untraceable(f"it takes the {name} along an axis; amax and amin can be traced")
-    return elementwise(name, input, other)
-
-
 @answers("where")
 def where(condition: Any, input: Any, other: Any) -> Symbol:
     """A value by condition, as torch takes derivatives: by branch."""
     return elementwise("select", condition, input, other)
+
+
+@answers("xlogy")
+def _xlogy(input: Any, other: Any) -> Symbol:
+    # At input 0 the derivative is log(other), as torch's, where that is finite.
+    undefined = both(elementwise("equal", input, 0.0), elementwise("less_equal", other, 0.0))
+    return input * where(undefined, 0.0, elementwise("log", other))
 
 
 @answers("masked_fill")

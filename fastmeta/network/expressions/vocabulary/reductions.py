@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from fastmeta.network.expressions.expression import operate, reduce, variable
 from fastmeta.network.expressions.tracing import EXAMPLES, Axes, Symbol, Untraceable, elementwise
-from fastmeta.network.expressions.vocabulary.arithmetic import where
+from fastmeta.network.expressions.vocabulary.arithmetic import not_equal, where
 from fastmeta.network.expressions.vocabulary.registry import COUNT, answers, index_key
 from fastmeta.network.expressions.vocabulary.shapes import unsqueeze
 
@@ -71,6 +73,59 @@ def _amax(input: Symbol, dim: Any = (), keepdim: bool = False) -> Symbol:
 @answers("amin")
 def _amin(input: Symbol, dim: Any = (), keepdim: bool = False) -> Symbol:
     return -_amax(-input, dim, keepdim)
+
+
+class Largest(NamedTuple):
+    """The result of a maximum or minimum along an axis, as torch has it."""
+
+    values: Symbol
+    indices: Symbol
+
+
+@answers("max")
+def _max(
+    input: Any, other: Any = None, keepdim: bool = False, *, dim: int | None = None
+) -> Symbol | Largest:
+    if isinstance(other, (Symbol, Tensor)):
+        return elementwise("maximum", input, other)
+    return _largest(input, other if dim is None else dim, keepdim)
+
+
+@answers("min")
+def _min(
+    input: Any, other: Any = None, keepdim: bool = False, *, dim: int | None = None
+) -> Symbol | Largest:
+    if isinstance(other, (Symbol, Tensor)):
+        return elementwise("minimum", input, other)
+    values, indices = _largest(-input, other if dim is None else dim, keepdim)
+    return Largest(-values, indices)
+
+
+@answers("argmax")
+def _argmax(input: Symbol, dim: int | None = None, keepdim: bool = False) -> Symbol:
+    return _largest(input, dim, keepdim).indices
+
+
+@answers("argmin")
+def _argmin(input: Symbol, dim: int | None = None, keepdim: bool = False) -> Symbol:
+    return _largest(-input, dim, keepdim).indices
+
+
+def _largest(input: Symbol, dim: int | None, keepdim: bool) -> Largest:
+    """The largest of an example's columns and its place.
+
+    Of equals it is the first, which alone has a derivative; a NaN is larger than any, as in torch.
+    """
+    if dim is None or input.ndim != 2:
+        raise Untraceable("it takes max or min over all numbers, not along the columns")
+    columns, peak = input.axes[1], _over_columns("peak", input, dim, True)
+    numbers = input.like(variable(index_key(columns), False, columns), (1, columns))
+    is_number = elementwise("equal", peak, peak)
+    equal = where(is_number, elementwise("equal", input, peak), not_equal(input, input))
+    index = -_over_columns("peak", where(equal, -numbers, -math.inf), dim, True)
+    value = summed(where(elementwise("equal", numbers, index), input, 0.0), dim, True)
+    axes = _without(input.axes, _places(input, dim), keepdim)
+    return Largest(value.like(value.expression, axes), index.like(index.expression, axes))
 
 
 def _shift(input: Symbol, dim: Any) -> Symbol:
