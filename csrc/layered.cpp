@@ -32,14 +32,18 @@ using Pair = std::array<int, 2>;
 using BlockTuple = std::tuple<std::array<int, 4>, Pair, Pair, Pair, Pair, int, double, double, Pair,
                               bool, Each, Each, Pair>;
 
+// A block's programs: see conv::Block; null where there is none.
+using Expressions = std::array<std::shared_ptr<Program>, 3>;
+
 class ConvStep {
  public:
   ConvStep(const std::vector<BlockTuple>& blocks, int loss, double loss_option, int64_t ignore_index,
            bool weighted, int support, int query, int steps, bool differentiate, bool first_order,
            bool elementwise_rates, bool learned_rates, double prox, bool is_double,
            const std::string& instruction_set, const RuleTuple& rule, bool per_step_support,
-           const std::optional<LossTuple>& query_loss)
-      : set_(cpu::instruction_set(instruction_set).name),
+           const std::optional<LossTuple>& query_loss, const std::vector<Expressions>& expressions)
+      : expressions_(expressions),
+        set_(cpu::instruction_set(instruction_set).name),
         kernels_(conv::kernels(set_)),
         is_double_(is_double) {
     for (const auto& [sizes, kernel, stride, padding, dilation, norm, eps, below, window, mean, has,
@@ -57,6 +61,11 @@ class ConvStep {
       std::copy(adapts.begin(), adapts.end(), block.adapts);
       block.norm = Norm(norm), block.eps = eps, block.below = below, block.mean = mean;
       network_.blocks.push_back(block);
+    }
+    for (std::size_t l = 0; l < expressions.size(); ++l) {
+      const auto& [whole, brief, choice] = expressions[l];
+      conv::Block& block = network_.blocks[l];
+      block.program = whole.get(), block.short_program = brief.get(), block.choice = choice.get();
     }
     network_.loss = {LossKind(loss), loss_option, ignore_index, weighted};
     network_.query_loss = query_loss ? described(*query_loss) : network_.loss;
@@ -100,6 +109,7 @@ class ConvStep {
   }
 
  private:
+  std::vector<Expressions> expressions_;
   std::string set_;
   conv::Kernels kernels_;
   bool is_double_;
@@ -160,11 +170,11 @@ void bind_layered(py::module_& module) {
   py::class_<ConvStep>(module, "ConvStep")
       .def(py::init<const std::vector<BlockTuple>&, int, double, int64_t, bool, int, int, int, bool,
                     bool, bool, bool, double, bool, const std::string&, const RuleTuple&, bool,
-                    const std::optional<LossTuple>&>(),
+                    const std::optional<LossTuple>&, const std::vector<Expressions>&>(),
            "blocks"_a, "loss"_a, "loss_option"_a, "ignore_index"_a, "weighted"_a, "support"_a,
            "query"_a, "steps"_a, "differentiate"_a, "first_order"_a, "elementwise_rates"_a,
            "learned_rates"_a, "prox"_a, "is_double"_a, "instruction_set"_a, "rule"_a = RuleTuple{},
-           "per_step_support"_a = false, "query_loss"_a = py::none())
+           "per_step_support"_a = false, "query_loss"_a = py::none(), "expressions"_a = std::vector<Expressions>{})
       .def_property_readonly("gradients", &ConvStep::gradients)
       .def_property_readonly("storage_bytes", &ConvStep::storage_bytes)
       .def_property_readonly("instruction_set", &ConvStep::instruction_set)

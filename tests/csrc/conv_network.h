@@ -3,6 +3,7 @@
 
 #include "cpu/conv/layout.h"
 #include "problem.h"
+#include "programs.h"
 
 namespace fastmeta::tests {
 
@@ -37,6 +38,11 @@ inline void draw_rest(Random& random, conv::Block& b) {
   }
   draw_norm(random, b);
   b.below = random.of<double>({0, 0.2, 1});
+  if (b.below != 1 || random.coin()) return;
+  static const Program whole = steep(3), brief = steep(2), choice = steep(1);
+  b.program = &whole, b.short_program = &brief;
+  // The maximum behind the expression, or before it.
+  if (random.coin()) b.choice = &choice;
 }
 
 // Half of them are 3 x 3 convolutions of stride 1, which Winograd's transforms serve.
@@ -84,7 +90,7 @@ inline void append(Random& random, std::vector<conv::Block>& blocks, int channel
       return;
     case 2: {  // x + g(f(x))
       conv::Block b = same_size(random, channels, height, width);
-      b.window[0] = b.window[1] = 1;
+      b.window[0] = b.window[1] = 1, b.choice = nullptr;
       const int last = push(b, from, conv::kNone);
       push(same_size(random, channels, height, width), last, from);
       return;
@@ -92,7 +98,7 @@ inline void append(Random& random, std::vector<conv::Block>& blocks, int channel
     default: {  // f(x) + g(x)
       conv::Block b = block(random, channels, height, width);
       conv::Block other = b;
-      other.window[0] = other.window[1] = 1;
+      other.window[0] = other.window[1] = 1, other.choice = nullptr;
       other.below = random.of<double>({0.2, 1});
       draw_norm(random, other);
       const int last = push(other, from, conv::kNone);

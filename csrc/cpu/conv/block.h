@@ -2,8 +2,8 @@
 #pragma once
 
 #include "layout.h"
+#include "choice.h"
 #include "convolution.h"
-#include "mean.h"
 #include "moments.h"
 #include "passes.h"
 #include "tangent_passes.h"
@@ -43,10 +43,11 @@ class Block {
       fix_statistics(mean, inverse);
     }
     with_added(plus, [&](auto added) {
+      const PassBase<T, decltype(added)> rule = base(kept, at, added);
+      if (b.choice) return choose_by_expression(rule, kept);
       run_pass(field, 0, examples,
-               Forward<T, decltype(added)>{base(kept, at, added), product, workspace + kept.value});
+               Forward<T, decltype(added)>{rule, product, workspace + kept.value});
     });
-    if (b.mean) average(field, examples, workspace + kept.value, workspace + kept.output);
   }
 
   // From the derivative by the output: adds to `gradient`, leaves that by the product at `result`,
@@ -54,7 +55,6 @@ class Block {
   // these, where nothing reads them any more).
   void backward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Tensors<T>& at,
                 int64_t result, T* gradient) {
-    if (b.mean) spread(field, examples, workspace + kept.output_delta, workspace + kept.delta);
     T* const sums = workspace + kept.statistics + 2 * s.out;
     conv::clear(sums, 2 * s.out);
     with_added(plus, [&](auto added) {
@@ -94,14 +94,12 @@ class Block {
       run_pass(field, 0, examples,
                TangentForward<T, decltype(added)>{moved(kept, r, at, v, added), workspace + r.value});
     });
-    if (b.mean) average(field, examples, workspace + r.value, workspace + r.output);
   }
 
   // From the tangent of the derivative by the output: adds to `gradient`, and gives those by x and
   // by what is added.
   void tangent_backward(const Read<T>& x, const Read<T>& plus, const Kept& kept, const Moving& r,
                         const Tensors<T>& at, const Tensors<T>& v, T* gradient) {
-    if (b.mean) spread(field, examples, workspace + r.output_delta, workspace + r.delta);
     const T *const delta = workspace + kept.delta, *const r_delta = workspace + r.delta;
     T* const sums = workspace + r.sums + 2 * s.out;
     conv::clear(sums, 2 * s.out);
@@ -164,13 +162,29 @@ class Block {
   template <class Added>
   PassBase<T, Added> base(const Kept& kept, const Tensors<T>& at, const Added& added) const {
     const T* const mean = workspace + kept.statistics;
-    return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}, added};
+    return {field, {mean, mean + s.out, at.of[kScale], at.of[kShift], T(b.below)}, added,
+            b.choice ? workspace + kept.code : nullptr};
   }
   template <class Added>
   Moved<T, Added> moved(const Kept& kept, const Moving& r, const Tensors<T>& at,
                         const Tensors<T>& v, const Added& added) const {
     return {base(kept, at, added), workspace + kept.product, workspace + r.product,
             shares(workspace + r.sums, 3), v.of[kScale], v.of[kShift]};
+  }
+
+  // The value as above, of the pixels where an expression of it is greatest, and which these are.
+  template <class Added>
+  void choose_by_expression(const PassBase<T, Added>& rule, const Kept& kept) const {
+    const Field pixels{s.rows, s.cols, s.rows, s.cols, s.out, {1, 1}};
+    const PassBase<T, Added> of_pixels{pixels, rule.rule, rule.added, nullptr};
+    const int64_t image = s.product_size(), out_image = int64_t(s.out_pixels()) * s.out;
+    for_chunks([&](int64_t first, int64_t last) {
+      T* const z = workspace + layout.arguments - first * image;  // as if for all images
+      run_pass(pixels, first, last, Forward<T, Added>{of_pixels, workspace + kept.product, z});
+      choose(b, s, field, last - first, workspace, layout.arguments, layout.choices,
+             workspace + layout.zero, workspace + kept.value + first * out_image,
+             workspace + kept.code + first * out_image);
+    });
   }
 
   // The adjoint of some images' derivatives, to where those by x are asked for.

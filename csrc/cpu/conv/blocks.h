@@ -2,6 +2,7 @@
 // goes through the body or through what is behind it.
 #pragma once
 
+#include "behind.h"
 #include "block.h"
 #include "first_block.h"
 
@@ -35,6 +36,7 @@ class Blocks {
         block(l, part).forward(value(part, n.blocks[l].from), value(part, n.blocks[l].plus),
                                part.kept[l], at);
       }
+      behind(l, part).forward(part.kept[l]);
     }
   }
 
@@ -51,6 +53,7 @@ class Blocks {
     for (int l = part.last - 1; l >= part.first; --l) {
       const Tensors<T> at = tensors(l, theta, layout.one);
       const Kept& kept = part.kept[l];
+      behind(l, part).backward(kept);
       if (l == layout.patched) {
         patched().backward(part.x, kept, at, part.examples, gradient);
         continue;
@@ -76,6 +79,7 @@ class Blocks {
         block(l, part).tangent_forward(moving(part, n.blocks[l].from),
                                        moving(part, n.blocks[l].plus), kept, r, at, v);
       }
+      behind(l, part).tangent_forward(kept, r);
     }
   }
 
@@ -94,6 +98,7 @@ class Blocks {
       const Tensors<T> at = tensors(l, theta, layout.one), v = tensors(l, vector, layout.zero);
       const Kept& kept = part.kept[l];
       const Moving& r = layout.moving[l];
+      behind(l, part).tangent_backward(kept, r);
       if (l == layout.patched) {
         patched().tangent_backward(part.x, kept, r, at, v, part.examples, gradient);
         continue;
@@ -119,6 +124,9 @@ class Blocks {
 
   Block<T> block(int l, const Part<T>& part) const {
     return {n.blocks[l], layout.shapes[l], layout, part.examples, shared, workspace};
+  }
+  Behind<T> behind(int l, const Part<T>& part) const {
+    return {n.blocks[l], layout.shapes[l], part.examples, workspace};
   }
   FirstBlock<T> patched() const {
     const int l = layout.patched;

@@ -1,7 +1,7 @@
-// Passes over the windows of the block that reads the data. Which pixel of a window is its greatest
-// is kept: place where the activation takes more than zero, else -1 - place.
+// Passes over windows whose greatest pixels are kept as codes.
 #pragma once
 
+#include "expressed.h"
 #include "windows.h"
 
 namespace fastmeta::FASTMETA_NAMESPACE::conv {
@@ -17,7 +17,7 @@ struct Choice {
   void read(const T* code) {
     const N given = load(code);
     slope = select(given < N{}, all(below), all(T(1)));
-    place = select(given < N{}, T(-1) - given, given);
+    place = place_of(code);
   }
   // use(index, place in the field) for each pixel of a window
   template <int W, class Use>
@@ -81,6 +81,17 @@ struct TangentOfChoice : Choice<T> {
     store(value + out, this->slope * (found + shift));
   }
 };
+
+// value and code of the pixels where the block's expression of z is greatest; z, and place for its
+// value, are offsets.
+template <class T>
+void choose(const fastmeta::conv::Block& b, const Shape& shape, const Field& f, int64_t examples,
+            T* workspace, int64_t z, int64_t choices, const T* zeros, T* value, T* code) {
+  const int64_t offsets[] = {z, choices};
+  express(*b.choice, workspace, offsets, examples * f.rows * f.cols * f.channels, shape, b.filters);
+  run_pass(f, 0, examples, Choose<T>{{f, T(1)}, workspace + choices, zeros, value, code});
+  run_pass(f, 0, examples, TangentOfChoice<T>{{f, T(1)}, workspace + z, zeros, code, value});
+}
 
 // result: the derivative by what the activation takes, at the greatest, and zeros elsewhere; sums
 // += that over the pixels.

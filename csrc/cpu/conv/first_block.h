@@ -5,7 +5,6 @@
 
 #include "choice.h"
 #include "convolution.h"
-#include "mean.h"
 #include "patches.h"
 #include "tensors.h"
 
@@ -54,19 +53,24 @@ class FirstBlock {
       store(constant() + c, load(at.of[kShift] + c) - factor * load(centre + c));
       for_taps(c, [&](int64_t k) { store(folded() + k, factor * load(at.of[kWeight] + k)); });
     });
-    for_strips(examples, [&](const Field& part, int64_t first, int, int64_t place) {
+    for_strips(examples, [&](const Field& part, int64_t first, int pixels, int64_t place) {
       convolution.forward_rows(x, folded(), first / s.cols, part.rows, strip());
-      run_pass(part, 0, 1,
-               Choose<T>{{part, T(b.below)}, strip(), constant(), workspace + kept.value + place,
-                         workspace + kept.code + place});
+      T *const value = workspace + kept.value + place, *const code = workspace + kept.code + place;
+      if (b.choice == nullptr) {
+        return run_pass(part, 0, 1,
+                        Choose<T>{{part, T(b.below)}, strip(), constant(), value, code});
+      }
+      for (int64_t i = 0; i < int64_t(pixels) * s.out; i += s.out) {
+        for_channels([&](int c) { store(strip() + i + c, load(strip() + i + c) + load(constant() + c)); });
+      }
+      choose(b, s, part, 1, workspace, layout.strip, layout.choices, workspace + layout.zero, value,
+             code);
     });
-    if (b.mean) average(field, examples, workspace + kept.value, workspace + kept.output);
   }
 
   // From the derivative by the output: adds to `gradient`, and keeps what its tangent needs.
   void backward(const T* x, const Kept& kept, const Tensors<T>& at, int64_t examples,
                 T* gradient) const {
-    if (b.mean) spread(field, examples, workspace + kept.output_delta, workspace + kept.delta);
     T *const sums = workspace + kept.statistics + 2 * s.out, *const g = workspace + kept.patch_sums;
     add_up(x, kept, kept.delta, examples, sums, g);
     const T *const centre = workspace + kept.statistics, *const inverse = centre + s.out;
@@ -118,13 +122,11 @@ class FirstBlock {
                TangentOfChoice<T>{{part, T(b.below)}, strip(), constant(),
                                   workspace + kept.code + place, workspace + r.value + place});
     });
-    if (b.mean) average(field, examples, workspace + r.value, workspace + r.output);
   }
 
   // From the tangent of the derivative by the output: adds to `gradient`.
   void tangent_backward(const T* x, const Kept& kept, const Moving& r, const Tensors<T>& at,
                         const Tensors<T>& v, int64_t examples, T* gradient) const {
-    if (b.mean) spread(field, examples, workspace + r.output_delta, workspace + r.delta);
     T *const r_sums = workspace + r.sums + 2 * s.out, *const r_dot = r_sums + s.out;
     add_up(x, kept, r.delta, examples, r_sums, moving());
     const T *const centre = workspace + kept.statistics, *const inverse = centre + s.out;

@@ -36,6 +36,7 @@ bool adapts(const Block& b) {
 struct Keeping {
   bool deltas;         // derivatives lie apart from what they are derived by: both are read again
   bool product, product_delta;
+  bool curve;          // an expression's curvature
 };
 
 Kept keep(Taker& take, const Block& b, const Shape& shape, int64_t examples, Keeping keeping) {
@@ -46,6 +47,9 @@ Kept keep(Taker& take, const Block& b, const Shape& shape, int64_t examples, Kee
   kept.product = keeping.product ? take(product) : -1;
   kept.value = take(value);
   kept.delta = deltas ? take(value) : kept.value;
+  kept.slope = b.program ? take(value) : -1;
+  kept.curve = b.program && keeping.curve ? take(value) : -1;
+  kept.code = b.choice ? take(value) : -1;
   kept.output = b.mean ? take(examples * shape.out) : kept.value;
   kept.output_delta = !b.mean ? kept.delta : deltas ? take(examples * shape.out) : kept.output;
   kept.product_delta = keeping.product_delta ? take(product) : -1;
@@ -54,8 +58,9 @@ Kept keep(Taker& take, const Block& b, const Shape& shape, int64_t examples, Kee
 }
 
 Moving move(Taker& take, const Block& b, const Shape& shape, int64_t examples, bool product) {
-  const Kept kept = keep(take, b, shape, examples, {true, product, false});
-  return {kept.product, kept.value, kept.output, kept.delta, kept.output_delta, kept.statistics};
+  const Kept kept = keep(take, b, shape, examples, {true, product, false, true});
+  return {kept.product, kept.value, kept.output, kept.delta, kept.output_delta, kept.curve,
+          kept.statistics};
 }
 
 // The block that goes by patches of the data: the deepest of those whose patches are small.
@@ -216,7 +221,7 @@ Layout lay_out(const Network& n, int lanes) {
   layout.query_x = take(image * n.query);
   const auto patches = [&](Kept& kept, int64_t measured, int64_t examples) {
     if (!by_patches) return;
-    kept.code = take(examples * outermost.out_pixels() * outermost.out);
+    if (kept.code < 0) kept.code = take(examples * outermost.out_pixels() * outermost.out);
     kept.measured = measured;
     kept.patch_sums = take(int64_t(outermost.depth()) * outermost.out);
   };
@@ -234,7 +239,8 @@ Layout lay_out(const Network& n, int lanes) {
       }
       layout.support.push_back(keep(take, n.blocks[l], layout.shapes[l], n.support,
                                     {true, l != layout.patched,
-                                     second && n.blocks[l].from != kData && l >= layout.body}));
+                                     second && n.blocks[l].from != kData && l >= layout.body,
+                                     second && l >= layout.body}));
       if (l == layout.patched) patches(layout.support.back(), layout.support_measured, n.support);
     }
   }
@@ -243,7 +249,7 @@ Layout lay_out(const Network& n, int lanes) {
     // where the body ends, the steps add up derivatives.
     layout.query.push_back(keep(take, n.blocks[l], layout.shapes[l], n.query,
                                 {readers[l] > 1 || l + 1 == layout.body, l != layout.patched,
-                                 false}));
+                                 false, false}));
     if (l == layout.patched) patches(layout.query.back(), layout.query_measured, n.query);
   }
   for (int l = 0; second && l < depth; ++l) {
@@ -258,11 +264,19 @@ Layout lay_out(const Network& n, int lanes) {
     part = std::max(part, std::min<int64_t>(images, std::max(n.support, n.query)) * s.input_size());
   }
   layout.part = take(part);
+  int64_t chosen = 0;
+  for (int l = 0; l < depth; ++l) {
+    if (n.blocks[l].choice && l != layout.patched) {
+      chosen = std::max(chosen, std::max(kChunk, layout.shapes[l].product_size()));
+    }
+  }
   layout.product_delta = take(largest * n.support);
   // The last strip takes what rows are left of no whole window.
   const int window = n.blocks[by_patches ? layout.patched : 0].window[0];
   const int64_t strip = (layout.strip_rows + window) * int64_t(outermost.cols);
   layout.strip = take(by_patches ? strip * outermost.out : 0);
+  layout.arguments = take(chosen);
+  layout.choices = take(std::max(chosen, by_patches ? strip * outermost.out : 0));
   layout.first = take(by_patches ? (1 + 4 * int64_t(outermost.depth())) * outermost.out : 0);
   // A product's last tile reads past its rows.
   layout.panel = take(std::max(kMostRows * (longest + kGap), kPanelBytes / 4));

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../../expression.h"
 #include "../../network.h"
 
 namespace fastmeta::conv {
@@ -35,8 +36,8 @@ inline int tile_side(int rows, int cols, int64_t examples) {
 
 constexpr int kData = -1, kNone = -1;
 
-// A convolution, maybe a norm, maybe another block's output added, a piecewise linear activation,
-// and maybe a pooling. A linear layer is the one whose kernel is as large as its input.
+// A convolution, then maybe a norm, another block's output added, an activation (piecewise linear, or
+// an expression) and a pooling. A linear layer is the one whose kernel is as large as its input.
 struct Block {
   int from = kData;             // whose output it reads, of those before it; or the data
   int plus = kNone;             // whose output it adds, likewise; or none
@@ -45,9 +46,13 @@ struct Block {
   int kernel[2], stride[2], padding[2], dilation[2];
   Norm norm;
   double eps;
-  double below;   // the activation's slope up to zero
+  double below;   // a piecewise linear activation's slope up to zero
   int window[2];  // of the maximum that follows; 1, 1 where none does
-  bool mean;      // whether the mean over the image follows that
+  // An expression as activation; null where there is none.
+  const Program* program = nullptr;        // value, slope and curvature
+  const Program* short_program = nullptr;  // value and slope
+  const Program* choice = nullptr;         // the value alone, where the maximum is one of its values
+  bool mean;      // whether the mean over the image follows
   bool has[kTensors], adapts[kTensors];
 };
 
@@ -104,12 +109,13 @@ struct Shape {
 struct Kept {
   int64_t product;       // of the convolution [N, rows, cols, out]
   int64_t value;         // of norm, activation and maximum [N, out_rows, out_cols, out]
-  int64_t output;        // that, or its mean over the image [N, out]
+  int64_t slope, curve;  // of an expression there; the curvature times delta after that; or -1
+  int64_t output;        // the value, or its mean over the image [N, out]
   int64_t delta, output_delta;  // derivatives by value and output
   int64_t product_delta;        // and by the product, where it is kept; else -1
   int64_t statistics;    // mean, 1 / deviation, and the sums of derivatives [4, out]
+  int64_t code;          // which pixels are the greatest [N, out_rows, out_cols, out], where kept
   // Of the block that goes by patches of the data, in place of products:
-  int64_t code;          // which pixels are the greatest [N, out_rows, out_cols, out]
   // Mean [depth] and covariance [depth, depth] of patches, in double precision.
   int64_t measured;
   int64_t patch_sums;    // of derivatives times patches [depth, out]
@@ -118,6 +124,7 @@ struct Kept {
 // The same of the tangents.
 struct Moving {
   int64_t product, value, output, delta, output_delta;
+  int64_t bent;  // of an expression: curvature times delta times its argument's tangent
   int64_t sums;  // of the product's [2, out]
 };
 
@@ -141,6 +148,7 @@ struct Layout {
   int64_t product_delta = 0;         // of the block at hand, where it is not kept
   int64_t part = 0;                  // of a derivative, on its way to what it is added to
   int64_t weight_sums = 0;           // of a weight's gradient
+  int64_t arguments = 0, choices = 0;  // of expressions by whose values maxima are chosen
   int patched = kNone;               // the block that goes by patches of the data; or none
   int frame[2] = {0, 0};             // around the data
   bool centres = false;              // whether no output changes with the data's level

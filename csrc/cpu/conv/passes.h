@@ -13,7 +13,7 @@ struct Forward : PassBase<T, Added> {
   T* value;
   template <int W>
   void window(int64_t in, int64_t out) {
-    this->template pick<W>(product, in);
+    this->template pick<W>(product, in, out);
     store(value + out, this->point.value());
   }
   template <int W>
@@ -34,7 +34,7 @@ struct BackwardSums : PassBase<T, Added> {
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    this->template pick<W>(product, in);
+    this->template pick<W>(product, in, out);
     const auto& p = this->point;
     const Num<T> dz = p.slope() * load(delta + out);
     plain += dz;
@@ -70,7 +70,7 @@ struct Backward : PassBase<T, Added> {
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    this->template pick<W>(product, in);
+    this->template pick<W>(product, in, out);
     const auto& p = this->point;
     const Field& f = this->field;
     const Num<T> dz = p.slope() * load(delta + out);

@@ -28,18 +28,7 @@ struct Moved : PassBase<T, Added> {
   }
   template <int W>
   Num<T> at_best(const T* from, int64_t in) const {
-    const Field& f = this->field;
-    const int height = W ? W : f.window[0], width = W ? W : f.window[1];
-    Num<T> found = load(from + in);
-    int index = 0;
-    for (int i = 0; i < height; ++i) {
-      for (int j = 0; j < width; ++j, ++index) {
-        if (index == 0) continue;
-        const Num<T> one = load(from + in + (int64_t(i) * f.cols + j) * f.channels);
-        found = select(this->point.place == all(T(index)), one, found);
-      }
-    }
-    return found;
+    return this->point.template at_place<W>(from, in, this->field);
   }
 };
 
@@ -49,7 +38,7 @@ struct TangentForward : Moved<T, Added> {
   T* value;
   template <int W>
   void window(int64_t in, int64_t out) {
-    this->template pick<W>(this->product, in);
+    this->template pick<W>(this->product, in, out);
     const auto& p = this->point;
     const Num<T> n = p.normalised(p.product);
     const Num<T> rn = this->template tangent_of_best<W>(n, in);
@@ -73,7 +62,7 @@ struct TangentSums : Moved<T, Added> {
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    this->template pick<W>(this->product, in);
+    this->template pick<W>(this->product, in, out);
     const auto& p = this->point;
     const Num<T> n = p.normalised(p.product), slope = p.slope();
     const Num<T> rn = this->template tangent_of_best<W>(n, in), rdz = slope * load(r_delta + out);
@@ -113,7 +102,7 @@ struct TangentBackward : Moved<T, Added> {
   }
   template <int W>
   void window(int64_t in, int64_t out) {
-    this->template pick<W>(this->product, in);
+    this->template pick<W>(this->product, in, out);
     const auto& p = this->point;
     const Field& f = this->field;
     const Num<T> dz = p.slope() * load(delta + out), rdz = p.slope() * load(r_delta + out);

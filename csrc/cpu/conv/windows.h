@@ -27,6 +27,14 @@ struct Pull {
   const T *plain, *along;
 };
 
+// Which pixel of a window is its greatest is kept as a code: its place where the activation takes more
+// than zero, else -1 - place.
+template <class T>
+Num<T> place_of(const T* code) {
+  const Num<T> given = load(code);
+  return select(given < Num<T>{}, T(-1) - given, given);
+}
+
 // A rule's constants for some channels, and the greatest of a window by it.
 template <class T>
 struct Point {
@@ -61,6 +69,28 @@ struct Point {
         place = select(more, all(T(index)), place);
       }
     }
+  }
+  // The pixel chosen before. Codes are kept of blocks with an expression alone: their `below` is 1, so
+  // that slope() is 1 whatever best is, and the expression's slope is applied in behind.h.
+  template <int W>
+  void take(const T* u, const T* code, int64_t in, const Field& f) {
+    place = place_of(code);
+    best = N{}, product = at_place<W>(u, in, f);
+  }
+  // Of the pixels of a window, the greatest's.
+  template <int W>
+  N at_place(const T* from, int64_t in, const Field& f) const {
+    const int height = W ? W : f.window[0], width = W ? W : f.window[1];
+    N found = load(from + in);
+    int index = 0;
+    for (int i = 0; i < height; ++i) {
+      for (int j = 0; j < width; ++j, ++index) {
+        if (index == 0) continue;
+        const N one = load(from + in + (int64_t(i) * f.cols + j) * f.channels);
+        found = select(place == all(T(index)), one, found);
+      }
+    }
+    return found;
   }
   N value() const { return select(best < N{}, flat ? N{} : best * below, best); }
   N slope() const { return select(best > N{}, all(T(1)), below); }
@@ -134,6 +164,7 @@ struct PassBase {
   const Field& field;
   Rule<T> rule;
   Added added;
+  const T* code;  // where the choice is kept; or null
   Point<T> point{};
   void begin(int c) { point.begin(rule, c); }
   void end(int) {}
@@ -141,7 +172,8 @@ struct PassBase {
   template <int W>
   void ahead(int64_t, int64_t) const {}
   template <int W>
-  void pick(const T* u, int64_t in) {
+  void pick(const T* u, int64_t in, int64_t out) {
+    if (code) return point.template take<W>(u, code + out, in, field);
     point.template pick<W>(u, added, in, field);
   }
 };

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 
 from fastmeta.executors.base import NotSupported, check_known
 from fastmeta.executors.kernel_loss import KernelLoss, kernel_loss
+from fastmeta.network import elementwise
+from fastmeta.network.expressions.expression import Expression
 from fastmeta.network.graph import (
     Activation,
     Add,
     BatchNorm,
     Conv2d,
+    Elementwise,
     Flatten,
     Identity,
     Linear,
@@ -26,6 +29,10 @@ from fastmeta.network.losses.standard import Loss
 Pair = tuple[int, int]
 DATA = -1
 """In place of a block, where the network's input is read."""
+ONE = (1, 1)
+"""The window of no pooling."""
+_RISING = frozenset(["tanh", "sigmoid"])
+"""Monotone activations, whose maximum may be taken first; softplus drops at its threshold."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,14 @@ class Block:
     dilation: Pair = (1, 1)
     norm: BatchNorm | None = None
     below: float | None = None
-    """The activation's slope up to zero; None where there is no activation."""
-    window: Pair = (1, 1)
+    """A piecewise linear activation's slope up to zero; None where there is none."""
+    expression: Expression | None = None
+    """Any other activation."""
+    rises: bool = False
+    """True where the greatest value of the expression is that of its greatest argument."""
+    window: Pair = ONE
+    chooses: bool = False
+    """True where the maximum is one of the expression's values, not of its arguments."""
     mean: bool = False
     source: int = DATA
     """The block whose output it reads."""
@@ -61,7 +74,7 @@ class Block:
 
     @property
     def pixels(self) -> int:
-        """Of the convolution's output."""
+        """The number of pixels of the convolution's output."""
         sides = (
             (size + 2 * p - d * (k - 1) - 1) // s + 1
             for size, k, s, p, d in zip(
@@ -72,14 +85,19 @@ class Block:
 
     @property
     def flops(self) -> int:
-        """Of an example's convolution, two a multiply-add."""
+        """The FLOP of an example's convolution, two a multiply-add."""
         return 2 * self.pixels * self.filters * self.image[0] * math.prod(self.kernel)
 
     @property
     def is_linear(self) -> bool:
-        """Whether nothing stands behind its convolution and norm, so that a sum may."""
-        followed = self.plus is not None or self.below is not None or self.mean
-        return not followed and self.window == (1, 1)
+        """True where nothing stands behind its convolution and norm, so that a sum may."""
+        followed = self.plus is not None or self.mean or self.is_active
+        return not followed and self.window == ONE
+
+    @property
+    def is_active(self) -> bool:
+        """True where it has an activation."""
+        return self.below is not None or self.expression is not None
 
 
 @dataclass(frozen=True)
@@ -126,14 +144,14 @@ def blocks(
 
 @dataclass(frozen=True)
 class _Value:
-    """What a layer gives: a block's output so far, maybe flattened."""
+    """A layer's value: a block's output so far, maybe flattened."""
 
     block: int
     shape: tuple[int, ...]
     sole: bool
-    """Whether one layer alone reads it, so that this may become a part of the block."""
+    """True where one layer alone reads it, which may then become a part of the block."""
     flat: tuple[int, ...] | None = None
-    """What a row was flattened from."""
+    """The shape that a row was flattened from."""
 
     @property
     def reshaped(self) -> bool:
@@ -251,28 +269,30 @@ def _followed(block: Block, node: Node, shape: tuple[int, ...]) -> Block:
     layer = node.layer
     if block.mean:
         raise NotSupported(f"{node.name} follows a mean over the image")
-    pooled = block.window != (1, 1)
     if isinstance(layer, BatchNorm) and not block.norm and block.is_linear:
         return replace(block, norm=layer)
-    # Behind the maximum it is the same: no slope is negative.
-    if isinstance(layer, Activation) and block.below is None:
-        return replace(block, below=_slope_below(layer))
-    if isinstance(layer, Pool2d) and layer.kind == "max_pool2d" and not pooled:
-        return replace(block, window=_window(node))
+    if isinstance(layer, (Activation, Elementwise)) and not block.is_active:
+        below = _slope_below(layer)
+        if below is not None:  # behind the maximum it is the same: no slope is negative
+            return replace(block, below=below)
+        if isinstance(layer, Elementwise):
+            return replace(block, expression=layer.expression)
+        return replace(block, expression=elementwise.expression(layer), rises=layer.kind in _RISING)
+    if isinstance(layer, Pool2d) and layer.kind == "max_pool2d" and block.window == ONE:
+        chooses = block.expression is not None and not block.rises
+        return replace(block, window=_window(node), chooses=chooses)
     if _is_mean(node, shape):
         return replace(block, mean=True)
     kind = type(layer).__name__
     raise NotSupported(f"layer {node.name!r} ({kind}) stands where the compiled step can't take it")
 
 
-def _slope_below(layer: Activation) -> float:
-    options = dict(layer.options)
-    if layer.kind == "relu":
-        return 0.0
-    slope = float(options.get("negative_slope", 0.01))
-    if layer.kind != "leaky_relu" or slope < 0:
-        raise NotSupported(f"{layer.kind} is no activation of the convolutional kernels")
-    return slope
+def _slope_below(layer: Activation | Elementwise) -> float | None:
+    """The slope up to zero of one that is piecewise linear and falls nowhere."""
+    if not isinstance(layer, Activation) or layer.kind not in ("relu", "leaky_relu"):
+        return None
+    slope = dict(layer.options).get("negative_slope", 0.01) if layer.kind == "leaky_relu" else 0.0
+    return float(slope) if slope >= 0 else None
 
 
 def _window(node: Node) -> Pair:

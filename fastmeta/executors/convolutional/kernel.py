@@ -15,6 +15,7 @@ from fastmeta.executors.convolutional.blocks import Blocks
 from fastmeta.executors.extension import extension
 from fastmeta.executors.kernel_loss import KernelLoss
 from fastmeta.executors.problem import Outcome, Problem
+from fastmeta.executors.programs import of_activation
 from fastmeta.network.layers import BatchNorm
 from fastmeta.tasks import Examples
 
@@ -89,9 +90,14 @@ def _step(
         )
         for block in network.blocks
     ]  # fmt: skip
+    made = [block.expression and of_activation(block.expression) for block in network.blocks]
+    expressions = [
+        (each[0], each[1], each[2] if block.chooses else None) if each else (None, None, None)
+        for block, each in zip(network.blocks, made, strict=True)
+    ]
     return module.ConvStep(
         blocks, *_described(network.loss), *sizes, *flags, prox, is_double, isa, rule,
-        per_step_support, _described(network.query_loss),
+        per_step_support, _described(network.query_loss), expressions,
     )  # fmt: skip
 
 
