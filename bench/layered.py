@@ -50,13 +50,17 @@ def separable() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 5))
 
 
-def strided_silu() -> nn.Module:
-    """MAML's own Omniglot network with an activation that the compiled step lacks."""
-    model = StridedConv4()
-    for i, layer in enumerate(model.features):
-        if isinstance(layer, nn.ReLU):
-            model.features[i] = nn.SiLU()
+def smooth(model: nn.Module, activation: Callable[[], nn.Module]) -> nn.Module:
+    """A network with another activation in the place of ReLU."""
+    for name, part in model.named_modules():
+        if isinstance(part, nn.ReLU):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, activation())
     return model
+
+
+def strided_silu() -> nn.Module:
+    return smooth(StridedConv4(), nn.SiLU)
 
 
 def small_groups() -> nn.Module:
@@ -77,6 +81,14 @@ OURS = {
     "separable": _image("separable", separable),
     "strided-silu": replace(WORKLOADS["W5s"], name="strided-silu", network=strided_silu),
     "strided-silu-K5": replace(WORKLOADS["W5s"], network=strided_silu, steps=5),
+    **{
+        f"W5-{kind.__name__}": replace(
+            WORKLOADS["W5"],
+            name=f"W5-{kind.__name__}",
+            network=lambda kind=kind: smooth(conv4(1, 64, 28, 5), kind),
+        )
+        for kind in (nn.Tanh, nn.GELU)
+    },
     "small-groups": replace(WORKLOADS["W5s"], name="small-groups", network=small_groups),
     "separable-T32": replace(_image("", separable, 1), tasks=32, query=5),
     **{name: WORKLOADS[name] for name in ("W2", "W3", "W5", "W5b", "W5s", "W6")},

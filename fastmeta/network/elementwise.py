@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fastmeta.network.expressions import vocabulary
 from fastmeta.network.expressions.expression import CONSTANT, INPUT, Expression, in_order
 from fastmeta.network.expressions.tracing import EXAMPLES, Symbol, Trace, Untraceable, answer
+from fastmeta.network.layers.activation import Activation
 from fastmeta.network.layers.elementwise import ENTRY
 from fastmeta.network.provenance import is_torchs
 from fastmeta.network.vocabulary import ACTIVATION_MODULES
@@ -20,12 +21,16 @@ from fastmeta.network.vocabulary import ACTIVATION_MODULES
 _ROUNDED = {"truediv": "div", "and_": "and", "or_": "or", "inv": "invert"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Pending:
     """An expression of a layer's output, until a layer reads it."""
 
     source: int
     expression: Expression
+    call: fx.Node
+    """The first call that gives it."""
+    layer: int | None = None
+    """The layer that it has become."""
 
 
 class _Entry(Symbol):
@@ -38,6 +43,11 @@ def _entry(expression: Expression) -> _Entry:
     return _Entry(expression, (EXAMPLES,), Trace(torch.get_default_dtype()))
 
 
+def expression(activation: Activation) -> Expression:
+    """The expression of `ENTRY` that a standard activation is."""
+    return answer(activation.kind, (_entry(ENTRY),), dict(activation.options)).expression
+
+
 def read(
     node: fx.Node, values: Mapping[Any, Any], modules: Mapping[str, nn.Module]
 ) -> Pending | None:
@@ -46,10 +56,12 @@ def read(
     if name not in vocabulary.ELEMENTWISE or node.kwargs.get("inplace", False):
         return None
     sources: set[int] = set()
+    pending: list[Pending] = []
 
     def symbol(argument: fx.Node) -> Symbol:
         value = values[argument]
         if isinstance(value, Pending):
+            pending.append(value)
             sources.add(value.source)
             return _entry(value.expression)
         if type(value) is not int:
@@ -72,7 +84,8 @@ def read(
         return None
     if not _is_of_entry(result.expression):
         return None
-    return Pending(sources.pop(), result.expression)
+    same = (each for each in pending if each.expression is result.expression)
+    return next(same, None) or Pending(sources.pop(), result.expression, node)
 
 
 def _name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:

@@ -446,7 +446,9 @@ class GraphReader:
         if value is _PENDING:
             return self._foreign(arg)
         if isinstance(value, Pending):
-            self._values[arg] = value = self._computed(arg, value)
+            if value.layer is None:
+                value.layer = self._computed(value.call, value)
+            self._values[arg] = value = value.layer
         if not isinstance(arg, fx.Node) or not isinstance(value, int):
             raise Unreadable("an operation reads something that is no layer's output")
         return value

@@ -275,7 +275,6 @@ def test_it_is_chosen_by_itself() -> None:
 
 DECLINED = {
     "groups": ([nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), *flat(4 * 36)], "groups"),
-    "tanh": ([nn.Conv2d(2, 4, 3), nn.Tanh(), *flat(4 * 36)], "tanh"),
     "overlapping": (
         [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 1), *flat(4 * 16)],
         "overlap",

@@ -23,9 +23,21 @@ import fastmeta
 
 extension = pytest.importorskip("fastmeta._C", reason="the extension was not built here")
 
+
+class Steep(nn.Module):
+    """An activation that has no name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.7 * x)
+
+
 CASES = int(os.environ.get("FASTMETA_FUZZ", "0"))
 CLASSES = 3
 
+ACTIVATIONS: dict[str, list[Callable[[], nn.Module]]] = {
+    "none": [], "relu": [nn.ReLU], "leaky": [lambda: nn.LeakyReLU(0.3)], "tanh": [nn.Tanh],
+    "silu": [nn.SiLU], "falling": [lambda: nn.LeakyReLU(-0.3)], "steep": [Steep],
+}  # fmt: skip
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 # One draws what Winograd's transforms serve, one everything.
 convolutions = st.one_of(
@@ -42,8 +54,8 @@ convolutions = st.one_of(
 followed = st.tuples(
     convolutions,
     st.sampled_from(["none", "batch", "batch", "running"]),
-    st.sampled_from([None, 0.0, 0.0, 0.3]),
-    st.integers(1, 3),
+    st.sampled_from([*ACTIVATIONS]),
+    st.integers(-3, 3),
     st.sampled_from(["none", "none", "identity", "projection"]),
 )
 
@@ -80,7 +92,7 @@ def network(case: Case, drawn: list[Any]) -> nn.Sequential:
     """Blocks as far as the image lasts, then a mean or none, then a linear layer."""
     layers: list[nn.Module] = []
     x = torch.zeros(2, *image(case)).double()
-    for options, norm, below, pool, shortcut in drawn:
+    for options, norm, activation, pool, shortcut in drawn:
         try:
             if shortcut == "none":
                 convolution = nn.Conv2d(x.shape[1], **options).double()
@@ -91,11 +103,12 @@ def network(case: Case, drawn: list[Any]) -> nn.Sequential:
             continue
         x = copy.deepcopy(nn.Sequential(*parts)).eval()(x)
         layers += parts
-        if below is not None:
-            layers.append(nn.LeakyReLU(below) if below else nn.ReLU())
-        if 1 < pool <= min(x.shape[2:]):
-            layers.append(nn.MaxPool2d(pool))
-            x = layers[-1](x)
+        behind = [make() for make in ACTIVATIONS[activation]]
+        if 1 < abs(pool) <= min(x.shape[2:]):
+            maximum = nn.MaxPool2d(abs(pool))
+            behind.insert(pool > 0 and len(behind), maximum)  # behind the activation, or before it
+            x = maximum(x)
+        layers += behind
     if not layers:
         layers = [nn.Conv2d(case.widths[0], 2, 1).double()]
         x = torch.zeros(2, 2, *image(case)[1:])

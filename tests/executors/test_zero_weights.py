@@ -30,8 +30,8 @@ NETWORKS = {
         (1, 4, 4),
     ),
     "layered-torch": (
-        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, 3)),
-        (1, 4, 4),
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 3)),
+        (2, 4, 4),
     ),
     "generic": (Branching, (4,)),
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.executors.base import NotSupported
+from fastmeta.executors.fused.beside import Divided, divide
 from fastmeta.executors.fused.lowering import dense_layers
 from fastmeta.executors.problem import FormUnavailable, Outcome, Problem
 from fastmeta.network.graph import BatchNorm, Dropout, Foreign, Network, Node
@@ -32,6 +33,8 @@ class Front:
     """The first nodes of a network, whose last value alone the others read."""
 
     nodes: tuple[Node, ...]
+    divided: Divided | None = None
+    """The layers behind it, where parameters stand beside the inputs of some."""
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
@@ -81,7 +84,8 @@ class Front:
         written = tuple(name for name in model.written if not self._has(name))
         if len(written) < len(model.written):  # what the front's passes write is thrown away
             model = model.writing(written)
-        return replace(problem, tasks=tasks, model=model)
+        behind = replace(problem, tasks=tasks, model=model)
+        return behind if self.divided is None else self.divided.problem(behind)
 
     def _has(self, buffer: str) -> bool:
         return any(buffer.startswith(f"{node.name}.") for node in self.nodes)
@@ -140,6 +144,14 @@ def split(network: Network, problem: Problem) -> tuple[Front | None, Network]:
         pass
     else:
         return (Front(()) if flows else None), network
+    divided = divide(network, problem)
+    if divided is not None:
+        try:
+            dense_layers(divided.network.nodes, divided.network.output)
+        except NotSupported:
+            pass
+        else:
+            return Front((), divided), divided.network
     for cut in range(1, len(network.nodes)):
         if _may_begin_at(network, cut, problem.inner.adapted):
             behind = _behind(network, cut)

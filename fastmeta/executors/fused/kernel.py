@@ -14,10 +14,10 @@ from torch import Tensor
 from fastmeta.executors import rates, update_rule
 from fastmeta.executors.base import NotSupported
 from fastmeta.executors.extension import extension
-from fastmeta.executors.fused import programs
 from fastmeta.executors.fused.lowering import Dense, Lowered
 from fastmeta.executors.fused.own_loss import OwnLoss
 from fastmeta.executors.problem import Problem
+from fastmeta.executors.programs import of_activation
 from fastmeta.inner_loop import SHARED, InnerLoop
 from fastmeta.network.layers import BatchNorm, LayerNorm, RMSNorm, Scale, Shift
 
@@ -180,11 +180,8 @@ def layer_programs(layers: Sequence[Dense]) -> tuple[list[Any], list[Any]]:
 
     None for those that are not.
     """
-    made = [
-        (None, None) if layer.expression is None else programs.activation(layer.expression)
-        for layer in layers
-    ]
-    return [whole for whole, _ in made], [short for _, short in made]
+    made = [each.expression and of_activation(each.expression) for each in layers]
+    return [each and each[0] for each in made], [each and each[1] for each in made]
 
 
 def described(lowered: Lowered, adapted: tuple[str, ...], is_double: bool) -> tuple[Any, ...]:

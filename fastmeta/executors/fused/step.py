@@ -29,6 +29,8 @@ def run(problem: Problem, kernel: Kernel, front: Front | None = None) -> Outcome
     behind = passed.behind()
     flows = by_values(behind) if front.flows(problem) else []
     outcome = _run(behind, kernel, flows)
+    if front.divided is not None:
+        outcome = front.divided.complete(problem, behind, outcome)
     return passed.complete(outcome, flows) if flows else outcome
 
 
@@ -59,7 +61,7 @@ def _run(problem: Problem, kernel: Kernel, flows: Sequence[Tensor] = ()) -> Outc
 def own_inputs(
     problem: Problem, lowered: Lowered, sets: tuple[Examples | None, ...]
 ) -> call.OwnInputs | None:
-    """What losses that are expressions read; None where none is."""
+    """The tensors that losses by formula read; None where no loss is one."""
     losses = (lowered.loss, lowered.query_loss)
     if not any(isinstance(loss, OwnLoss) for loss in losses):
         return None
