@@ -11,13 +11,13 @@ namespace fastmeta {
 // Those that no table has: `fill` gives p, `add_number` a + p, `multiply_number` a p, `affine`
 // a p + q, `number_over` p / a, `multiply_add` a b + c, `multiply_subtract` a b - c,
 // `subtract_product` c - a b, `sine_cosine` sin a and, to register c, cos a,
-// `softplus_sigmoid` likewise; `spread` gives a for each example and column, `index` 0, 1, ... along the columns, `count`
-// the number of examples; `sum_rows` adds to what is there.
+// `softplus_sigmoid` and `tanh_softplus_sigmoid` likewise; `spread` gives a for each example and column,
+// `index` 0, 1, ... along the columns, `count` the number of examples; `sum_rows` adds to what is there.
 #define FASTMETA_OTHERS(ONE)                                                                \
   ONE(fill) ONE(add_number) ONE(multiply_number) ONE(affine) ONE(number_over)               \
   ONE(multiply_add) ONE(multiply_subtract) ONE(subtract_product) ONE(sine_cosine)           \
-  ONE(softplus_sigmoid) ONE(copy) ONE(spread) ONE(index) ONE(count) ONE(sum_columns)        \
-  ONE(max_columns) ONE(sum_rows)
+  ONE(softplus_sigmoid) ONE(tanh_softplus_sigmoid) ONE(copy) ONE(spread) ONE(index)         \
+  ONE(count) ONE(sum_columns) ONE(max_columns) ONE(sum_rows)
 
 #define FASTMETA_NAME(name, ...) name,
 enum class Op : uint8_t {

@@ -11,6 +11,7 @@
   ONE(tanh, tanh(a)) \
   ONE(sigmoid, sigmoid(a)) \
   ONE(softplus, softplus(a)) \
+  ONE(tanh_softplus, tanh_softplus<S>(a)) \
   ONE(sine, sin(a)) \
   ONE(cosine, cos(a)) \
   ONE(sqrt, sqrt(a)) \

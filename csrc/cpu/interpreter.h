@@ -77,6 +77,13 @@ __attribute__((noinline)) void compute(const Instruction& at, Num* const* regist
         out[i] = softplus, registers[at.c][i] = sigmoid;
       }
       return;
+    case Op::tanh_softplus_sigmoid:
+      for (int64_t i = 0; i < count; ++i) {
+        Num value, sigmoid;
+        tanh_softplus_and_sigmoid<S>(of_a[i], value, sigmoid);
+        out[i] = value, registers[at.c][i] = sigmoid;
+      }
+      return;
     default: return;
   }
 }

@@ -38,6 +38,19 @@ Num cosine_of_both(Num x) {
   return cosine;
 }
 
+#if defined(FASTMETA_BYTES)
+template <class Num>
+Num tanh_of_softplus(Num x) {
+  return tanh_softplus<Lane<Num>>(x);
+}
+template <class Num>
+Num sigmoid_beside(Num x) {
+  Num value, sigmoid;
+  tanh_softplus_and_sigmoid<Lane<Num>>(x, value, sigmoid);
+  return sigmoid;
+}
+#endif
+
 template <class T, class F>
 void over(F f, const T* in, T* out, int64_t count) {
   using Num = typename Vector<T>::type;
@@ -63,6 +76,8 @@ Real tanh(Real x) { return std::tanh(x); }
 Real erf(Real x) { return std::erf(x); }
 Real sigmoid(Real x) { return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)); }
 Real softplus(Real x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
+Real tanh_of_softplus(Real x) { return std::tanh(softplus(x)); }
+Real sigmoid_beside(Real x) { return sigmoid(x); }
 Real sin(Real x) { return std::sin(x); }
 Real cos(Real x) { return std::cos(x); }
 Real sine_of_both(Real x) { return std::sin(x); }
@@ -94,6 +109,8 @@ FUNCTION(log1p)
 FUNCTION(tanh)
 FUNCTION(sigmoid)
 FUNCTION(softplus)
+FUNCTION(tanh_of_softplus)
+FUNCTION(sigmoid_beside)
 FUNCTION(erf)
 #endif
 

@@ -55,6 +55,8 @@ FUNCTIONS = {
     "tanh": Function(3, {0: 0, INF: 1, -INF: -1, NAN: NAN}),
     "sigmoid": Function(3.25, {0: 0.5, INF: 1, -INF: 0, NAN: NAN}),
     "softplus": Function(2.5, {INF: INF, -INF: 0, NAN: NAN}),
+    "tanh_of_softplus": Function(5, {INF: 1, -INF: 0, NAN: NAN}),
+    "sigmoid_beside": Function(4, {0: 0.5, INF: 1, -INF: 0, NAN: NAN}),
     "sin": Function(1.6, {0: 0, INF: NAN, -INF: NAN, NAN: NAN}),
     "cos": Function(1.6, {0: 1, INF: NAN, -INF: NAN, NAN: NAN}),
     "erf": Function(2, {0: 0, INF: 1, -INF: -1, NAN: NAN}, absolute=True),
@@ -70,7 +72,7 @@ def compiled(tmp_path_factory) -> Callable[[str], ctypes.CDLL]:
     @functools.cache
     def driver(name: str) -> ctypes.CDLL:
         flags = [
-            *compiling.instruction_flags().get(f"lanes_{name}", []),
+            *compiling.unit_flags("INSTRUCTION_SETS").get(f"lanes_{name}", []),
             f"-DFASTMETA_NAMESPACE={name}",
             *([f"-DFASTMETA_BYTES={BYTES[name]}"] if name in BYTES else []),
         ]

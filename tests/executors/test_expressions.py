@@ -49,6 +49,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sine": Sine,
     "gaussian": lambda: By(lambda x: torch.exp(-x.square())),
     "mish": nn.Mish,
+    "of one exponential": lambda: By(lambda x: F.mish(x) + F.softplus(x) * torch.sigmoid(x)),
     "softsign": nn.Softsign,
     "selu": nn.SELU,
     "hardswish": lambda: nn.Hardswish(inplace=True),

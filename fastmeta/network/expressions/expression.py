@@ -160,6 +160,8 @@ def _simplified(name: str, arguments: tuple[Expression, ...]) -> Expression | No
         values = (torch.tensor(number, dtype=torch.float64) for number in numbers)
         return constant(float(OPERATIONS[name].compute(*values)))
     first, *others = arguments
+    if name == "tanh" and first.name == "softplus":
+        return operate("tanh_softplus", *first.arguments)
     if not others:
         return first.arguments[0] if name == "negate" and first.name == "negate" else None
     if name == "select":

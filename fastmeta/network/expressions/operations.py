@@ -146,6 +146,13 @@ _LIST = (
         "softplus(a)",
         (lambda y, a: _apply("sigmoid", a),),
     ),
+    Operation(  # of Mish: one exponential for both
+        "tanh_softplus",
+        lambda a: torch.tanh(torch.logaddexp(a, torch.zeros_like(a))),
+        "tanh_softplus<S>(a)",
+        (lambda y, a: (1.0 - y * y) * _apply("sigmoid", a),),
+        lambda y, a, d: d * (1.0 - _apply("sigmoid", a) * (1.0 + 2.0 * y)),
+    ),
     Operation("sine", torch.sin, "sin(a)", (lambda y, a: _apply("cosine", a),), lambda y, a, d: -y),
     Operation(
         "cosine", torch.cos, "cos(a)", (lambda y, a: -_apply("sine", a),), lambda y, a, d: -y

@@ -21,13 +21,14 @@ from fastmeta.network.expressions.generate import order
 
 OTHERS = (
     "fill", "add_number", "multiply_number", "affine", "number_over", "multiply_add",
-    "multiply_subtract", "subtract_product", "sine_cosine", "softplus_sigmoid", "copy", "spread",
-    "index", "count", "sum_columns", "max_columns", "sum_rows",
+    "multiply_subtract", "subtract_product", "sine_cosine", "softplus_sigmoid",
+    "tanh_softplus_sigmoid", "copy", "spread", "index", "count", "sum_columns", "max_columns",
+    "sum_rows",
 )  # fmt: skip
 """The instructions that no table of operations has, in the order of csrc/expression.h."""
 NUMBERS = {name: number for number, name in enumerate((*order(), *OTHERS))}
 
-_PAIRS = {"sine": "cosine", "softplus": "sigmoid"}
+_PAIRS = {"sine": "cosine", "softplus": "sigmoid", "tanh_softplus": "sigmoid"}
 """Operations that are computed together, with less than both take."""
 _BEFORE, _EACH, _AFTER = range(3)
 _MOST_INSTRUCTIONS, _MOST_SLOTS = 400, 64
@@ -118,12 +119,12 @@ class _Compiler:
                 self.reads[id(argument)] = self.reads.get(id(argument), 0) + 1
         self.wanted = {id(result) for result, _ in results}
         present = {(node.name, id(node.arguments[0])) for node in self.nodes if node.arguments}
-        self.paired = {
-            (name, key)
-            for name, key in present
-            if name in _PAIRS and (_PAIRS[name], key) in present
-        }
-        self.paired |= {(_PAIRS[name], key) for name, key in self.paired}
+        self.paired: dict[tuple[str, int], tuple[str, str]] = {}
+        for pair in _PAIRS.items():
+            for node in self.nodes:
+                both = [(name, id(node.arguments[0])) for name in pair if node.name == pair[0]]
+                if both and present.issuperset(both) and both[1] not in self.paired:
+                    self.paired |= dict.fromkeys(both, pair)
         ports_in: list[tuple[int, int, int, bool]] = []
         for node in self.nodes:
             if node.name == INPUT and node in self.inputs:
@@ -243,7 +244,7 @@ class _Compiler:
         """Both operations of a pair on one argument."""
         argument = node.arguments[0]
         pair = {n.name: n for n in self.nodes if n.arguments == (argument,)}
-        first, second = next(p for p in _PAIRS.items() if node.name in p)
+        first, second = self.paired[node.name, id(argument)]
         out = self._emit(pair[first], f"{first}_{second}", (self._of(argument),))
         step = self.parts[self._part(node)][-1]
         step.second = self._register(node.of_examples, node.columns, self.values[out].shared)
