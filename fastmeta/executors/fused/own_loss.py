@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,10 +36,14 @@ class OwnLoss(KernelLoss):
         """False: labels are inputs like others."""
         return False
 
-    @property
+    @functools.cached_property
     def programs(self) -> programs.LossPrograms:
         """The kernels' programs; **raises** `NotSupported` where they would be too long."""
         return programs.loss(self.traced, self.learning, self.is_query)
+
+    @functools.cached_property
+    def _labels(self) -> tuple[tuple[int, int], ...]:
+        return labels(self.traced)
 
     def check(
         self, problem: Problem, examples: Examples, shape: tuple[int, ...], dtype: torch.dtype
@@ -60,7 +65,7 @@ class OwnLoss(KernelLoss):
         if examples.count == 1 and self.traced.assumes_many:
             raise FormUnavailable("the loss squeezes the axis of the examples")
         leaves = _targets(examples)
-        for leaf, classes in labels(self.traced):
+        for leaf, classes in self._labels:
             low, high = torch.aminmax(leaves[leaf])
             if low < 0 or high >= classes:
                 raise FormUnavailable("a label is none of the classes")
@@ -69,21 +74,29 @@ class OwnLoss(KernelLoss):
         for each in self.programs.inputs:
             kind, place = each.key
             if kind == TARGET:
-                tensor = leaves[place].detach().to(like.dtype).contiguous()
-                found.append((tensor, tensor[0].numel()))
+                tensor = leaves[place]
+                if tensor.dtype != like.dtype or not tensor.is_contiguous():
+                    tensor = tensor.detach().to(like.dtype).contiguous()
+                found.append((tensor, tensor.numel() // tensor.shape[0]))
                 continue
             assert kind == CAPTURED
             value = values[place]
             if isinstance(value, Tensor):
                 found.append((value.detach().to(like).contiguous(), 0))
             else:
-                found.append((like.new_full((1,), value), 0))
+                found.append((_number(float(value).hex(), like.dtype), 0))
         return found
 
     def learned(self, captured: Sequence[Any]) -> list[Tensor]:
         """The captured tensors that get a gradient, in the order in which the kernels give it."""
         values = dict(zip((place for place, _ in self.traced.captured), captured, strict=True))
         return [values[each.key[1]] for each in self.programs.inputs if each.learns]
+
+
+@functools.lru_cache(maxsize=256)
+def _number(value: str, dtype: torch.dtype) -> Tensor:
+    """One element; the number is in hexadecimal, which tells 0 from -0."""
+    return torch.full((1,), float.fromhex(value), dtype=dtype)
 
 
 def own_loss(
@@ -102,4 +115,6 @@ def own_loss(
 
 
 def _targets(examples: Examples) -> list[Tensor]:
+    if isinstance(examples.targets, Tensor):
+        return [examples.targets]
     return [leaf for leaf in pytree.tree_leaves(examples.targets) if isinstance(leaf, Tensor)]

@@ -42,18 +42,12 @@ class Reads:
         modules = [value for value in mine if isinstance(value, types.ModuleType)]
         self.called = [vars(m)[n] for m in modules for n in code.co_names if n in vars(m)]
         """Functions of torch, which may be replaced."""
-        bare = _loaded(code) - named.keys()  # `x.pow` is no builtin
-        builtin = [vars(builtins)[name] for name in bare & vars(builtins).keys()]
-        self.unknown = ""
+        loaded, self.unknown = _of_code(code)
         """The reason why not all of it is known; empty where it is."""
-        if any(isinstance(constant, types.CodeType) for constant in code.co_consts):
-            self.unknown = "holds a function, which reads what it likes"
-        elif not all(map(is_of_arguments, (*self.called, *builtin))):
-            self.unknown = "calls a function whose answer may change unseen"
-        elif bound := _binds(code):
-            self.unknown = f"writes {bound}"
-        elif looks := _loaded(code) & _LOOKING:
-            self.unknown = f"calls {min(looks)}, which sees more than numbers"
+        bare = loaded - named.keys()  # `x.pow` is no builtin
+        builtin = [vars(builtins)[name] for name in bare & vars(builtins).keys()]
+        if not all(map(is_of_arguments, (*self.called, *builtin))):
+            self.unknown = self.unknown or "calls a function whose answer may change unseen"
         self._children: dict[int, Reads] = {}
         for place, value in enumerate(mine):
             if _is_known(value):
@@ -80,11 +74,22 @@ class Reads:
 
     def key(self, marked: frozenset[int]) -> Hashable:
         """A key of its trace, without the values that are marked."""
-        values = [
-            type(value) if place in marked else _by_value(value)
-            for place, value in enumerate(self.values)
-        ]
-        return (*self._codes(), marked, *values)
+        codes, values = self._parts
+        for place in marked:
+            values = (*values[:place], type(self.values[place]), *values[place + 1 :])
+        return codes, marked, values
+
+    @functools.cached_property
+    def _parts(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
+        """The code that runs, and all values by value: asked for several times a step."""
+        codes: tuple[Any, ...] = (self.function.__code__, *self.called)
+        values: tuple[Hashable, ...] = tuple(
+            type(value) if place in self._children else by_value(value)
+            for place, value in enumerate(self.values[: self._width])
+        )
+        for child in self._children.values():
+            codes, values = codes + child._parts[0], values + child._parts[1]
+        return codes, values
 
     def forms(self) -> Hashable:
         """The forms of the tensors that it reads."""
@@ -93,10 +98,6 @@ class Reads:
             for v in self.values
             if isinstance(v, Tensor)
         )
-
-    def _codes(self) -> list[Any]:
-        inner = [code for child in self._children.values() for code in child._codes()]
-        return [self.function.__code__, *self.called, *inner]
 
     def with_values(self, given: Mapping[int, Any]) -> Callable[..., Any]:
         """The function with other values in some places."""
@@ -155,13 +156,19 @@ _LOOKING = frozenset([
 
 
 @functools.lru_cache(maxsize=1024)
-def _loaded(code: types.CodeType) -> frozenset[str]:
-    """The names of the globals and builtins that code loads."""
+def _of_code(code: types.CodeType) -> tuple[frozenset[str], str]:
+    """The names of globals and builtins that code loads, and why not all it does can be known."""
     steps = dis.get_instructions(code)
-    return frozenset(s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    loaded = frozenset(s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    if any(isinstance(constant, types.CodeType) for constant in code.co_consts):
+        return loaded, "holds a function, which reads what it likes"
+    if bound := _binds(code):
+        return loaded, f"writes {bound}"
+    if looks := loaded & _LOOKING:
+        return loaded, f"calls {min(looks)}, which sees more than numbers"
+    return loaded, ""
 
 
-@functools.lru_cache(maxsize=1024)
 def _binds(code: types.CodeType) -> str:
     """The first name that code changes outside itself; empty where there is none."""
     for step in dis.get_instructions(code):
@@ -193,10 +200,6 @@ def _attributes(owner: Any, names: tuple[str, ...]) -> dict[str, Any]:
         if any(name in each for each in held) or name in vars(type(owner)):
             found[name] = getattr(owner, name)
     return found
-
-
-def _by_value(value: Any) -> Hashable:
-    return type(value) if function_of(value) else by_value(value)
 
 
 def _is_known(value: Any) -> bool:
