@@ -38,7 +38,9 @@ INSTRUCTION_SETS = {
     ],
 }  # fmt: skip
 
-SELDOM = ("lanes_baseline", "plain", "conv_baseline", "conv_plain")
+SELDOM = {
+    "lanes_baseline": ["-O2"], "plain": ["-O2"], "conv_baseline": ["-O2"], "conv_plain": ["-O2"],
+}  # fmt: skip
 """Units that a processor with those sets runs only when told to; -O2 compiles them sooner."""
 
 
@@ -153,7 +155,7 @@ class BuildOptionalExtension(build_ext):
         flags_of = {}
         if platform.machine().lower() in ("x86_64", "amd64"):
             ext.define_macros.append(("FASTMETA_X86", None))
-            flags_of = INSTRUCTION_SETS | {unit: ["-O2"] for unit in SELDOM}
+            flags_of = INSTRUCTION_SETS | SELDOM
         else:
             ext.sources = [s for s in ext.sources if Path(s).stem not in INSTRUCTION_SETS]
         compile_one = self.compiler._compile

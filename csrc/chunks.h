@@ -11,24 +11,52 @@
 
 namespace fastmeta::FASTMETA_NAMESPACE {
 
-// Loads chunk `c` of the set of step k; its first row. The last one begins earlier where the chunks do
-// not come out even: what it repeats counts for nothing.
+// How many rows of the chunk at hand the chunk before has had.
 template <class E>
-FASTMETA_ONCE int load_chunk(Step<E>& s, const ExamplesOf<E>& set, int k, int c) {
+FASTMETA_DEVICE int repeated_rows(const Step<E>& s, const ExamplesOf<E>& set) {
+  const int past = (s.at_hand.chunk + 1) * set.weights.rows - s.count(set);
+  return past > 0 ? past : 0;
+}
+
+// Loads chunk `c` of the set of step k. The last one begins earlier where the chunks do not come out even:
+// what it repeats counts for nothing.
+template <class E>
+FASTMETA_ONCE void load_chunk(Step<E>& s, const ExamplesOf<E>& set, int k, int c) {
   using Num = typename E::Num;
-  const int rows = set.weights.rows, past = (c + 1) * rows - s.count(set);
-  const int start = c * rows - (past > 0 ? past : 0);
   s.at_hand.chunk = c;
+  const int past = repeated_rows(s, set), start = c * set.weights.rows - past;
   s.is_query(set) ? load_query(s, start) : load_support(s, s.network.per_step_support ? k : 0, start);
   load_masks(s, set, s.traces(set, k), k, start);
   if (past > 0) {
     s.e.load(set.row, {s.is_query(set) ? s.data.query_tail : s.data.support_tail, 0});
     s.e.map([](Num& w, Num counts) { w = w * counts; }, set.weights, set.row);
   }
-  return start;
+  if (s.network.inputs_flow) s.clear(set.of_inputs);
 }
 
-// pass(step, set, trace, first row) of every chunk of a set, each in its part's storage.
+// use(first row in the set, rows of that) of what no chunk before the one at hand has had.
+template <class E, class Use>
+FASTMETA_DEVICE void with_new_rows(const Step<E>& s, const ExamplesOf<E>& set, Use use) {
+  const int rows = set.weights.rows, past = repeated_rows(s, set);
+  use(int64_t(s.at_hand.chunk) * rows, [=](View v) { return rows_from(v, past, rows - past); });
+}
+
+// The derivative by the set's inputs gains what a pass of the chunk at hand has found, as it counts in the
+// meta-loss.
+template <class E>
+FASTMETA_ONCE void add_of_inputs(Step<E>& s, const ExamplesOf<E>& set, int k) {
+  using S = typename E::Scalar;
+  using Num = typename E::Num;
+  with_new_rows(s, set, [&](int64_t first, auto rows) {
+    const View found = rows(set.of_inputs), sum = rows(set.of_inputs_before);
+    const Global<S> to = s.of_inputs(set, k).at(first * found.cols);
+    s.e.load(sum, Global<const S>{to.data, to.task_stride});
+    s.e.map([weight = s.e.weight()](Num& sum, Num d) { sum = sum + weight * d; }, sum, found);
+    s.e.store(to, sum);
+  });
+}
+
+// pass(step, set, trace) of every chunk of a set, each in its part's storage.
 template <class E, class Pass>
 FASTMETA_ONCE void over_chunks(Step<E>& s, bool of_query, int k, Pass pass) {
   s.e.share(s.network.parts, [&](int part) {
@@ -40,8 +68,8 @@ FASTMETA_ONCE void over_chunks(Step<E>& s, bool of_query, int k, Pass pass) {
     own.clear(layout.loss);
     const int chunks = s.network.chunks(own.count(set)), parts = s.network.parts;
     for (int c = part * chunks / parts; c < (part + 1) * chunks / parts; ++c) {
-      const int start = load_chunk(own, set, k, c);
-      pass(own, set, own.traces(set, k), start);
+      load_chunk(own, set, k, c);
+      pass(own, set, own.traces(set, k));
     }
   });
 }
@@ -70,6 +98,12 @@ FASTMETA_ONCE void pass_chunk(Step<E>& s, const ExamplesOf<E>& set, const Trace*
                               bool backward) {
   using Num = typename E::Num;
   forward_head(s, set, trace, k);
+  if (k == s.network.steps) {  // before the loss, which may overwrite them
+    with_new_rows(s, set, [&](int64_t first, auto rows) {
+      const View value = trace[s.depth - 1].value;
+      s.e.store(s.data.query_outputs.at(first * value.cols), rows(value));
+    });
+  }
   loss_forward(s.e, s.loss(set), set, trace[s.depth - 1], s.layout.scalar, backward);
   s.e.map([](Num& sum, Num one) { sum = sum + one; }, s.layout.loss, s.layout.scalar);
   if (backward) backward_head(s, set, trace, k);
@@ -80,7 +114,7 @@ template <class E>
 FASTMETA_ONCE void find_gradient_of_chunks(Step<E>& s, int k) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
-  over_chunks(s, false, k, [&](Step<E>& own, const ExamplesOf<E>& set, const Trace* trace, int) {
+  over_chunks(s, false, k, [&](Step<E>& own, const ExamplesOf<E>& set, const Trace* trace) {
     pass_chunk(own, set, trace, k, true);
     own.adapting([&](int l, int i) {
       find_gradient(own, i, Add<S>{1}, l, own.input(set, trace, l), trace[l], own.layout.lambda);
@@ -103,17 +137,11 @@ FASTMETA_ONCE void add_query_in_chunks(Step<E>& s, int k) {
   using S = typename E::Scalar;
   const S w = s.data.step_weights[k];
   const bool backward = s.network.differentiate && w != S(0);
-  over_chunks(s, true, k, [&](Step<E>& own, const ExamplesOf<E>& set, const Trace* trace, int start) {
+  over_chunks(s, true, k, [&](Step<E>& own, const ExamplesOf<E>& set, const Trace* trace) {
     pass_chunk(own, set, trace, k, backward);
-    const View value = trace[own.depth - 1].value;
-    if (k == own.network.steps) {  // of rows that come twice by the chunk that counts them
-      const int first = own.at_hand.chunk * value.rows - start;
-      const View rows = rows_from(value, first, value.rows - first);
-      own.e.store(own.data.query_outputs.at(int64_t(start + first) * value.cols), rows);
-    }
     if (!backward) return;
-    add_captured(own.e, set, w);
-    for (int l = 0; l < own.depth; ++l) add_gradient(own, w, set, trace, l);
+    add_query_gradient(own, k, w, set, trace);
+    if (own.network.inputs_flow) add_of_inputs(own, set, k);
   });
   store_loss(s, s.data.step_losses.at(k * s.data.tasks));
   if (backward) add_parts(s, s.layout.lambda);
@@ -122,9 +150,10 @@ FASTMETA_ONCE void add_query_in_chunks(Step<E>& s, int k) {
 // lambda -= H_k v
 template <class E>
 FASTMETA_ONCE void subtract_hessian_product_of_chunks(Step<E>& s, int k) {
-  over_chunks(s, false, k, [&](Step<E>& own, const ExamplesOf<E>& set, const Trace* trace, int) {
+  over_chunks(s, false, k, [&](Step<E>& own, const ExamplesOf<E>& set, const Trace* trace) {
     if (!own.network.keeps_chunks) pass_chunk(own, set, trace, k, true);
     subtract_hessian_product(own, k);
+    if (own.network.inputs_flow) add_of_inputs(own, set, k);
   });
   add_parts(s, s.layout.lambda);
 }

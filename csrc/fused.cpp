@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/masses.h"
 #include "cpu/pool.h"
 #include "cpu/step.h"
 #include "described.h"
@@ -23,10 +24,6 @@ using namespace pybind11::literals;
 using Address = uintptr_t;
 // What losses that are expressions read, or the layers' masks: addresses, and how far apart the tasks' are.
 using Inputs = std::vector<std::pair<Address, int64_t>>;
-
-// Bytes of the storage of tasks that go together above which sets are cut into chunks, and above which
-// what chunks leave does not stay for the Hessian products.
-constexpr int64_t kLarge = 64 << 20;
 
 class FusedStep {
  public:
@@ -50,11 +47,11 @@ class FusedStep {
     const cpu::Chosen chosen = cpu::choose_engine(set_, engine, network_, tasks, is_double);
     engine_ = chosen.engine, seconds_ = chosen.seconds;
     const int width = is_double ? engine_.of_double.width : engine_.of_float.width;
-    const bool is_large = bytes(lay_out(network_, width).size) > kLarge;
     const int together = this->tasks();
-    cpu::cut(chunk, network_, (tasks + together - 1) / together, int(bytes(1)), is_large);
+    cpu::cut(chunk, form, network_, (tasks + together - 1) / together, int(bytes(1)),
+             lay_out(network_, width).size);
     if (network_.chunk > 0 && sweeps(network_) && memory != "reversible") {
-      network_.keeps_chunks = memory == "saved" || bytes(least_kept()) <= kLarge;
+      network_.keeps_chunks = memory == "saved" || bytes(least_kept()) <= cpu::kLarge;
       if (memory != "saved") keep_if_it_fits(width);
     }
     network_.reversible = cpu::reversible(memory, network_, bytes(lay_out(network_, width).block));
@@ -141,7 +138,7 @@ class FusedStep {
   // In as many parts as there is room for: what stays is worth more than a thread of many.
   void keep_if_it_fits(int width) {
     const int most = network_.parts;
-    while (network_.keeps_chunks && bytes(lay_out(network_, width).size) > kLarge) {
+    while (network_.keeps_chunks && bytes(lay_out(network_, width).size) > cpu::kLarge) {
       network_.keeps_chunks = network_.parts > 2;
       network_.parts = network_.keeps_chunks ? network_.parts / 2 : most;
     }
@@ -207,7 +204,7 @@ class FusedStep {
     };
     each(support_inputs, data.support_loss_inputs), each(query_inputs, data.query_loss_inputs);
     each(support_masks, data.support_masks), each(query_masks, data.query_masks);
-    std::vector<T> tails[2];
+    std::vector<T> tails[2], masses[2];
     for (int set = 0; set < 2 && network_.chunk > 0; ++set) {
       const int count = set == 0 ? network_.support : network_.query;
       const int rows = network_.rows(count), past = rows * network_.chunks(count) - count;
@@ -215,6 +212,15 @@ class FusedStep {
       std::fill_n(tails[set].begin(), past, T(0));
     }
     data.support_tail = tails[0].data(), data.query_tail = tails[1].data();
+    if (network_.chunk > 0) {
+      const int sets = network_.per_step_support ? network_.steps : 1;
+      masses[0] = cpu::masses<T>(network_.loss, labels(support[2]), of(support[3]), of(support[4]),
+                              tasks * sets, network_.support);
+      masses[1] = cpu::masses<T>(network_.query_loss, labels(query[2]), of(query[3]), of(query[4]), tasks,
+                              network_.query);
+      if (!masses[0].empty()) data.support_mass = {masses[0].data(), sets};
+      if (!masses[1].empty()) data.query_mass = {masses[1].data(), 1};
+    }
     data.support_losses = {of(support_losses), 1};
     data.step_losses = {of(step_losses), 1};
     data.query_outputs = {of(query_outputs), q * out};

@@ -40,7 +40,8 @@ FASTMETA_ONCE void load_loss_inputs(Step<E>& s, const ExamplesOf<E>& set, int k,
 template <class E, class S>
 FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<const S> y,
                                  Global<const int64_t> labels, Global<const S> weights,
-                                 Global<const S> loss_weights, int k = 0, int start = 0) {
+                                 Global<const S> loss_weights, Global<const S> mass, int k = 0,
+                                 int start = 0) {
   using Num = typename E::Num;
   if (weights.given()) {
     s.e.load(set.weights, weights);
@@ -51,7 +52,7 @@ FASTMETA_ONCE void load_examples(Step<E>& s, const ExamplesOf<E>& set, Global<co
   if constexpr (E::takes_programs) {
     if (s.loss(set).programs) return load_loss_inputs(s, set, k, start);
   }
-  load_targets(s.e, s.loss(set), set, y, labels, loss_weights);
+  load_targets(s.e, s.loss(set), set, y, labels, loss_weights, mass);
 }
 
 // The masks of a set's pass at step k: of a query set each that is asked for has its own.
@@ -86,7 +87,7 @@ FASTMETA_ONCE void load_support(Step<E>& s, int k, int start = 0) {
   }
   load_examples(s, set, from(s.data.support_y, c), from(s.data.support_labels, 1),
                 from(s.data.support_weights, 1), from(s.data.support_loss_weights, of_classes ? 0 : c),
-                k, start);
+                at_step(s.data.support_mass, k, 1), k, start);
 }
 template <class E>
 FASTMETA_ONCE void load_query(Step<E>& s, int start = 0) {
@@ -96,8 +97,8 @@ FASTMETA_ONCE void load_query(Step<E>& s, int start = 0) {
   const auto from = [&](auto all, int64_t row) { return at_step(all, start, row); };
   s.query_x = s.e.inputs(set.inputs, from(s.data.query_x, set.inputs.cols));
   load_examples(s, set, from(s.data.query_y, c), from(s.data.query_labels, 1),
-                from(s.data.query_weights, 1), from(s.data.query_loss_weights, of_classes ? 0 : c), 0,
-                start);
+                from(s.data.query_weights, 1), from(s.data.query_loss_weights, of_classes ? 0 : c),
+                s.data.query_mass, 0, start);
 }
 
 template <class E>

@@ -81,26 +81,17 @@ FASTMETA_DEVICE void with_elementwise(const Loss& loss, const Examples& set, Use
   }
 }
 
-// 0, or no number where the weights leave no label: torch's mean of nothing, its derivatives zero.
+// What labels count for together: how many there are, or the sum of their classes' weights.
 template <class E>
-FASTMETA_DEVICE void find_missing(E& e, const ExamplesOf<E>& set) {
+FASTMETA_DEVICE void find_mass(E& e, const Loss& loss, const ExamplesOf<E>& set) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
-  e.fold_rows(set.missing, [](Num& sum, Num w) { sum += w; }, S(0), set.weights);
-  e.map([](Num& m) { m = (m - m) / m; }, set.missing);
-}
-
-// The mean over labels is by their classes' weights.
-template <class E>
-FASTMETA_DEVICE void weigh_labels(E& e, const ExamplesOf<E>& set) {
-  using S = typename E::Scalar;
-  using Num = typename E::Num;
+  if (!loss.weighted) {
+    return e.fold_rows(set.mass, [](Num& sum, Num w) { sum += w; }, S(0), set.weights);
+  }
   const View classes = repeated(set.loss_weights, set.targets.rows);
-  const View mean{set.second_row.offset, 1, 1, 1, 1};
   e.fold_cols(set.row, [](Num& sum, Num y, Num c) { sum += y * c; }, S(0), set.targets, classes);
-  e.fold_rows(mean, [](Num& sum, Num c, Num w) { sum += c * w; }, S(0), set.row, set.weights);
-  e.map([](Num& w, Num mean, Num missing) { w = select(missing == S(0), w / mean, w); },
-        set.weights, throughout(mean, set.weights), throughout(set.missing, set.weights));
+  e.fold_rows(set.mass, [](Num& sum, Num c, Num w) { sum += c * w; }, S(0), set.row, set.weights);
 }
 
 // Rows of any sum become probabilities, and the sums go to the weights of the examples.
@@ -115,24 +106,26 @@ FASTMETA_DEVICE void normalise_targets(E& e, const ExamplesOf<E>& set) {
 }
 
 // Labels or probabilities as rows of probabilities; every class's weight and the smoothing are in
-// them and in the weights of the examples.
+// them and in the weights of the examples. Labels that are part of a set come with that set's mass.
 template <class E>
 FASTMETA_ONCE void load_targets(E& e, const Loss& loss, const ExamplesOf<E>& set,
                                   Global<const typename E::Scalar> targets,
                                   Global<const int64_t> labels,
-                                  Global<const typename E::Scalar> loss_weights) {
+                                  Global<const typename E::Scalar> loss_weights,
+                                  Global<const typename E::Scalar> mass = {}) {
   using S = typename E::Scalar;
   using Num = typename E::Num;
   if (loss.weighted) e.load(set.loss_weights, loss_weights);
   if (labels.given()) {
     const S smoothing = loss.weighted ? S(0) : S(loss.option);
     e.load_labels(set.targets, set.weights, labels, loss.ignore_index, smoothing);
-    find_missing(e, set);
+    mass.given() ? e.load(set.mass, mass) : find_mass(e, loss, set);
+    e.map([](Num& w, Num mass) { w = select(w == S(0), w, w / mass); }, set.weights,
+          throughout(set.mass, set.weights));
     if (!loss.weighted) return;
-    weigh_labels(e, set);
   } else {
     e.load(set.targets, targets);
-    e.map([](Num& m) { m = Num{}; }, set.missing);
+    e.map([](Num& m) { m = Num{} + S(1); }, set.mass);
     if (loss.kind != LossKind::cross_entropy) return;
   }
   const S kept = S(1) - S(loss.option), rest = S(loss.option) / S(set.targets.cols);
@@ -158,7 +151,8 @@ FASTMETA_DEVICE void softmax_loss(E& e, const ExamplesOf<E>& set, View z, View p
   e.map([](Num& l, Num sum, Num w) { l = w * (log(sum) - l); }, set.second_row, set.row,
         set.weights);
   e.fold_rows(out, [](Num& sum, Num l) { sum += l; }, S(0), set.second_row);
-  e.map([](Num& l, Num missing) { l = l + missing; }, out, set.missing);
+  // Torch's mean of nothing is no number, its derivatives are zero.
+  e.map([](Num& l, Num mass) { l = l + (mass - mass) / mass; }, out, set.mass);
 }
 
 // Runs a program of a loss that is an expression; what it learns gets its gradient in the set's own.

@@ -60,16 +60,20 @@ FASTMETA_ONCE void add_rate_gradients(Step<E>& s, int k) {  // (3)
     const Blocks here = s.blocks(l, k);
     for (int i = 0; i < kTensors; ++i) {
       if (!d.has[i] || s.is_dual(l, i)) continue;
+      if (!d.adapts[i]) {
+        s.clear(at.tensor(i, layout.gradient));
+        continue;
+      }
       find_gradient(s, i, keep, l, s.input(layout.support, trace, l), trace[l], layout.gradient,
                     here.of[i], s.theta(0));
     }
     for (int i = 0; i < kTensors && !s.network.elementwise_rates; ++i) {
       const int64_t place = layout.parameters + (k * s.depth + l) * kTensors + i;
+      if (!d.adapts[i]) continue;
       if (s.is_dual(l, i)) {
-        if (!d.adapts[i]) continue;
         s.dual().rate_gradient(k, layout.scalar, trace[l].product_delta);
         add_negated_scalar(s, place);
-      } else if (d.has[i]) {
+      } else {
         s.e.dot(layout.scalar, at.tensor(i, layout.gradient), at.tensor(i, layout.lambda));
         add_negated_scalar(s, place);
       }
@@ -154,16 +158,14 @@ FASTMETA_ONCE void through_step(Step<E>& s, int k) {
   subtract_hessian_product(s, k);
   if constexpr (E::takes_graphs) {
     if (!s.network.inputs_flow || !s.network.per_step_support) return;
-    const View& found = s.layout.support.of_inputs;
-    const int64_t size = int64_t(found.rows) * found.cols;
-    store_of_inputs(s, s.layout.support, s.data.of_support.at(k * size));
+    store_of_inputs(s, s.layout.support, s.of_inputs(s.layout.support, k));
   }
 }
 
 template <class E>
 FASTMETA_ONCE void start_cotangent(Step<E>& s) {
   const auto& layout = s.layout;
-  if (s.network.inputs_flow) {
+  if (s.network.inputs_flow && !s.in_chunks()) {
     s.clear(layout.support.of_inputs);
     s.clear(layout.query.of_inputs);
   }
@@ -253,10 +255,10 @@ FASTMETA_DEVICE void run_step(Step<E> s) {
   backward_body(s, layout.query);
   if (network.steps > 0 && !network.first_order) backward_body(s, layout.support);
   if constexpr (E::takes_graphs) {
-    if (network.inputs_flow) {
-      store_of_inputs(s, layout.query, s.data.of_query);
+    if (network.inputs_flow && !s.in_chunks()) {
+      store_of_inputs(s, layout.query, s.of_inputs(layout.query, 0));
       const bool is_shared = network.steps > 0 && !network.per_step_support;
-      if (is_shared) store_of_inputs(s, layout.support, s.data.of_support);
+      if (is_shared) store_of_inputs(s, layout.support, s.of_inputs(layout.support, 0));
     }
   }
   if (network.dual) s.dual().finish();

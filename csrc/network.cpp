@@ -95,11 +95,12 @@ Examples examples(Allocator& allocate, const Description& network, const Loss& l
   Examples set{};
   set.inputs = copies ? allocate.matrix(inputs, in) : View{0, inputs, in, 0, 0};
   if (network.inputs_flow) set.of_inputs = allocate.matrix(count, in);
+  if (network.inputs_flow && network.chunk > 0) set.of_inputs_before = allocate.matrix(count, in);
   if (loss.kind != LossKind::expression) set.targets = allocate.matrix(count, last.out);
   set.weights = allocate.column(count);
   set.row = allocate.column(count);
   set.second_row = allocate.column(count);
-  set.missing = allocate.matrix(1, 1);
+  set.mass = allocate.matrix(1, 1);
   if (loss.weighted) {
     const bool of_classes = loss.kind == LossKind::cross_entropy;
     set.loss_weights = allocate.matrix(of_classes ? 1 : count, last.out);
@@ -187,8 +188,8 @@ void for_each_offset(LayoutIn<OnHost>& layout, Use use) {
   };
   const auto sums = [&](Sums& each) { views({&each.plain, &each.along}); };
   for (Examples* set : {&layout.support, &layout.query}) {
-    views({&set->inputs, &set->of_inputs, &set->targets, &set->weights, &set->row, &set->second_row,
-           &set->loss_weights, &set->missing});
+    views({&set->inputs, &set->of_inputs, &set->of_inputs_before, &set->targets, &set->weights,
+           &set->row, &set->second_row, &set->loss_weights, &set->mass});
     for (auto* list : {&set->loss_inputs, &set->gradients, &set->sums}) {
       for (View& view : *list) use(view.offset);
     }
@@ -265,9 +266,9 @@ bool can_begin_at(const Description& network, int body) {
 // it gives.
 int longest_body(const Description& network) {
   if (network.per_step_support) return 0;
-  const int most = int(network.layers.size()) - 1;
+  const int most = std::min(network.still, int(network.layers.size()) - 1);
   int body = 0;
-  while (body < most && !network.layers[body].moves && !network.layers[body].masked) ++body;
+  while (body < most && !network.layers[body].masked) ++body;
   while (!can_begin_at(network, body)) --body;
   return body;
 }
@@ -287,6 +288,8 @@ void connect(Description& network) {
     layer.moves = std::any_of(layer.adapts, layer.adapts + kTensors, [](bool each) { return each; }) ||
                   moves(layer.from) || moves(layer.plus);
   }
+  const auto moves = [](const Dense& layer) { return layer.moves; };
+  network.still = int(std::find_if(layers.begin(), layers.end(), moves) - layers.begin());
   network.body = longest_body(network);
 }
 

@@ -98,7 +98,8 @@ struct Options {
   bool dual = false;  // whether the first layer's product is in dual form
   bool reversible = false;  // whether the reverse sweep rebuilds the weights, or finds all K + 1 kept
   int together = 1;   // how many tasks share that form's products with the weight
-  int body = 0;       // how many of the first layers are run once, because nothing in them adapts
+  int still = 0;      // how many of the first layers do not move with what adapts
+  int body = 0;       // how many of those are run once
   bool open = false;  // whether losses and updates are the caller's; then `steps` counts the slots
   bool inputs_flow = false;  // whether derivatives by the inputs are asked for
   // How many examples go through all layers at a time; 0 is all. In how many parts those go, each with
@@ -217,9 +218,10 @@ struct Tangent {
 struct ExampleViews {
   View inputs, targets, weights;  // [N, D], [N, C], [N, 1]
   View of_inputs;                 // the derivative by the inputs, where that is asked for
+  View of_inputs_before;          // of chunks: what earlier passes have found of it
   View row, second_row;           // scratch columns [N, 1]
   View loss_weights;              // of the classes [1, C], or of each prediction [N, C]
-  View missing;                   // 0, or no number where no label counts [1, 1]
+  View mass;                      // what its labels count for together [1, 1]
 };
 template <class Place>
 struct ExamplesIn : ExampleViews {
@@ -341,6 +343,7 @@ struct Data {
   Global<const Scalar> support_x, query_x, support_y, query_y, support_weights, query_weights;
   Global<const int64_t> support_labels, query_labels;
   Global<const Scalar> support_loss_weights, query_loss_weights;
+  Global<const Scalar> support_mass, query_mass;  // of the labels of sets that go in chunks
   typename Place::template List<Global<const Scalar>> support_loss_inputs, query_loss_inputs;
   // Of each layer the masks of all passes, [T, K, N, H] and [T, query losses, Q, H]; empty without any.
   typename Place::template List<Global<const Scalar>> support_masks, query_masks;

@@ -49,12 +49,13 @@ FASTMETA_ONCE void backward(Step<E>& s, const Trace* trace, int k, int from, int
     });
   }
 }
-// From the loss down to the body, leaving every layer's delta at its product.
+// From the loss down to the first layer whose gradient is asked for, leaving every layer's delta at its
+// product.
 template <class E>
 FASTMETA_DEVICE void backward_head(Step<E>& s, const ExamplesOf<E>& set, const Trace* trace,
                                    int k) {
   loss_backward(s.e, s.loss(set), set, trace[s.depth - 1]);
-  backward(s, trace, k, s.network.body, s.depth);
+  backward(s, trace, k, s.is_query(set) ? s.network.body : s.network.still, s.depth);
 }
 
 // lambda += w times the gradient of a layer.
@@ -116,6 +117,18 @@ FASTMETA_DEVICE void query_forward(Step<E>& s, int k) {
   s.e.store(s.data.step_losses.at(k * s.data.tasks), s.layout.scalar);
 }
 
+// lambda += w times the gradient of the query loss, whose way back is through.
+template <class E>
+FASTMETA_ONCE void add_query_gradient(Step<E>& s, int k, typename E::Scalar w,
+                                      const ExamplesOf<E>& query, const Trace* trace) {
+  const int body = s.network.body;
+  if constexpr (E::takes_programs) add_captured(s.e, query, w);
+  for (int l = body; l < s.depth; ++l) add_gradient(s, w, query, trace, l);
+  for_each_outside(s, query, body, s.depth, [&](int l, bool is_plus, View out) {
+    s.layer(l).backward_input(Add<typename E::Scalar>{w}, trace[l], out, s.blocks(l, k), is_plus);
+  });
+}
+
 // lambda += w_k grad L_q(theta_k)
 template <class E>
 FASTMETA_ONCE void add_query(Step<E>& s, int k) {
@@ -126,13 +139,8 @@ FASTMETA_ONCE void add_query(Step<E>& s, int k) {
   if (!s.network.differentiate || w == S(0)) return;
   const ExamplesOf<E>& query = s.layout.query;
   const Trace* trace = s.traces(query, k);
-  const int body = s.network.body;
   backward_head(s, query, trace, k);
-  if constexpr (E::takes_programs) add_captured(s.e, query, w);
-  for (int l = body; l < s.depth; ++l) add_gradient(s, w, query, trace, l);
-  for_each_outside(s, query, body, s.depth, [&](int l, bool is_plus, View out) {
-    s.layer(l).backward_input(Add<S>{w}, trace[l], out, s.blocks(l, k), is_plus);
-  });
+  add_query_gradient(s, k, w, query, trace);
 }
 
 }  // namespace fastmeta::FASTMETA_NAMESPACE

@@ -127,6 +127,13 @@ struct Step {
     return set.traces[network.body - 1].delta;
   }
 
+  // Where the derivative by a set's inputs is asked for; of the support set by that of step k.
+  FASTMETA_DEVICE Global<S> of_inputs(const Examples& set, int k) const {
+    if (is_query(set)) return data.of_query;
+    const int64_t size = int64_t(network.support) * network.layers[0].in;
+    return data.of_support.at(network.per_step_support ? k * size : 0);
+  }
+
   // use(layer, tensor) of what adapts in primal form
   template <class Use>
   FASTMETA_DEVICE void adapting(Use use) const {

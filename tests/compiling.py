@@ -24,25 +24,27 @@ _ALWAYS = ("-std=c++17", "-Wno-psabi", "-pthread", *(("-DFASTMETA_X86",) if _X86
 
 
 @functools.cache
-def instruction_flags() -> dict[str, list[str]]:
+def unit_flags(name: str) -> dict[str, list[str]]:
     """By unit, read from setup.py without running it: `{"lanes_avx2": ["-mavx2", ...], ...}`."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INSTRUCTION_SETS":
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return ast.literal_eval(node.value)
-    raise LookupError("setup.py: no INSTRUCTION_SETS")
+    raise LookupError(f"setup.py: no {name}")
 
 
 def compile_unit(source: Path, folder: Path, *flags: str) -> Path:
-    """One object file, named after its source."""
+    """One object file, named after its source; where `-O3` is asked for, setup.py says of which."""
     result = folder / f"{source.stem}.o"
-    units = instruction_flags().get(source.stem, [])
-    _compile(*flags, *units, "-c", str(source), "-o", str(result))
+    own = unit_flags("INSTRUCTION_SETS").get(source.stem, [])
+    if _X86 and "-O3" in flags:
+        own = unit_flags("SELDOM").get(source.stem, own)
+    _compile(*flags, *own, "-c", str(source), "-o", str(result))
     return result
 
 
 def sources() -> list[Path]:
     """All of csrc/ but its Python face and csrc/cuda."""
-    left_out = {*PYTHON_FACE, *(() if _X86 else instruction_flags())}
+    left_out = {*PYTHON_FACE, *(() if _X86 else unit_flags("INSTRUCTION_SETS"))}
     return [
         source
         for source in sorted(CSRC.rglob("*.cpp"))

@@ -205,7 +205,8 @@ bool dual(const std::string& name, const Description& network) {
   return outer * (r + q) + gram + with_grams / first.in < primal;
 }
 
-void cut(const std::string& chunk, Description& network, int64_t groups, int bytes, bool is_large) {
+void cut(const std::string& chunk, const std::string& form, Description& network, int64_t groups,
+         int bytes, int64_t storage) {
   int64_t rows = 0;
   const char* const end = chunk.data() + chunk.size();
   const auto parsed = std::from_chars(chunk.data(), end, rows);
@@ -214,16 +215,14 @@ void cut(const std::string& chunk, Description& network, int64_t groups, int byt
                                 "', but it must be a number of examples or unset");
   }
   const bool is_alone = groups == 1;
-  if (chunk.empty() ? !is_large && !is_alone : rows == 0) return;
-  if (network.dual || network.body > 0 || network.inputs_flow) return;
+  const bool computes_more = network.dual || network.body > 0;
+  const int64_t most = computes_more ? kHuge : is_alone ? 0 : kLarge;
+  if (chunk.empty() ? storage * bytes <= most : rows == 0) return;
+  if (network.dual && form == "dual") return;
   int widest = 0;
   for (const Dense& layer : network.layers) {
     if (layer.norm == Norm::batch) return;  // of all examples together
     widest = std::max({widest, layer.in, layer.out});
-  }
-  // Means over labels are by how many of a set's count.
-  for (const Loss* loss : {&network.loss, &network.query_loss}) {
-    if (loss->kind == LossKind::cross_entropy) return;
   }
   const int64_t longest = std::max(network.support, network.query);
   if (chunk.empty()) {
@@ -237,6 +236,7 @@ void cut(const std::string& chunk, Description& network, int64_t groups, int byt
   const int64_t chunks = (longest + rows - 1) / rows;
   network.chunk = int((longest + chunks - 1) / chunks);
   network.parts = is_alone ? int(std::min(kMostParts, chunks)) : 1;
+  network.dual = false, network.together = 1, network.body = 0;
 }
 
 bool reversible(const std::string& name, const Description& network, int64_t block_bytes) {

@@ -89,16 +89,13 @@ class FeatureLanes {
     const int64_t* label = labels.data + task_ * labels.task_stride;
     const T rest = smoothing / T(rows.cols);
     T* weight = storage_ + weights.offset;
-    int counted = 0;
     for (int i = 0; i < rows.rows; ++i) {
       const bool real = weight[i] > T(0) && label[i] != ignore;
-      counted += real;
       weight[i] = T(real);
       T* row = storage_ + rows.offset + int64_t(i) * rows.row_stride;
       for (int j = 0; j < rows.row_stride; ++j) row[j] = real && j < rows.cols ? rest : T(0);
       if (real && label[i] >= 0 && label[i] < rows.cols) row[label[i]] += T(1) - smoothing;
     }
-    for (int i = 0; counted > 0 && i < rows.rows; ++i) weight[i] /= T(counted);
   }
 
   Num weight() const { return Num{} + weight_; }

@@ -100,7 +100,7 @@ class Lanes {
     }
   }
 
-  // Class labels [N] as rows of probabilities, and example weights without the ignored ones.
+  // Class labels [N] as rows of probabilities, and weights that are 1, or 0 where one is ignored.
   void load_labels(View rows, View weights, Global<const int64_t> labels, int64_t ignore,
                    T smoothing) {
     const T rest = smoothing / T(rows.cols);
@@ -108,17 +108,14 @@ class Lanes {
     Num* weight = storage_ + weights.offset;
     for (int lane = 0; lane < count; ++lane) {
       const int64_t* task = labels.data + task_of(lane) * labels.task_stride;
-      int counted = 0;
       for (int i = 0; i < rows.rows; ++i) {
         const bool real = weight[i][lane] > T(0) && task[i] != ignore;
-        counted += real;
         weight[i][lane] = T(real);
         for (int j = 0; j < rows.cols; ++j) {
           out[i * rows.cols + j][lane] =
               real ? rest + (task[i] == j ? T(1) - smoothing : T(0)) : T(0);
         }
       }
-      for (int i = 0; counted > 0 && i < rows.rows; ++i) weight[i][lane] /= T(counted);
     }
   }
 

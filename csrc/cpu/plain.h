@@ -53,17 +53,14 @@ class Plain {
 
   void load_labels(View rows, View weights, Global<const int64_t> labels, int64_t ignore,
                    T smoothing) {
-    int counted = 0;
     for (int i = 0; i < rows.rows; ++i) {
       const int64_t label = labels.data[task_ * labels.task_stride + i];
       const bool real = at(weights, i, 0) > 0 && label != ignore;
-      counted += real;
       at(weights, i, 0) = real;
       for (int j = 0; j < rows.cols; ++j) {
         at(rows, i, j) = real ? smoothing / rows.cols + (label == j ? 1 - smoothing : 0) : 0;
       }
     }
-    for (int i = 0; counted > 0 && i < rows.rows; ++i) at(weights, i, 0) /= counted;
   }
 
   Num weight() const { return data_.task_weights[task_]; }

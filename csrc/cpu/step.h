@@ -44,10 +44,16 @@ bool dual(const std::string& name, const Description&);
 // bytes; a name forces it, where there is anything to rebuild.
 bool reversible(const std::string& name, const Description&, int64_t block_bytes);
 
-// Cuts long sets into chunks that go through the layers one after another, where the storage would be
-// large, or where all tasks are one group, whose chunks threads had better share. A number of examples
-// forces them, where they can serve, and "0" forbids them.
-void cut(const std::string& chunk, Description&, int64_t groups, int bytes, bool is_large);
+// Bytes of the storage of tasks that go together above which sets are cut into chunks, and above which
+// what chunks leave does not stay for the Hessian products; and the former where chunks compute more,
+// in primal form or with a body that runs at every step.
+constexpr int64_t kLarge = 64 << 20, kHuge = 1 << 30;
+
+// Cuts long sets into chunks that go through the layers one after another, where the storage, in
+// scalars, would be large, or where all tasks are one group, whose chunks threads had better share. A
+// number of examples forces them, where they can serve, and "0" forbids them.
+void cut(const std::string& chunk, const std::string& form, Description&, int64_t groups, int bytes,
+         int64_t storage);
 
 // How many tasks share the dual form's products with the weight: enough rows for it, and still
 // work for several threads. From the sizes alone, so that it changes no bit.

@@ -63,14 +63,12 @@ class Block {
     barrier(kStore);
   }
 
-  // Class labels [N] as rows of probabilities, and example weights without the ignored ones. One
+  // Class labels [N] as rows of probabilities, and weights that are 1, or 0 where one is ignored. One
   // that is no class makes its example's weight no number, and with that the task's loss.
   FASTMETA_DEVICE void load_labels(View rows, View weights, Global<const int64_t> labels,
                                    int64_t ignore, T smoothing) {
     const int64_t* const classes = labels.data + task_ * labels.task_stride;
     const auto is_real = [&](int i) { return at(weights, i, 0) > T(0) && classes[i] != ignore; };
-    int counted = 0;
-    for (int i = 0; i < rows.rows; ++i) counted += is_real(i);
     const T rest = smoothing / T(rows.cols);
     walk(rows, [&](int i, int j) {
       at(rows, i, j) = is_real(i) ? rest + (classes[i] == j ? T(1) - smoothing : T(0)) : T(0);
@@ -78,7 +76,7 @@ class Block {
     barrier(kCounted);
     walk(weights, [&](int i, int) {
       const bool wrong = uint64_t(classes[i]) >= uint64_t(rows.cols);
-      const T each = wrong ? T(0) / T(0) : T(1) / T(counted);
+      const T each = wrong ? T(0) / T(0) : T(1);
       at(weights, i, 0) = is_real(i) ? each : T(0);
     });
     barrier(kLabels);

@@ -41,7 +41,7 @@ bool agree_in_chunks(Problem problem, const Inputs<T>& in, const Results<double>
   bool good = true;
   for (const std::string rows : {"2", "3"}) {
     network.chunk = 0;
-    cpu::cut(rows, network, problem.tasks, 0, true);
+    cpu::cut(rows, "", network, problem.tasks, 1, 1);
     network.parts = rows == "2" ? 1 : 2;
     network.keeps_chunks = rows == "2" && sweeps(network);
     for (const cpu::InstructionSet& set : cpu::instruction_sets()) {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/masses.h"
 #include "cpu/step.h"
 #include "network.h"
 
@@ -187,7 +188,9 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
   out.query_outputs.assign(problem.tasks * q * c, nothing);
   // Inputs of the support set have none of first order.
   if (network.inputs_flow) out.of_support.assign(problem.tasks * n * d, T(0));
-  if (network.inputs_flow) out.of_query.assign(problem.tasks * q * d, nothing);
+  // Chunks add to what is there.
+  const T start = network.chunk > 0 ? T(0) : nothing;
+  if (network.inputs_flow) out.of_query.assign(problem.tasks * q * d, start);
   out.gradient.assign(network.differentiate ? gradient_size(network, layout) : 0, nothing);
 
   const auto given = [](const auto& values) {
@@ -245,6 +248,15 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
     std::fill_n(tails[set].begin(), network.rows(count) * network.chunks(count) - count, T(0));
   }
   data.support_tail = tails[0].data(), data.query_tail = tails[1].data();
+  std::vector<T> masses[2];
+  if (network.chunk > 0) {
+    const int sets = network.per_step_support ? network.steps : 1;
+    masses[0] = cpu::masses<T>(network.loss, given(in.support_labels), given(in.support_weights),
+                               given(in.support_loss_weights), problem.tasks * sets, network.support);
+    masses[1] = cpu::masses<T>(network.query_loss, given(in.query_labels), given(in.query_weights),
+                               given(in.query_loss_weights), problem.tasks, network.query);
+    data.support_mass = {given(masses[0]), sets}, data.query_mass = {given(masses[1]), 1};
+  }
   data.support_losses = {out.support_losses.data(), 1};
   data.step_losses = {out.step_losses.data(), 1};
   data.query_outputs = {out.query_outputs.data(), q * c};
@@ -254,17 +266,6 @@ Results<T> run(const cpu::Engine& engine, const Problem& problem, const Inputs<T
     run_alone(chosen, network, layout, data);
   } else {
     cpu::run(chosen, network, layout, data, threads);
-  }
-  // Of the rate of what does not adapt nobody reads the gradient.
-  int64_t place = layout.parameters;
-  for (int k = 0; network.learned_rates && k < network.steps; ++k) {
-    for (const Dense& layer : network.layers) {
-      for (int tensor = 0; tensor < kTensors; ++tensor) {
-        const int64_t count = network.elementwise_rates ? size_of(layer, tensor) : 1;
-        if (!layer.adapts[tensor]) std::fill_n(out.gradient.begin() + place, count, T(0));
-        place += count;
-      }
-    }
   }
   return out;
 }

@@ -222,39 +222,201 @@ def test_adapted_parameters(monkeypatch) -> None:
         torch.testing.assert_close(tensor, adapted[1][name], rtol=1e-12, atol=0)
 
 
-def step(examples: int, tasks: int) -> Any:
-    """The kernel of the neural field W7 at so many examples, a set."""
-    widths, has = (2, 256, 256, 256, 256, 3), [True, True, False, False]
+def step(
+    examples: int, tasks: int, loss: int = 1, first: int = 2, fixed: int = 0, flows: bool = False
+) -> Any:
+    """The kernel of the neural field W7 at so many examples, a set, and `fixed` first layers."""
+    widths, has = (first, 256, 256, 256, 256, 3), [True, True, False, False]
     layers = [
-        (widths[i], widths[i + 1], 3 if i < 4 else 0, 0.0, 0.0, 0, 0.0, has, has,
-         (i - 1, NONE, False))
+        (widths[i], widths[i + 1], 3 if i < 4 else 0, 0.0, 0.0, 0, 0.0, has,
+         has if i >= fixed else [False] * 4, (i - 1, NONE, False))
         for i in range(len(widths) - 1)
     ]  # fmt: skip
     return extension().FusedStep(
-        layers, 1, 0.0, -100, False, examples, examples, 2, True, False, False, False, 0.0, False,
-        tasks, "", "", "", "",
+        layers, loss, 0.0, -100, False, examples, examples, 2, True, False, False, False, 0.0,
+        False, tasks, "", "", "", "", inputs_flow=flows,
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("options", [{}, {"loss": 0}, {"flows": True}], ids=str)
 @pytest.mark.parametrize("tasks", [1, 4])
-def test_storage_does_not_grow_with_the_sets(tasks: int) -> None:
-    sizes = [step(examples, tasks).storage_bytes for examples in (1024, 4096, 65536)]
+def test_storage_does_not_grow_with_the_sets(tasks: int, options: dict[str, Any]) -> None:
+    sizes = [step(examples, tasks, **options).storage_bytes for examples in (1024, 4096, 65536)]
     assert sizes[1] == sizes[2]
     assert max(sizes) < 74 << 20
 
 
-@pytest.mark.parametrize(
-    ("model", "loss_fn"),
-    [
-        (nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)), F.mse_loss),
-        (nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), F.cross_entropy),
-    ],
-    ids=["statistics of the set", "a mean over labels"],
-)
-def test_what_is_of_a_set_as_a_whole(model: nn.Module, loss_fn: Any, monkeypatch) -> None:
+@pytest.mark.parametrize("options", [{"fixed": 4}, {"first": 40_000}], ids=["body", "dual form"])
+def test_what_saves_work_gives_way_to_storage(options: dict[str, Any]) -> None:
+    short, long, longer = (step(examples, 4, **options) for examples in (100, 65536, 131072))
+    assert (short.body, short.form, short.chunk > 0) == (
+        options.get("fixed", 0), "dual" if "first" in options else "primal", False
+    )  # fmt: skip
+    assert (long.body, long.form, long.chunk > 0) == (0, "primal", True)
+    assert longer.storage_bytes <= long.storage_bytes
+
+
+LABELS: dict[str, nn.CrossEntropyLoss] = {
+    "plain": nn.CrossEntropyLoss(),
+    "smoothed": nn.CrossEntropyLoss(label_smoothing=0.2),
+    "of weighted classes": nn.CrossEntropyLoss(weight=torch.tensor([0.3, 0.0, 1.7]).double()),
+    "both": nn.CrossEntropyLoss(weight=torch.tensor([0.3, 2.0, 0.0]).double(), label_smoothing=0.2),
+}
+
+
+def classified(tasks: int, steps: int = 0) -> tuple[Batch, Batch]:
+    """Sets of which some labels, a whole chunk's among them, are ignored or weigh nothing."""
+
+    def drawn(*front: int) -> Batch:
+        y = torch.randint(3, front)
+        y[..., ::4], y[..., :8] = -100, 1
+        return torch.randn(*front, 3).double(), y
+
+    return drawn(tasks, *((steps,) if steps else ()), SUPPORT), drawn(tasks, QUERY)
+
+
+def classifier() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 3)
+    ).double()
+
+
+def classify(
+    sets: Any, loss: nn.Module, chunk: str, monkeypatch: pytest.MonkeyPatch,
+    model: nn.Module | None = None, **options: Any,
+) -> list[Tensor]:  # fmt: skip
+    """Losses, outputs, and the gradients of a new classifier's parameters."""
+    monkeypatch.setenv("FASTMETA_CHUNK", chunk)
+    model = classifier() if model is None else model
+    options |= {
+        "inner_steps": 3, "inner_lr": 0.2, "loss_fn": loss, "executor": "fused",
+        "step_weights": [0.2, 0.0, 0.5, 1.0],
+    }  # fmt: skip
+    assert ("at a time" in fastmeta.explain(model, *sets, **options)) == (chunk != "0")
+    out = fastmeta.maml_step(model, *sets, **options)
+    gradients = torch.autograd.grad(out.loss, [*model.parameters()])
+    return [out.task_losses, out.support_losses, *out.query_outputs, *gradients]
+
+
+@pytest.mark.parametrize("engine", ["tasks", "features"])
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("loss", LABELS)
+def test_labels(loss: str, per_step: bool, engine: str, monkeypatch) -> None:
+    """The mean is over the labels of the whole set, however they fall into chunks."""
+    monkeypatch.setenv("FASTMETA_ENGINE", engine)
+    for tasks in (1, 5):
+        sets = classified(tasks, 3 if per_step else 0)
+        whole, *chunks = (
+            classify(sets, LABELS[loss], chunk, monkeypatch, per_step_support=per_step)
+            for chunk in ("0", "1", "4", "16")
+        )
+        for each in chunks:
+            compare(each, whole)
+
+
+def test_ragged_labels(monkeypatch) -> None:
+    support, query = classified(4)
+    ragged = [
+        [(x[i, : n - i], y[i, : n - i]) for i in range(4)]
+        for (x, y), n in ((support, SUPPORT), (query, QUERY))
+    ]
+    whole, chunks = (
+        classify(ragged, LABELS["of weighted classes"], chunk, monkeypatch)[4:]
+        for chunk in ("0", "6")
+    )
+    gradients = slice(-6, None)
+    compare(chunks[gradients], whole[gradients])
+
+
+def test_a_set_without_a_label(monkeypatch) -> None:
+    """Torch's mean of nothing is no number; its derivatives are zero."""
+    (x, y), query = classified(2)
+    y[0] = -100
+    losses = classify(((x, y), query), LABELS["plain"], "4", monkeypatch)
+    whole = classify(((x, y), query), LABELS["plain"], "0", monkeypatch)
+    assert losses[1][:, 0].isnan().all()
+    for ours, theirs in zip(losses, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("memory", ["saved", "reversible"])
+@pytest.mark.parametrize("adapted", [["4"], ["2", "4.bias"]], ids=["head", "middle"])
+def test_a_body_runs_at_every_step(
+    adapted: list[str], memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not adapt goes through with the rest of a chunk, at the numbers of one pass."""
+    monkeypatch.setenv("FASTMETA_MEMORY", memory)
+    sets = classified(3)
+    whole, chunks = (
+        classify(sets, LABELS["plain"], chunk, monkeypatch, adapt=adapted) for chunk in ("0", "5")
+    )
+    compare(chunks, whole)
+
+
+@pytest.mark.parametrize("adapted", [None, ["2", "4"]], ids=["all", "head"])
+def test_the_dual_form_gives_way(adapted: list[str] | None, monkeypatch) -> None:
+    monkeypatch.setenv("FASTMETA_FORM", "dual")
+    sets = classified(3)
+    kept = fastmeta.explain(classifier(), *sets, loss_fn=LABELS["plain"], adapt=adapted)
+    monkeypatch.setenv("FASTMETA_CHUNK", "5")
+    forced = fastmeta.explain(classifier(), *sets, loss_fn=LABELS["plain"], adapt=adapted)
+    assert "dual" in kept
+    assert "dual" in forced
+    monkeypatch.delenv("FASTMETA_FORM")
+    whole, chunks = (
+        classify(sets, LABELS["plain"], chunk, monkeypatch, adapt=adapted) for chunk in ("0", "5")
+    )
+    compare(chunks, whole)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("memory", ["saved", "reversible"])
+@pytest.mark.parametrize("tasks", [1, 5])
+def test_gradients_by_the_inputs(tasks: int, memory: str, per_step: bool, monkeypatch) -> None:
+    """They are summed over the passes of each chunk, by the weights of the tasks."""
+    monkeypatch.setenv("FASTMETA_MEMORY", memory)
+    (x, y), (query_x, query_y) = classified(tasks, 3 if per_step else 0)
+    weights = torch.rand(tasks).double()
+    found: list[list[Tensor]] = []
+    for chunk in ("0", "1", "5"):
+        monkeypatch.setenv("FASTMETA_CHUNK", chunk)
+        inputs = [x.clone().requires_grad_(), query_x.clone().requires_grad_()]
+        out = fastmeta.maml_step(
+            classifier(), (inputs[0], y), (inputs[1], query_y), inner_steps=3, inner_lr=0.2,
+            task_weights=weights, step_weights=[0.2, 0.0, 0.5, 1.0], per_step_support=per_step,
+            loss_fn=LABELS["smoothed"], executor="fused",
+        )  # fmt: skip
+        found.append([*torch.autograd.grad(out.loss, inputs)])
+    compare(found[1], found[0])
+    compare(found[2], found[0])
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = classifier()
+        self.table = nn.Embedding(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self.table(x))
+
+
+def test_a_front(monkeypatch) -> None:
+    """Its gradient comes back through the inputs of the chunks."""
+    (_, y), (_, query_y) = classified(3)
+    sets = (torch.randint(7, y.shape), y), (torch.randint(7, query_y.shape), query_y)
+    adapted = ["layers"]
+    whole, chunks = (
+        classify(sets, LABELS["plain"], chunk, monkeypatch, Embedded().double(), adapt=adapted)
+        for chunk in ("0", "6")
+    )
+    compare(chunks, whole)
+
+
+def test_statistics_of_a_set_are_of_it_as_a_whole(monkeypatch) -> None:
     monkeypatch.setenv("FASTMETA_CHUNK", "6")
-    (x, y), _ = data(2)
-    support = (x.float(), y.float() if loss_fn is F.mse_loss else y.argmax(-1))
-    told = fastmeta.explain(model, support, support, loss_fn=loss_fn)
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).double()
+    told = fastmeta.explain(model, *data(2), loss_fn=F.mse_loss)
     assert "lanes over" in told
     assert "at a time" not in told

@@ -24,7 +24,7 @@ TaskLoss<T>::TaskLoss(const Loss& loss, int examples, int classes, int pitch, T*
   set_.weights = matrix(examples, 1);
   set_.row = matrix(examples, 1);
   set_.second_row = matrix(examples, 1);
-  set_.missing = matrix(1, 1);
+  set_.mass = matrix(1, 1);
   set_.loss_weights =
       loss.kind == LossKind::cross_entropy ? matrix(1, classes) : matrix(examples, classes);
   last_.value = matrix(examples, classes);
