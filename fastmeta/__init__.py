@@ -2,13 +2,13 @@
 
 from fastmeta import data, inner
 from fastmeta.adaptation import AdaptedTasks, adapt
+from fastmeta.algorithms.maml import MAML, maml_step
 from fastmeta.backends import backends
 from fastmeta.explanation import explain
 from fastmeta.linearize import Linearization, linearize
-from fastmeta.modules import MAML
 from fastmeta.plan.cliff import set_cliff_warnings
 from fastmeta.plan.snapshot import clear_cache
-from fastmeta.steps import MetaStep, maml_step
+from fastmeta.result import MetaStep
 from fastmeta.version import __version__
 
 __all__ = [

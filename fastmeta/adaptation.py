@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fastmeta.arguments import outside_inference, plain_module, plan_step, refuse_cached
+from fastmeta.arguments import (
+    PlannedStep,
+    outside_inference,
+    plain_module,
+    plan_step,
+    refuse_cached,
+)
 from fastmeta.inner import InnerOptimizer
 from fastmeta.network.stateless import StatelessModel, private
 from fastmeta.options import Adapt, Loss, Options, Rates
 from fastmeta.plan import planner
+from fastmeta.plan.snapshot import Snapshot
 from fastmeta.task_arguments import check_inputs
 from fastmeta.tasks import Tree, stacked, unstack
 
@@ -139,32 +147,54 @@ def adapt(
 
     **Raises:** `TypeError` or `ValueError` naming the argument, before anything is computed.
     """
+    options = Options(
+        inner_lr=inner_lr,
+        inner_steps=inner_steps,
+        inner_optimizer=inner_optimizer,
+        loss_fn=loss_fn,
+        adapt=adapt,
+        prox=prox,
+        per_step_support=per_step_support,
+        executor=executor,
+    )
+    return adapt_tasks(model, support, options)
+
+
+def adapt_tasks(model: nn.Module, support: Any, options: Options) -> AdaptedTasks:
+    """`adapt`, of options that stand together."""
     model = plain_module(model)
     with torch.inference_mode(False), torch.no_grad(), planner.stepping(model) as seen:
-        options = Options(
-            inner_lr=inner_lr,
-            inner_steps=inner_steps,
-            inner_optimizer=inner_optimizer,
-            loss_fn=loss_fn,
-            adapt=adapt,
-            prox=prox,
-            per_step_support=per_step_support,
-            executor=executor,
-        )
-        step = plan_step(model, seen, outside_inference(support), None, options, False)
-        outcomes = [planner.compute(planned) for _, planned in step.groups]
-        order = [i for indices, _ in step.groups for i in indices]
-        places = torch.tensor(order, device="cpu").argsort().to(step.task_weights.device)
-
-        def in_order(parts: list[Tensor], dim: int) -> Tensor:
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-            return whole if len(parts) == 1 else whole.index_select(dim, places)
-
-        parameters = {
-            name: in_order([outcome.adapted[name] for outcome in outcomes], 0)
-            for name in step.inner.adapted
-        }
-        support_losses = in_order([outcome.support_losses for outcome in outcomes], 1)
-    first = step.groups[0][1]
+        found = run_inner_loop(model, seen, outside_inference(support), options)
+    first = found.step.groups[0][1]
     batched = first.selected.offer.at_a_time > 1
-    return AdaptedTasks(first.problem.model, parameters, support_losses, batched)
+    return AdaptedTasks(first.problem.model, found.parameters, found.support_losses, batched)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """What the inner loop alone gives, in the order of the caller's tasks."""
+
+    step: PlannedStep
+    parameters: dict[str, Tensor]
+    """Of what adapts, by name, `[T, ...]`."""
+    support_losses: Tensor
+    """[K, T]: the support loss before each inner step."""
+
+
+def run_inner_loop(model: nn.Module, seen: Snapshot, support: Any, options: Options) -> Adapted:
+    """The inner loop of all tasks; call under `no_grad` and `planner.stepping`."""
+    step = plan_step(model, seen, support, None, options, False)
+    outcomes = [planner.compute(planned) for _, planned in step.groups]
+    order = [i for indices, _ in step.groups for i in indices]
+    places = torch.tensor(order, device="cpu").argsort().to(step.task_weights.device)
+
+    def in_order(parts: list[Tensor], dim: int) -> Tensor:
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+        return whole if len(parts) == 1 else whole.index_select(dim, places)
+
+    parameters = {
+        name: in_order([outcome.adapted[name] for outcome in outcomes], 0)
+        for name in step.inner.adapted
+    }
+    support_losses = in_order([outcome.support_losses for outcome in outcomes], 1)
+    return Adapted(step, parameters, support_losses)

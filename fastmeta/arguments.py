@@ -40,6 +40,12 @@ class PlannedStep:
     groups: list[tuple[list[int], Planned]]
     """The indices of the caller's tasks in each batch, and its plan."""
 
+    @property
+    def executor(self) -> str:
+        """What computes it, by name."""
+        names = {planned.selected.offer.executor for _, planned in self.groups}
+        return "+".join(sorted(names))
+
 
 def linearize_request(model: nn.Module, seen: Snapshot, data: Any, options: Options) -> Request:
     """The checked arguments of `linearize`; **raises** as `plan_step` does."""

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fastmeta"
-FACES = ("steps", "adaptation", "modules", "arguments", "explanation", "capture")
+FACES = (
+    "algorithms", "adaptation", "linearize", "evaluation", "arguments", "modes", "explanation",
+    "capture",
+)  # fmt: skip
 FORBIDDEN = {
     "network": ("executors", "plan", *FACES), "executors": ("plan", *FACES), "plan": FACES,
 }  # fmt: skip

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmeta
+from fastmeta.algorithms.maml import LEARNED
 from fastmeta.arguments import plan_step
-from fastmeta.modules import LEARNED
 from fastmeta.options import Options
 from fastmeta.plan.snapshot import snapshot
 

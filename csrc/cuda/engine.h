@@ -16,7 +16,7 @@ using cuda::barrier;
 
 // The barriers, numbered for the tests.
 enum Site {
-  kLoad, kStore, kCounted, kLabels, kSummedTasks, kProduct, kMap, kSummedRows, kCols, kRow,
+  kLoad, kStore, kLabels, kSummedTasks, kProduct, kMap, kSummedRows, kCols, kRow,
   kDotParts, kDot, kSlicesMade
 };
 
@@ -73,7 +73,7 @@ class Block {
     walk(rows, [&](int i, int j) {
       at(rows, i, j) = is_real(i) ? rest + (classes[i] == j ? T(1) - smoothing : T(0)) : T(0);
     });
-    barrier(kCounted);
+    // What was real stays it, so that no thread has to wait.
     walk(weights, [&](int i, int) {
       const bool wrong = uint64_t(classes[i]) >= uint64_t(rows.cols);
       const T each = wrong ? T(0) / T(0) : T(1);

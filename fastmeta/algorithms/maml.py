@@ -1,47 +1,36 @@
-"""The meta-step: arguments in, loss and meta-gradient out."""
+"""MAML (Finn, Abbeel and Levine 2017): tasks adapt by gradient steps; the loss after them counts.
+
+With tasks t, weights w_t, inner rates a_k, and theta_0 the model's parameters::
+
+    theta_{k+1} = theta_k - a_k * gradient of (L_support + prox / 2 |theta - theta_0|^2) at theta_k
+    loss = sum_t w_t sum_k step_weights[k] * L_query(theta_k)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.arguments import PlannedStep, outside_inference, plain_module, plan_step
+from fastmeta.algorithms.learner import Learner
+from fastmeta.arguments import PlannedStep, plain_module, plan_step
+from fastmeta.capture import Captured
 from fastmeta.executors.problem import Outcome
 from fastmeta.inner import InnerOptimizer
+from fastmeta.inner_loop import adapted_names, check_rate
+from fastmeta.modes import outermost
 from fastmeta.network.errors import refuse_second_derivative
 from fastmeta.options import Adapt, Loss, Options, Rates
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned
+from fastmeta.result import MetaStep, weighted_sum, with_gradients
 from fastmeta.tasks import TaskBatch, Tree
+from fastmeta.wording import a_kind
 
-
-@dataclass(frozen=True, eq=False)
-class MetaStep:
-    """What a meta-step gives back.
-
-    Only `loss` is differentiable; the rest is detached. Symbols: T tasks, Q query examples,
-    K inner steps.
-    """
-
-    loss: Tensor
-    """0-d: `sum_t task_weights[t] * task_losses[t]`. `backward()` adds the meta-gradient."""
-    task_losses: Tensor
-    """[T]: each task's query loss, weighted over steps by `step_weights`."""
-    query_outputs: Tree
-    """[T, Q, ...]: the adapted models' predictions; a list with one entry a task if ragged."""
-    support_losses: Tensor
-    """[K, T]: the support loss before each inner step, without the proximal term."""
-    executor: str
-    """What computed the step, for example `"generic"`."""
-
-    def __repr__(self) -> str:
-        loss, tasks = self.loss.detach(), len(self.task_losses)
-        return f"MetaStep(loss={loss}, tasks={tasks}, executor={self.executor!r})"
+LEARNED = ("scalar", "step", "layer", "layer-step", "element")
 
 
 def maml_step(
@@ -134,6 +123,7 @@ def maml_step(
     return take_step(model, support, query, options)
 
 
+@outermost
 def take_step(
     model: nn.Module,
     support: Any,
@@ -142,19 +132,6 @@ def take_step(
     compute: Callable[[Planned], Outcome] = planner.compute,
 ) -> MetaStep:
     """`maml_step`, of which `compute` makes what was planned."""
-    if torch.compiler.is_compiling():
-        # A graph break: the inner loop differentiates twice, which no compiled graph can.
-        outside: Any = torch.compiler.disable(take_step)
-        return outside(model, support, query, options, compute)
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.no_grad():
-            data = outside_inference(support), outside_inference(query)
-            return take_step(model, *data, options, compute)
-    if _in_transform():
-        raise RuntimeError(
-            "model: stepped inside a transform of torch.func, which sees nothing of a step; call "
-            "backward() on its loss, outside"
-        )
     if query is None:
         raise TypeError("query: None; it must be (x, y). For the inner loop alone, use adapt()")
     model = plain_module(model)
@@ -169,46 +146,24 @@ def take_step(
     return _meta_step(step, outcomes)
 
 
-def _in_transform() -> bool:
-    """Whether one of torch.func's transforms is at work."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return functorch.peek_interpreter_stack() is not None
-
-
 def _meta_step(step: PlannedStep, outcomes: list[tuple[list[int], Outcome]]) -> MetaStep:
     weights = step.task_weights
     step_losses, support_losses, query_outputs = _in_order(step, outcomes)
     if step.inner.last_step_alone:
         task_losses = step_losses[-1]  # [T]
     else:
-        task_losses = _weighted_sum(step_losses.new_tensor(step.inner.step_weights), step_losses)
-    loss = _weighted_sum(weights.detach(), task_losses)
+        task_losses = weighted_sum(step_losses.new_tensor(step.inner.step_weights), step_losses)
+    loss = weighted_sum(weights.detach(), task_losses)
     pairs = [pair for _, outcome in outcomes for pair in outcome.gradients]
     if pairs:
         learned = step.inner.learned_step_weights
         if learned is not None:
-            of_steps = _weighted_sum(weights.detach(), step_losses.T)
+            of_steps = weighted_sum(weights.detach(), step_losses.T)
             pairs.append((learned, of_steps.to(learned.dtype)))
         if weights.requires_grad:
             pairs.append((weights, task_losses.to(weights.dtype)))
-        reached = [(leaf, gradient) for leaf, gradient in pairs if gradient is not None]
-        if reached:
-            leaves, gradients = zip(*reached, strict=True)
-            # A leaf that several groups of tasks reach stands there several times; autograd adds.
-            loss = _MetaGradient.apply(loss, gradients, *leaves)
-    executors = sorted({planned.selected.offer.executor for _, planned in step.groups})
-    return MetaStep(loss, task_losses, query_outputs, support_losses, "+".join(executors))
-
-
-_EXACT = (torch.float32, torch.float64)
-
-
-def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """`weights [N]` times `values [N, ...]`, summed; no matrix product, which autocast rounds."""
-    if values.dim() == 1 and weights.dtype == values.dtype in _EXACT:
-        return torch.dot(weights, values)
-    shape = (-1,) + (1,) * (values.dim() - 1)
-    return (weights.to(values.dtype).view(shape) * values).sum(0)
+        loss = with_gradients(loss, pairs)
+    return MetaStep(loss, task_losses, query_outputs, support_losses, step.executor)
 
 
 def _in_order(
@@ -230,35 +185,104 @@ def _in_order(
     return step_losses[:, places], support_losses[:, places], outputs
 
 
-class _MetaGradient(torch.autograd.Function):
-    """A loss whose gradients are known already; `backward` scales them."""
+class MAML(Learner):
+    """A model with its inner loop: `maml(support, query)` is `maml_step` with these options.
 
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor, ...], *leaves: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
-        return loss.clone()
+    To outgrow one device, wrap it: `DistributedDataParallel(fastmeta.MAML(model))`; each rank takes
+    its share of the tasks.
 
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, scale: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        scaled = torch._foreach_mul(ctx.saved_tensors, scale)
-        if torch.is_grad_enabled():  # create_graph=True
-            anchor = torch.zeros((), requires_grad=True)
-            scaled = [_NoThirdOrder.apply(g, anchor) for g in scaled]
-        return (None, None, *scaled)
+    **Arguments:** as in `maml_step`, and
 
+    - `inner_optimizer`: parameters among its options, and of a rule that is a module, are learned.
+    - `learn_inner_lr`: which learning rates become parameters, all starting from the number
+        `inner_lr`: `"scalar"` (one), `"step"` (one per step), `"layer"` (one per parameter tensor),
+        `"layer-step"` (one per parameter tensor and step: LSLR of MAML++, Antoniou et al. 2019),
+        `"element"` (one per parameter element: Meta-SGD, Li et al. 2017). None: `inner_lr` as it
+        is; an `nn.Parameter` given as `inner_lr` (or in its dict) is registered.
+    - `capture`: whether a step by the CUDA kernels, or by Triton's layers, is recorded as a CUDA
+        graph, for each shape of the data once, and replayed from then on. Where that can't be, a
+        warning says why, once, and steps run as they do otherwise.
+    """
 
-class _NoThirdOrder(torch.autograd.Function):
-    """A meta-gradient that refuses to be differentiated once more, rather than be a constant."""
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: Rates = 0.01,
+        inner_steps: int = 1,
+        inner_optimizer: InnerOptimizer | None = None,
+        loss_fn: Loss = F.cross_entropy,
+        query_loss_fn: Loss | None = None,
+        learn_inner_lr: str | None = None,
+        first_order: bool = False,
+        adapt: Adapt = None,
+        step_weights: Any = None,
+        prox: float = 0.0,
+        per_step_support: bool = False,
+        memory: str = "auto",
+        executor: str = "auto",
+        capture: bool = False,
+    ) -> None:
+        if learn_inner_lr is not None:
+            model = plain_module(model)
+            inner_lr = _learned(model, inner_lr, learn_inner_lr, inner_steps, adapt)
+        super().__init__(
+            model, inner_lr, inner_steps, inner_optimizer, loss_fn, adapt, prox, per_step_support,
+            executor,
+        )  # fmt: skip
+        self._compute = Captured().compute if capture else planner.compute
+        self.query_loss_fn = query_loss_fn
+        self.first_order = first_order
+        self.step_weights = step_weights
+        self.memory = memory
 
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        raise RuntimeError(
-            "the meta-gradient of fastmeta is differentiable once: a loss made of it (a gradient "
-            "penalty, a third level) has no gradient here"
+    def forward(
+        self, support: Any, query: Any, *, task_weights: Any = None, inner_steps: int | None = None
+    ) -> MetaStep:
+        """`maml_step` on one batch of tasks; `inner_steps` overrides the module's own."""
+        options = self.options(
+            inner_steps,
+            query_loss_fn=self.query_loss_fn,
+            first_order=self.first_order,
+            step_weights=self.step_weights,
+            task_weights=task_weights,
+            memory=self.memory,
         )
+        return take_step(self.model, support, query, options, self._compute)
+
+    def extra_repr(self) -> str:
+        """The options that differ most from run to run."""
+        return f"inner_steps={self.inner_steps}, first_order={self.first_order}"
+
+
+def _learned(model: nn.Module, inner_lr: Any, kind: str, inner_steps: int, adapt: Adapt) -> Any:
+    """Rates that are parameters, all starting from one number."""
+    if kind not in LEARNED:
+        raise ValueError(
+            f"learn_inner_lr: {kind!r}; it must be None or one of {', '.join(map(repr, LEARNED))}"
+        )
+    if isinstance(inner_lr, bool) or not isinstance(inner_lr, (int, float)):
+        raise TypeError(
+            f"inner_lr: {a_kind(inner_lr)}; with learn_inner_lr={kind!r} it is the "
+            "number that every rate starts from"
+        )
+    check_rate("inner_lr", inner_lr)
+    parameters = dict(model.named_parameters())
+    names = adapted_names(parameters, adapt)
+
+    def rate(like: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
+        return nn.Parameter(
+            torch.full(shape, float(inner_lr), dtype=like.dtype, device=like.device)
+        )
+
+    first = parameters[names[0]]
+    if kind == "scalar":
+        return rate(first, ())
+    if kind == "step":
+        return rate(first, (inner_steps,))
+    shapes = {
+        "layer": lambda p: (),
+        "layer-step": lambda p: (inner_steps, *(1,) * p.dim()),
+        "element": lambda p: tuple(p.shape),
+    }[kind]
+    return {name: rate(parameters[name], shapes(parameters[name])) for name in names}

@@ -1,0 +1,1 @@
+"""One file an algorithm: function, module, equation and source."""
