@@ -2,7 +2,10 @@
 
 from fastmeta import data, inner
 from fastmeta.adaptation import AdaptedTasks, adapt
+from fastmeta.algorithms.imaml import IMAML, ImplicitStep, imaml_step
 from fastmeta.algorithms.maml import MAML, maml_step
+from fastmeta.algorithms.prototypical import Prototypical, prototypical_step
+from fastmeta.algorithms.reptile import Reptile, reptile_step
 from fastmeta.backends import backends
 from fastmeta.explanation import explain
 from fastmeta.linearize import Linearization, linearize
@@ -12,18 +15,25 @@ from fastmeta.result import MetaStep
 from fastmeta.version import __version__
 
 __all__ = [
+    "IMAML",
     "MAML",
     "AdaptedTasks",
+    "ImplicitStep",
     "Linearization",
     "MetaStep",
+    "Prototypical",
+    "Reptile",
     "__version__",
     "adapt",
     "backends",
     "clear_cache",
     "data",
     "explain",
+    "imaml_step",
     "inner",
     "linearize",
     "maml_step",
+    "prototypical_step",
+    "reptile_step",
     "set_cliff_warnings",
 ]

@@ -17,7 +17,7 @@ from fastmeta.executors import packing
 from fastmeta.inner import SGD, Adam, AdamW, RMSprop
 from fastmeta.inner_loop import InnerLoop
 from fastmeta.network.errors import refuse_unready
-from fastmeta.options import Options
+from fastmeta.options import Loss, Options
 from fastmeta.plan import planner
 from fastmeta.plan.planner import Planned, Request
 from fastmeta.plan.snapshot import Snapshot
@@ -54,9 +54,26 @@ def linearize_request(model: nn.Module, seen: Snapshot, data: Any, options: Opti
     tasks = _tasks(seen, data, None, options)
     if not isinstance(tasks, TaskBatch):
         raise TypeError("data: a list with one pair a task; linearize takes tasks of one size")
+    return point_request(model, seen, tasks, options.loss_fn)
+
+
+def point_request(model: nn.Module, seen: Snapshot, tasks: TaskBatch, loss_fn: Loss) -> Request:
+    """A request for what a loss on the support sets is near one point a task."""
+    options = Options(loss_fn=loss_fn, inner_steps=0)
     inner = _inner_loop(seen, options)
     weights = _weights(seen, None, tasks.tasks)
     return Request(model, seen, options, tasks, inner, weights.detach(), True)
+
+
+def sized_tasks(
+    seen: Snapshot, support: Any, query: Any, options: Options
+) -> list[tuple[list[int], TaskBatch]]:
+    """The checked data in batches of tasks of one size, each with the indices of its tasks."""
+    _check_choices(options)
+    tasks = _tasks(seen, support, query, options)
+    if not isinstance(tasks, TaskBatch):
+        return tasks.by_size()
+    return [([*range(tasks.tasks)], tasks)]
 
 
 def plan_step(
