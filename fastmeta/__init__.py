@@ -7,6 +7,7 @@ from fastmeta.algorithms.maml import MAML, maml_step
 from fastmeta.algorithms.prototypical import Prototypical, prototypical_step
 from fastmeta.algorithms.reptile import Reptile, reptile_step
 from fastmeta.backends import backends
+from fastmeta.evaluation import Evaluation, evaluate
 from fastmeta.explanation import explain
 from fastmeta.linearize import Linearization, linearize
 from fastmeta.plan.cliff import set_cliff_warnings
@@ -18,6 +19,7 @@ __all__ = [
     "IMAML",
     "MAML",
     "AdaptedTasks",
+    "Evaluation",
     "ImplicitStep",
     "Linearization",
     "MetaStep",
@@ -28,6 +30,7 @@ __all__ = [
     "backends",
     "clear_cache",
     "data",
+    "evaluate",
     "explain",
     "imaml_step",
     "inner",
