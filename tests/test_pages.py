@@ -10,7 +10,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["expressions.md", "inner_optimizers.md", "linearize.md", "networks.md"]
+PAGES = ["algorithms.md", "expressions.md", "inner_optimizers.md", "linearize.md", "networks.md"]
 
 
 def _blocks(page: str) -> list[str]:
