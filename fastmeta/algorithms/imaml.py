@@ -5,7 +5,7 @@ support loss there and g the gradient of the query loss, the meta-gradient by wh
 
     (I + H / prox)^-1 g
 
-the paper's equation (6), found by conjugate gradients from zero. How theta_K was reached does not
+as in the paper, found by conjugate gradients from zero. How theta_K was reached does not
 matter, so that memory does not grow with the number of inner steps.
 """
 
