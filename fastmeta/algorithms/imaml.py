@@ -170,37 +170,45 @@ def _solve(
 ) -> _Solved:  # fmt: skip
     """Conjugate gradients for `(I + H / prox) x = g`, a step size for each task.
 
-    A task whose residual is nothing stays where it is.
+    A task whose residual is nothing stays where it is. The vectors are as large as all tasks'
+    parameters: they are written in place.
     """
     still = {name: torch.zeros_like(p) for name, p in at.items() if name not in moving}
-    zeros = {name: torch.zeros_like(at[name]) for name in moving}
-
-    def hessian_product(vector: Tensors) -> Tensors:
-        return of_support.product({**still, **vector})
-
-    r = {name: of_query.gradients.get(name, zeros[name]) for name in moving}
-    x, p, squared = zeros, r, _dot(r, r)
-    start = squared
+    x = {name: torch.zeros_like(at[name]) for name in moving}
+    gradients = of_query.gradients
+    r = {name: gradients[name].clone() if name in gradients else x[name].clone() for name in moving}
+    p = {name: each.clone() for name, each in r.items()}
+    a = {name: torch.empty_like(each) for name, each in r.items()}
+    start = squared = _dot(r, r)
     residuals = [torch.ones_like(start)]
     for _ in range(cg_steps):
-        product = hessian_product(p)
-        a = {n: p[n] + product[n] / prox if n in product else p[n] for n in moving}
+        product = of_support.product({**still, **p})
+        for name, out in a.items():
+            if name in product:
+                torch.add(p[name], product[name], alpha=1 / prox, out=out)
+            else:
+                out.copy_(p[name])
         size = _ratio(squared, _dot(p, a))
-        x, r = _add(x, size, p), _add(r, -size, a)
-        before, squared = squared, _dot(r, r)
-        p = _add(r, _ratio(squared, before), p)
+        before = squared
+        _add(x, size, p)
+        _add(r, -size, a)
+        squared = _dot(r, r)
+        factors = _ratio(squared, before)
+        for name, each in p.items():
+            torch.addcmul(r[name], _beside(factors, each), each, out=each)
         residuals.append(_ratio(squared, start).sqrt())
     if still:
-        mixed = hessian_product(x)
-        for name in still:
-            direct = of_query.gradients.get(name, still[name])
+        mixed = of_support.product({**still, **x})
+        for name, nothing in still.items():
+            direct = gradients.get(name, nothing)
             still[name] = direct - mixed[name] / prox if name in mixed else direct
     return _Solved({**still, **x}, torch.stack(residuals))
 
 
 def _dot(a: Tensors, b: Tensors) -> Tensor:
     """[T]: the inner products of two vectors a task."""
-    return torch.stack([(a[n] * b[n]).flatten(1).sum(1) for n in a]).sum(0)
+    each = [torch.linalg.vecdot(a[n].flatten(1), b[n].flatten(1)) for n in a]
+    return torch.stack(each).sum(0)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
@@ -208,9 +216,15 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where((above == 0) | (below == 0), torch.zeros_like(above), above / below)
 
 
-def _add(a: Tensors, factors: Tensor, b: Tensors) -> Tensors:
-    """`a + factors * b`, a factor a task."""
-    return {n: a[n] + factors.view(-1, *(1,) * (b[n].dim() - 1)) * b[n] for n in a}
+def _add(a: Tensors, factors: Tensor, b: Tensors) -> None:
+    """`a += factors * b`, a factor a task."""
+    for name, each in a.items():
+        each.addcmul_(_beside(factors, each), b[name])
+
+
+def _beside(factors: Tensor, like: Tensor) -> Tensor:
+    """`[T]` as `[T, 1, ...]`."""
+    return factors.view(-1, *(1,) * (like.dim() - 1))
 
 
 def _implicit_step(

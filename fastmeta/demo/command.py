@@ -6,7 +6,17 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-_ONLY_OMNIGLOT = ("data", "network", "ways", "shots", "queries", "minutes", "test_steps")
+_ALGORITHMS = ("maml", "fomaml", "anil", "meta-sgd", "imaml", "reptile", "prototypical")
+_ONLY_OMNIGLOT = (
+    "data",
+    "algorithm",
+    "network",
+    "ways",
+    "shots",
+    "queries",
+    "minutes",
+    "test_steps",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("experiment", nargs="?", choices=["sinusoid", "omniglot"], default="sinusoid")
     add("--iterations", type=_count, metavar="N", help="meta-steps (sinusoid 8000, omniglot 20000)")
     add("--full", action="store_true", help="the paper's meta-steps (70000, omniglot 60000)")
-    add("--inner-lr", type=_positive, metavar="A", help="inner step size (0.01; omniglot 0.4)")
-    add("--inner-steps", type=_count, metavar="K", help="inner steps in meta-training (1)")
+    add(
+        "--inner-lr",
+        type=_positive,
+        metavar="A",
+        help="inner step size (0.01; omniglot 0.4, imaml 0.1, reptile 0.001)",
+    )
+    add(
+        "--inner-steps",
+        type=_count,
+        metavar="K",
+        help="inner steps in meta-training (1; imaml 16, reptile 5)",
+    )
     add("--seed", type=int, default=0, help="of weights and tasks (0)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, … (cpu)")
     add("--output", type=Path, metavar="PNG", help="the picture (fastmeta-<experiment>.png)")
@@ -27,12 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("omniglot only")
     add = group.add_argument
     add("--data", type=Path, metavar="PATH", help="folder with the published zip files, or one")
+    add("--algorithm", choices=_ALGORITHMS, help="what trains the network (maml)")
     add("--network", choices=["mlp", "conv"], help="MAML's Omniglot networks (mlp)")
     add("--ways", type=_count, metavar="N", help="classes a task (5)")
     add("--shots", type=_count, metavar="N", help="support images a class (1)")
     add("--queries", type=_count, metavar="N", help="query images a class (1)")
     add("--minutes", type=_positive, metavar="M", help="end meta-training after M minutes")
-    add("--test-steps", type=_count, metavar="K", help="inner steps in the test (as in training)")
+    add(
+        "--test-steps",
+        type=_count,
+        metavar="K",
+        help="inner steps in the test (as in training; reptile 50)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

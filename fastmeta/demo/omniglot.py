@@ -1,4 +1,4 @@
-"""MAML on the Omniglot characters: N-way K-shot classification of characters never seen before."""
+"""Omniglot's characters: N-way K-shot classification of characters never seen before."""
 
 import argparse
 from collections.abc import Callable
@@ -7,20 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastmeta
 from fastmeta.data import Episodes, omniglot
+from fastmeta.demo.algorithms import ALGORITHMS, Trainer
 from fastmeta.demo.confidence import Estimate, estimate
-from fastmeta.demo.networks import not_batch_norm, omniglot_conv, omniglot_mlp
+from fastmeta.demo.networks import omniglot_conv, omniglot_mlp
 from fastmeta.demo.pictures import accuracy_picture, episode_picture
 from fastmeta.demo.progress import Progress
 
-TASKS = 32  # of one meta-step
 FULL = 60_000  # meta-steps of the paper
-META_LR = 1e-3
 TEST_TASKS = 600
 VALIDATION_TASKS = 200
 TASKS_AT_ONCE = 50  # of an evaluation: every task has weights of its own in memory
@@ -34,6 +32,7 @@ SPLIT_SEED = 0  # the same characters are held out, whatever --seed says
 class Settings:
     """What the command line decides."""
 
+    algorithm: str
     network: str
     ways: int
     shots: int
@@ -64,16 +63,19 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
             "python/images_background.zip and python/images_evaluation.zip into one folder and "
             "name that folder"
         )
-    inner_steps = args.inner_steps or 1
+    algorithm = args.algorithm or "maml"
+    _, defaults, _ = ALGORITHMS[algorithm]
+    inner_steps = args.inner_steps or defaults.inner_steps
     settings = Settings(
+        algorithm=algorithm,
         network=args.network or "mlp",
         ways=args.ways or 5,
         shots=args.shots or 1,
         iterations=args.iterations or (FULL if args.full else 20_000),
         minutes=args.minutes,
-        inner_lr=args.inner_lr or 0.4,
+        inner_lr=args.inner_lr or defaults.inner_lr,
         inner_steps=inner_steps,
-        test_steps=args.test_steps or inner_steps,
+        test_steps=args.test_steps or defaults.test_steps or inner_steps,
         seed=args.seed,
         device=args.device,
         output=args.output,
@@ -91,8 +93,11 @@ def split(images: Tensor, settings: Settings, queries: int) -> Splits:
     second = first + round(characters * VALIDATION / CHARACTERS)
     images = images[:, :, None]  # [C, E, 1, H, W]
     size = (settings.ways, settings.shots, queries)
+    shots = ALGORITHMS[settings.algorithm][1].train_shots or settings.shots
+    shots = min(shots, images.shape[1] - queries)
+    trained = (settings.ways, shots, queries)
     return Splits(
-        train=Episodes(images[order[:first]], *size, seed=settings.seed, rotations=True),
+        train=Episodes(images[order[:first]], *trained, seed=settings.seed, rotations=True),
         validation=Episodes(images[order[first:second]], *size, seed=settings.seed + 1),
         test=Episodes(images[order[second:]], *size, seed=settings.seed + 2),
     )
@@ -101,22 +106,27 @@ def split(images: Tensor, settings: Settings, queries: int) -> Splits:
 def demonstrate(settings: Settings, splits: Splits) -> None:
     """Meta-train, test on new characters and draw one adapted task.
 
-    **Source:** Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning, section 5.2.
+    **Source:** Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning, section 5.2; of other
+    algorithms their papers (docs/algorithms.md).
     """
     console = Console(soft_wrap=True)
     torch.manual_seed(settings.seed)
     network = omniglot_mlp if settings.network == "mlp" else omniglot_conv
     model = network(settings.ways).to(settings.device)
-    curve = meta_train(model, splits, settings)
+    _, _, make = ALGORITHMS[settings.algorithm]
+    inner = {"inner_lr": settings.inner_lr, "inner_steps": settings.inner_steps}
+    trainer = make(model, inner, settings.iterations)
+    curve = meta_train(trainer, splits, settings)
 
-    result = accuracy(model, splits.test, TEST_TASKS, settings)
+    result = accuracy(trainer, splits.test, TEST_TASKS, settings)
     steps = f"{settings.test_steps} inner step{'s' if settings.test_steps > 1 else ''}"
+    after = "" if settings.algorithm == "prototypical" else f"after {steps} "
     console.print(
         f"{settings.ways}-way {settings.shots}-shot, {settings.network}: {result.percent()} of the "
-        f"query images right (95 % interval), {splits.test.queries} a class, after {steps} in each "
+        f"query images right (95 % interval), {splits.test.queries} a class, {after}in each "
         f"of {TEST_TASKS} tasks made of characters that training never saw"
     )
-    draw_task(model, splits.test, settings, title=f"A new task, after {steps}")
+    draw_task(trainer, splits.test, settings, title=f"A new task, {after or 'by its prototypes'}")
     console.print(f"One more test task is drawn in {settings.output}")
     if len(curve) > 1:
         path = settings.output.with_stem(f"{settings.output.stem}-curve")
@@ -124,36 +134,28 @@ def demonstrate(settings: Settings, splits: Splits) -> None:
         console.print(f"How accuracy on validation characters grew is drawn in {path}")
 
 
-def meta_train(model: nn.Module, splits: Splits, settings: Settings) -> list[tuple[int, Estimate]]:
-    """Train `model` so that a few inner steps on a handful of images tell characters apart.
+def meta_train(trainer: Trainer, splits: Splits, settings: Settings) -> list[tuple[int, Estimate]]:
+    """Train a model to tell characters apart by a handful of images.
 
     **Returns:** meta-steps and the accuracy on validation characters after them, a few times.
     """
+    title, defaults, _ = ALGORITHMS[settings.algorithm]
     curve: list[tuple[int, Estimate]] = []
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=META_LR, fused=True)
-    progress = Progress("MAML", settings.iterations, TASKS, settings.minutes)
+    progress = Progress(title, settings.iterations, defaults.tasks, settings.minutes)
     looks = 0
     executor = ""
     for _ in progress:
-        support, query = splits.train.sample(TASKS)
-        out = fastmeta.maml_step(
-            model,
-            support,
-            query,
-            inner_lr=settings.inner_lr,
-            inner_steps=settings.inner_steps,
-            loss_fn=F.cross_entropy,
-            adapt=not_batch_norm,
-        )
-        optimizer.zero_grad()
+        out = trainer.step(*splits.train.sample(defaults.tasks))
+        trainer.optimizer.zero_grad()
         out.loss.backward()
-        optimizer.step()
+        trainer.optimizer.step()
+        if trainer.schedule is not None:
+            trainer.schedule.step()
         progress.loss(out.loss)
         executor = out.executor
         if progress.fraction_with_this * LOOKS >= looks + 1:
             looks = int(progress.fraction_with_this * LOOKS)
-            seen = accuracy(model, splits.validation, VALIDATION_TASKS, settings)
+            seen = accuracy(trainer, splits.validation, VALIDATION_TASKS, settings)
             progress.note(f"validation accuracy {seen.percent()}")
             curve.append((progress.done + 1, seen))
     each = 1000 * progress.seconds / progress.done
@@ -164,40 +166,22 @@ def meta_train(model: nn.Module, splits: Splits, settings: Settings) -> list[tup
     return curve
 
 
-def accuracy(model: nn.Module, episodes: Episodes, tasks: int, settings: Settings) -> Estimate:
-    """Share of query images that the adapted networks of `tasks` fresh tasks get right."""
-    parts: list[Tensor] = []
-    for start in range(0, tasks, TASKS_AT_ONCE):
-        support, query = episodes.sample(min(TASKS_AT_ONCE, tasks - start))
-        right = predict(model, support, query[0], settings).argmax(-1) == query[1]  # [T, Q]
-        parts.append(right.double().mean(1))
-    return estimate(torch.cat(parts))
+def accuracy(trainer: Trainer, episodes: Episodes, tasks: int, settings: Settings) -> Estimate:
+    """Share of query images that fresh tasks get right."""
+    sizes = [min(TASKS_AT_ONCE, tasks - start) for start in range(0, tasks, TASKS_AT_ONCE)]
+    steps = None if settings.algorithm == "prototypical" else settings.test_steps
+    batches = map(episodes.sample, sizes)
+    return estimate(fastmeta.evaluate(trainer.tested, batches, inner_steps=steps).values)
 
 
-@torch.no_grad()  # pyright: ignore[reportUntypedFunctionDecorator]
-def predict(
-    model: nn.Module, support: tuple[Tensor, Tensor], x: Tensor, settings: Settings
-) -> Tensor:
-    """Logits, [T, Q, ways], of the networks adapted to each task for its images [T, Q, ...]."""
-    tasks = fastmeta.adapt(
-        model,
-        support,
-        inner_lr=settings.inner_lr,
-        inner_steps=settings.test_steps,
-        loss_fn=F.cross_entropy,
-        adapt=not_batch_norm,
-    )
-    return tasks(x)
-
-
-def draw_task(model: nn.Module, episodes: Episodes, settings: Settings, title: str) -> None:
-    """Draw a fresh task with what the adapted network makes of its query images."""
+def draw_task(trainer: Trainer, episodes: Episodes, settings: Settings, title: str) -> None:
+    """Draw a fresh task with what becomes of its query images."""
     (support_x, support_y), (query_x, query_y) = episodes.sample(1)
-    logits = predict(model, (support_x, support_y), query_x, settings)
+    scores = trainer.predict((support_x, support_y), (query_x, query_y), settings.test_steps)
     episode_picture(
         settings.output,
         title,
         support=(support_x[0], support_y[0]),
         query=(query_x[0], query_y[0]),
-        probabilities=logits[0].softmax(-1),
+        probabilities=scores[0].softmax(-1),
     )

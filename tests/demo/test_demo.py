@@ -12,6 +12,7 @@ from data.tiny_omniglot import BACKGROUND, write_zips
 
 import fastmeta.demo.command as command
 from fastmeta.__main__ import main
+from fastmeta.demo.algorithms import ALGORITHMS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -52,6 +53,19 @@ def test_omniglot(tmp_path, network, monkeypatch):
     assert main(["demo", "omniglot", *arguments, *options]) == 0
     assert picture.read_bytes().startswith(PNG)
     assert (tmp_path / "task-curve.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_learns_omniglot(tmp_path, algorithm, monkeypatch, capsys):
+    write_zips(tmp_path, alphabets=3, characters=6, drawings=4)
+    monkeypatch.setattr("fastmeta.demo.omniglot.TEST_TASKS", 6)
+    monkeypatch.setattr("fastmeta.demo.omniglot.VALIDATION_TASKS", 4)
+    arguments = ["--iterations", "2", "--ways", "2", "--output", str(tmp_path / "task.png")]
+    options = ["--data", str(tmp_path), "--algorithm", algorithm]
+    assert main(["demo", "omniglot", *arguments, *options]) == 0
+    printed = capsys.readouterr().out
+    assert f"{ALGORITHMS[algorithm][0]}  2/2" in printed
+    assert "of the query images right" in printed
 
 
 def test_omniglot_as_a_person_runs_it(tmp_path):
