@@ -54,15 +54,21 @@ def linearize_request(model: nn.Module, seen: Snapshot, data: Any, options: Opti
     tasks = _tasks(seen, data, None, options)
     if not isinstance(tasks, TaskBatch):
         raise TypeError("data: a list with one pair a task; linearize takes tasks of one size")
-    return point_request(model, seen, tasks, options.loss_fn)
+    return point_request(model, seen, tasks, options.loss_fn, "data")
 
 
-def point_request(model: nn.Module, seen: Snapshot, tasks: TaskBatch, loss_fn: Loss) -> Request:
-    """A request for what a loss on the support sets is near one point a task."""
+def point_request(
+    model: nn.Module, seen: Snapshot, tasks: TaskBatch, loss_fn: Loss, targets: str
+) -> Request:
+    """A request for what a loss on the support sets is near one point a task.
+
+    `targets`: what the caller calls theirs.
+    """
     options = Options(loss_fn=loss_fn, inner_steps=0)
     inner = _inner_loop(seen, options)
     weights = _weights(seen, None, tasks.tasks)
-    return Request(model, seen, options, tasks, inner, weights.detach(), True)
+    weights = weights.detach()
+    return Request(model, seen, options, tasks, inner, weights, True, targets=(targets,))
 
 
 def sized_tasks(

@@ -97,6 +97,7 @@ def evaluate(
         start = time.perf_counter()
         with torch.no_grad():
             outputs = compute(support, query)
+        _wait(outputs)
         seconds += time.perf_counter() - start
         values.append(_measured(metric, outputs, query))
     if not values:
@@ -126,6 +127,13 @@ def _computed(
         if inner_steps is not None:
             chosen = replace(chosen, inner_steps=inner_steps)
     return lambda support, query: maml.take_step(model, support, query, chosen).query_outputs
+
+
+def _wait(outputs: Tree) -> None:
+    """Until a device has computed them."""
+    for leaf in pytree.tree_leaves(outputs)[:1]:
+        if isinstance(leaf, Tensor) and leaf.device.type != "cpu":
+            torch.accelerator.synchronize(leaf.device)
 
 
 def _measured(metric: Metric | None, outputs: Tree, query: Any) -> Tensor:

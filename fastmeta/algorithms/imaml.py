@@ -28,7 +28,7 @@ from fastmeta.modes import outermost
 from fastmeta.options import Adapt, Loss, Options, Rates
 from fastmeta.plan import planner
 from fastmeta.result import MetaStep, weighted_sum, with_gradients
-from fastmeta.tasks import TaskBatch, Tree, map_tensors
+from fastmeta.tasks import Examples, TaskBatch, Tree, map_tensors
 from fastmeta.wording import a_kind
 
 
@@ -111,8 +111,9 @@ def take_step(
         step, weights = adapted.step, adapted.step.task_weights.detach()
         leaves = {name: p for name, p in seen.parameters.items() if p.requires_grad}
 
-        def linearized(tasks: TaskBatch, loss: Loss, at: Tensors) -> Linearized:
-            return planner.linearize(point_request(model, seen, tasks, loss), at)
+        def linearized(examples: Examples, loss: Loss, at: Tensors, targets: str) -> Linearized:
+            tasks = TaskBatch(examples, None)
+            return planner.linearize(point_request(model, seen, tasks, loss, targets), at)
 
         found: list[_Implicit] = []
         for indices, tasks in groups:
@@ -124,11 +125,11 @@ def take_step(
                 for name, p in leaves.items()
             }
             of_loss, of_query_loss = options.losses()
-            of_query = linearized(TaskBatch(tasks.query, None), of_query_loss, at)
+            of_query = linearized(tasks.query, of_query_loss, at, "query_y")
             solved = _Solved({}, at[step.inner.adapted[0]].new_zeros(0, len(indices)))
             if differentiate:
                 last = tasks.support_at(max(0, step.inner.steps - 1))
-                of_support = linearized(TaskBatch(last, None), of_loss, at)
+                of_support = linearized(last, of_loss, at, "support_y")
                 moving = step.inner.adapted
                 solved = _solve(of_support, of_query, at, moving, options.prox, cg_steps)
             found.append(_Implicit(indices, of_query, solved))
@@ -207,8 +208,8 @@ def _solve(
 
 def _dot(a: Tensors, b: Tensors) -> Tensor:
     """[T]: the inner products of two vectors a task."""
-    each = [torch.linalg.vecdot(a[n].flatten(1), b[n].flatten(1)) for n in a]
-    return torch.stack(each).sum(0)
+    # No product of matrices, which autocast would round.
+    return torch.stack([(a[n] * b[n]).flatten(1).sum(1) for n in a]).sum(0)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

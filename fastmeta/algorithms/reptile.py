@@ -74,14 +74,14 @@ def reptile_step(
 @outermost
 def take_step(model: nn.Module, support: Any, options: Options) -> MetaStep:
     """`reptile_step`, of options that stand together."""
+    if options.inner_steps == 0:
+        raise ValueError("inner_steps: 0, which moves no parameter; it must be at least 1")
     model = plain_module(model)
     differentiate = torch.is_grad_enabled()
     with planner.stepping(model) as seen:
         with torch.no_grad():
             adapted = run_inner_loop(model, seen, support, options)
         step, task_losses = adapted.step, adapted.support_losses
-        if step.inner.steps == 0:
-            raise ValueError("inner_steps: 0, which moves no parameter; it must be at least 1")
         weights = step.task_weights.detach()
         loss = weighted_sum(weights, task_losses[-1])
         if differentiate:

@@ -93,6 +93,8 @@ class Request:
     """The standard losses that the functions given are, as they are now."""
     reads: tuple[Reads | None, Reads | None] = field(init=False)
     """What the Python of others reads."""
+    targets: tuple[str, ...] = ("support_y", "query_y")
+    """What the caller calls the targets of each set."""
 
     def __post_init__(self) -> None:
         loss_fn, query_loss_fn = self.options.losses()
@@ -180,7 +182,7 @@ class Request:
 
     def check_targets(self, prediction: tuple[int, ...] | None) -> None:
         """**Raises** `ValueError` or `TypeError` where targets don't fit the predictions."""
-        _check_targets(self.losses, self.tasks, prediction)
+        _check_targets(self.losses, self.tasks, prediction, self.targets)
 
     def check_own_rule(self) -> None:
         """**Raises** `ValueError` where an update rule of the user's own breaks its contract."""
@@ -190,7 +192,8 @@ class Request:
             check_own_rule(inner.optimizer, moving, inner.rates_at(inner.fixed_rates(), 0))
 
     def _read(self) -> Reading:
-        found = _read(self.model, self.seen, self.options.loss_fn, self.losses, self.tasks)
+        loss_fn = self.options.loss_fn
+        found = _read(self.model, self.seen, loss_fn, self.losses, self.tasks, self.check_targets)
         return self._traced(found)
 
     def _traced(self, reading: Reading) -> Reading:
@@ -282,8 +285,10 @@ def _at(selected: Selected, reading: Reading, problem: Problem) -> Selected:
     return replace(selected, reading=reading, offer=offer)
 
 
-def _check_targets(losses: Losses, tasks: TaskBatch, prediction: tuple[int, ...] | None) -> None:
-    labels = ("support_y", "query_y")
+def _check_targets(
+    losses: Losses, tasks: TaskBatch, prediction: tuple[int, ...] | None,
+    labels: tuple[str, ...] = ("support_y", "query_y"),
+) -> None:  # fmt: skip
     for label, loss, examples in zip(labels, losses, tasks.given(), strict=False):
         if loss is not None and prediction is not None:
             targets = examples.targets
@@ -330,14 +335,14 @@ def still_reads(planned: Planned) -> bool:
 
 def _read(
     model: nn.Module, seen: Snapshot, loss_fn: Callable[..., Any], losses: Losses,
-    tasks: TaskBatch,
+    tasks: TaskBatch, check: Callable[[tuple[int, ...] | None], None],
 ) -> Reading:  # fmt: skip
     _warn_of_unwritten_statistics(model)
     measured = profile(
         model,
         objective(loss_fn, losses[0]),
         tasks,
-        check=lambda prediction: _check_targets(losses, tasks, prediction),
+        check=check,
     )
     network: Network | None = None
     why = ""

@@ -200,6 +200,24 @@ def test_refusals(options: dict[str, Any], error: type[Exception], message: str)
         fastmeta.imaml_step(model, support, query, **options)
 
 
+def test_a_wrong_label_is_named_where_it_stands() -> None:
+    model, support, (query_x, query_y) = made("mlp")
+    with pytest.raises(ValueError, match="query_y: label 9 at"):
+        fastmeta.imaml_step(model, support, (query_x, query_y.clamp(9)), prox=PROX)
+    wrong = support[0], support[1].clamp(9)
+    with pytest.raises(ValueError, match="support_y: label 9 at"):
+        fastmeta.imaml_step(model, wrong, (query_x, query_y), prox=PROX)
+
+
+def test_autocast_does_not_round_the_solution() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    data = [(torch.randn(2, 5, 4), torch.randint(3, (2, 5))) for _ in "sq"]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fastmeta.imaml_step(model, *data, prox=PROX, cg_steps=3)
+    assert out.residuals.dtype == torch.float32
+
+
 def test_no_grad_gives_the_loss_alone() -> None:
     model, support, query = made("mlp")
     with torch.no_grad():
