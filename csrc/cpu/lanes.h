@@ -60,7 +60,7 @@ class Lanes {
     Num* out = storage_ + to.offset;
     const int64_t size = int64_t(to.rows) * to.cols;
     if (from.task_stride == 0) {
-      for (int64_t i = 0; i < size; ++i) out[i] = Num{} + from.data[i];
+      for (int64_t i = 0; i < size; ++i) out[i] = from.data[i] - Num{};  // which keeps -0
       return;
     }
     const int64_t whole = size / count * count;

@@ -266,3 +266,52 @@ def test_what_a_loss_writes_is_written() -> None:
         assert out.executor != "fused-cpu"
         seen.append(loss.calls)
     assert seen[0] < seen[1] < seen[2]
+
+
+POWER = 2
+
+
+def raised(error: Tensor) -> Tensor:
+    return error.abs() ** POWER
+
+
+def test_what_a_helper_reads_changes(monkeypatch) -> None:
+    """A whole number is a part of the trace, also where a function that the loss calls reads it."""
+    torch.manual_seed(0)
+    model, x, y = network(2), torch.randn(3, 7, 3).double(), torch.randn(3, 7, 2).double()
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        return raised(prediction - target).mean()
+
+    for power in (2, 3, 2):
+        monkeypatch.setitem(globals(), "POWER", power)
+        assert agree(model, x, y, loss, []) == "fused-cpu"
+
+
+class Named(nn.Module):
+    """Its attribute has the name of a function of Python's that must not be called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hash = 2.0
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.hash * (prediction - target).square().mean()
+
+
+def test_an_attribute_is_no_function_of_pythons() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 7, 3).double(), torch.randn(3, 7, 2).double()
+    assert agree(network(2), x, y, Named(), []) == "fused-cpu"
+
+
+def test_zeros_of_both_signs_are_different_numbers() -> None:
+    torch.manual_seed(0)
+    model, x, y = network(2), torch.randn(3, 7, 3).double(), torch.randn(3, 7, 2).double()
+    for zero in (0.0, -0.0, 0.0):
+
+        def loss(prediction: Tensor, target: Tensor, zero: float = zero) -> Tensor:
+            bound = torch.where(1 / (zero * torch.ones_like(target)) > 0, 1.0, 2.0)
+            return (bound * (prediction - target).square()).mean()
+
+        agree(model, x, y, loss, [])

@@ -73,9 +73,16 @@ def gamma_of_one(prediction: Tensor, target: Tensor) -> Tensor:
     return (torch.xlogy(shape, target + 0.5) + 0.1 * prediction.square()).mean()
 
 
+def xlogy_at_nothing(prediction: Tensor, target: Tensor) -> Tensor:
+    """At 0 the derivative is the logarithm where there is one, else nothing."""
+    nothing = prediction - prediction.detach()
+    return (torch.xlogy(nothing, target - 1) + 0.1 * prediction.square()).mean()
+
+
 COUNTS = [negative_binomial, poisson, gamma]
 LOSSES: list[Callable[[Tensor, Tensor], Tensor]] = [
-    *COUNTS, gamma_of_one, of_mean_and_spread, student, margin, of_the_best, of_the_first,
+    *COUNTS, gamma_of_one, xlogy_at_nothing, of_mean_and_spread, student, margin, of_the_best,
+    of_the_first,
 ]  # fmt: skip
 
 
