@@ -50,7 +50,7 @@ __attribute__((noinline)) void compute(const Instruction& at, Num* const* regist
     FASTMETA_UNARY(FASTMETA_UNARY_CASE)
     FASTMETA_BINARY(FASTMETA_BINARY_CASE)
     FASTMETA_TERNARY(FASTMETA_TERNARY_CASE)
-    FASTMETA_CASE(fill, Num{} + p)
+    FASTMETA_CASE(fill, p - Num{})
     FASTMETA_CASE(add_number, of_a[i] + p)
     FASTMETA_CASE(multiply_number, of_a[i] * p)
     FASTMETA_CASE(affine, of_a[i] * p + q)
@@ -251,7 +251,7 @@ class Interpreter {
     } else {
       for (int j = 0; j < to.columns; ++j) {
         Num* const column = vectors(out + j * padded_);
-        const Num every = Num{} + in[from.columns > 1 && !from.of_examples ? j : 0];
+        const Num every = in[from.columns > 1 && !from.of_examples ? j : 0] - Num{};  // keeps -0
         const Num* const given = vectors(in + j * col);
         for (int64_t i = 0; i < padded_ / width; ++i) column[i] = from.of_examples ? given[i] : every;
       }

@@ -199,6 +199,10 @@ def test_tasks_of_different_sizes() -> None:
 class Clamped(Context):
     """No mere concatenation, though it looks like one while the context is positive."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = nn.Parameter(1 + torch.rand(3).double())
+
     def beside(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.context.clamp(min=0).expand(x.shape[0], -1)], 1)
 
@@ -211,9 +215,10 @@ class Tied(Context):
         self.again = nn.Linear(5, 7, bias=False).double()
         self.again.weight = self.first.weight
         self.widen = nn.Linear(2, 5).double()
+        nn.init.constant_(self.widen.bias, -99.0)  # nothing comes through at first
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.rest(self.first(self.beside(x)) + self.again(self.widen(x)))
+        return self.rest(self.first(self.beside(x)) + self.again(F.relu(self.widen(x))))
 
 
 @pytest.mark.parametrize("kind", [Clamped, Tied])

@@ -274,6 +274,21 @@ def test_constants_are_arguments_of_a_step() -> None:
     assert losses[0] == losses[2] != losses[1]
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_zero_keeps_its_sign(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in KERNELS[name].items():
+        monkeypatch.setenv(variable, value)
+    model, batch = network(2), sets(4, 2)
+    for zero in (0.0, -0.0):
+
+        def signed(prediction: Tensor, target: Tensor, zero: float = zero) -> Tensor:
+            error = prediction - target
+            above = (1 + error.square()) / zero > 0
+            return torch.where(above, error.square(), error.abs()).mean()
+
+        agree(model, batch, batch, [], loss_fn=signed)
+
+
 def square_of_the_mean(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).mean() ** 2
 

@@ -160,9 +160,9 @@ def test_a_column_that_there_is_not_is_left_to_torch() -> None:
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
         return prediction.gather(1, target.argmax(1, keepdim=True)).square().mean()
 
-    x, y = sets(margin, 4, 5)
+    model, (x, y) = network(3), sets(margin, 4, 4)
     y[..., 3:] = -1  # places of the first three columns at first
-    agree(network(3), (x, y), (x, y), [], "auto", loss_fn=loss)
-    y[0, 0, 4] = 9
+    agree(model, (x, y), (x, y), [], "auto", loss_fn=loss)
+    y[0, 0, 3] = 9
     with pytest.raises((RuntimeError, IndexError)):
-        fastmeta.maml_step(network(3), (x, y), (x, y), loss_fn=loss)
+        fastmeta.maml_step(model, (x, y), (x, y), loss_fn=loss)

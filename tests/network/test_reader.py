@@ -153,6 +153,19 @@ def test_dropout_by_mode_and_identity() -> None:
         read(model, ROWS)
 
 
+def test_an_identity_is_the_activation_in_front_of_it() -> None:
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.skip = nn.Linear(6, 4), nn.Linear(4, 4), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.first(x))
+            return self.skip(h) + self.second(h)
+
+    assert kinds(Shortcut(), ROWS) == ["Linear", "relu", "Linear", "Add"]
+
+
 def test_a_subclass_is_read_by_its_own_forward() -> None:
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ KINKED: list[Function] = [
     F.softsign, torch.sign, lambda z: z.clamp(-1, 1), lambda z: z.clamp(min=0.5),
     lambda z: torch.where(z > 1, z * z, 2 * z - 1), lambda z: z.clamp(max=2.0),
     lambda z: torch.maximum(z, -z), lambda z: torch.minimum(z * z, z), lambda z: z.pow(3),
+    lambda z: torch.xlogy(z, 2 + z * z),
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastmeta.network.expressions import generate
 from fastmeta.network.expressions.derivatives import jet
@@ -28,6 +29,14 @@ def test_the_instructions_of_an_activation(function: Any, count: int) -> None:
     traced = function(Symbol(ENTRY, (EXAMPLES,), Trace(torch.float64))).expression
     results = [(spread(e, True, 1), Matrix(i)) for i, e in enumerate(jet(traced, ENTRY), 1)]
     assert len(program(results, {ENTRY: Matrix(0)}).code[1]) == count
+
+
+def test_a_sigmoid_is_computed_with_one_partner() -> None:
+    x = Symbol(ENTRY, (EXAMPLES,), Trace(torch.float64))
+    traced = (F.softplus(x) + F.mish(x) + torch.sigmoid(x)).expression
+    code = program([(spread(traced, True, 1), Matrix(1))], {ENTRY: Matrix(0)}).code[1]
+    names = [[*NUMBERS][number] for number, *_ in code]
+    assert sum("sigmoid" in name for name in names) == 1
 
 
 def test_the_header_is_current() -> None:
