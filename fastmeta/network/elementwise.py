@@ -45,7 +45,8 @@ def _entry(expression: Expression) -> _Entry:
 
 def expression(activation: Activation) -> Expression:
     """The expression of `ENTRY` that a standard activation is."""
-    return answer(activation.kind, (_entry(ENTRY),), dict(activation.options)).expression
+    with torch.enable_grad():  # as in `read`
+        return answer(activation.kind, (_entry(ENTRY),), dict(activation.options)).expression
 
 
 def read(

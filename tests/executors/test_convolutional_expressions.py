@@ -185,3 +185,18 @@ def test_what_is_too_long_says_so() -> None:
     data = [batch((1, 8, 8), 2, n) for n in (2, 3)]
     assert fastmeta.maml_step(model, *data, executor="layered").executor == "layered-torch"
     assert "instructions" in fastmeta.explain(model, *data, executor="layered")
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU, nn.Mish])
+def test_the_inner_loop_alone(activation: type[nn.Module]) -> None:
+    """Planned without gradients, the activation still has its derivatives."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 2, 3), activation(), nn.Flatten(), nn.Linear(72, 3)
+    model = nn.Sequential(*layers).double()
+    support = torch.randn(3, 6, 1, 8, 8).double(), torch.arange(3).repeat(3, 2)
+    ours, theirs = (
+        fastmeta.adapt(model, support, inner_lr=0.5, inner_steps=2, executor=executor).parameters
+        for executor in ("layered", "generic")
+    )
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name])
